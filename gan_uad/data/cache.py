@@ -1,0 +1,219 @@
+"""Pictures of one size as a memory-mapped array on disk: made once from a source, found again by what went into it.
+
+A cache is two files, `<name>-<key>.npy` (uint8 [N, R, R, 3]) and a `.json` beside it that says which rows of the source these are,
+which were skipped, and the checksum. Each is written under a temporary name and renamed, so that two processes may
+build the same cache at once, and what is half written or damaged is never used. What a file on disk cannot be made for
+is kept in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gan_uad.config import DataConfig
+from gan_uad.data.arrays import digest
+from gan_uad.data.images import BadImage, Pixels, preprocess, tissue_share
+from gan_uad.data.sources import Source
+from gan_uad.errors import JobFailed, UserError
+
+Progress = Callable[[int, int], None]
+
+VERSION = 1  # of the pictures: raise it when the same settings come to give other bytes
+STALE_S = 86400  # a temporary file older than this was left by a process that was killed
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Pictures ready for a network, and what became of the source's other rows."""
+
+    images: Pixels  # [N, R, R, 3]
+    rows: list[int]  # [N] indices into the source's manifest
+    skipped: list[tuple[str, str]]  # (name, reason) of broken pictures
+    white: int  # pictures left out for too little tissue
+    cut: int  # pictures that were not square and lost their longer sides
+    key: str
+    notes: list[str]
+
+
+def default_dir() -> Path:
+    """$GAN_UAD_CACHE, else gan_uad below $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get("GAN_UAD_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan_uad"
+
+
+def cache_key(source: Source, data: DataConfig, resolution: int) -> str:
+    """What decides the pixels, as a key: the source's files and every setting of `preprocess`; not labels, nor splits."""
+    side = (data.crop_size or resolution) if data.crop == "center" else None
+    tissue = source.manifest.tissue.tolist() if data.min_tissue else None
+    settings = (data.crop, side, data.resize, data.grayscale, data.min_tissue)
+    return digest(VERSION, source.fingerprint(), resolution, settings, tissue)
+
+
+def prepare(
+    source: Source, data: DataConfig, resolution: int, folder: Path | None = None, progress: Progress | None = None
+) -> Prepared:
+    """The source's pictures at one resolution: from the cache in `folder` (None: `default_dir`), or built into it.
+
+    Raises `UserError` for `data.strict` and a broken picture, `JobFailed` when neither disk nor memory holds the set.
+    """
+    folder = default_dir() if folder is None else folder
+    key = cache_key(source, data, resolution)
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.path.stem)[:40] or "patches"
+    target = folder / f"{name}-{resolution}-{key[:16]}.npy"
+    found = _load(target, key, resolution)
+    if found is None:
+        try:
+            _write(target, key, source, data, resolution, progress)
+            found = _load(target, key, resolution)
+            problem = "it does not read back as written"
+        except OSError as error:
+            problem = error.strerror or str(error)
+        if found is None:
+            found = _in_memory(key, source, data, resolution, progress, f"no cache at {folder} ({problem})")
+    if data.strict and found.skipped:
+        bad, reason = found.skipped[0]
+        raise UserError(f"{source.path}: {len(found.skipped)} broken images (data.strict), the first: {bad}: {reason}")
+    return found
+
+
+def _load(target: Path, key: str, resolution: int) -> Prepared | None:
+    """The cache when it is there and whole, else None."""
+    try:
+        facts = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+        images = np.load(target, mmap_mode="r", allow_pickle=False)
+        shape = (len(facts["rows"]), resolution, resolution, 3)
+        if facts["key"] != key or images.shape != shape or images.dtype != np.uint8 or _checksum(target) != facts["crc32"]:
+            return None
+        skipped = [(str(bad), str(reason)) for bad, reason in facts["skipped"]]
+        return Prepared(images, facts["rows"], skipped, facts["white"], facts["cut"], key, [])
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+
+
+def _checksum(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+@dataclass
+class _Tally:
+    rows: list[int]
+    skipped: list[tuple[str, str]]
+    white: int = 0
+    cut: int = 0
+
+
+def _write(target: Path, key: str, source: Source, data: DataConfig, resolution: int, progress: Progress | None) -> None:
+    """Build the cache. Written as a plain file: a full disk is then an OSError, where a memory map would die of SIGBUS."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    tally = _Tally([], [])
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            _header(file, len(source.manifest), resolution)
+            for image in _pictures(source, data, resolution, tally, progress):
+                file.write(image.tobytes())
+            file.seek(0)
+            _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
+            file.flush()
+            os.fsync(file.fileno())
+        facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
+        facts |= asdict(tally) | {"crc32": _checksum(Path(temporary))}
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as text:
+        json.dump(facts, text)
+    os.replace(temporary, target.with_suffix(".json"))
+
+
+def _header(file: BinaryIO, n: int, resolution: int) -> None:
+    shape = (n, resolution, resolution, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _sweep(folder: Path) -> None:
+    for left in folder.glob("*.tmp"):
+        if time.time() - left.stat().st_mtime > STALE_S:
+            left.unlink(missing_ok=True)
+
+
+def _in_memory(
+    key: str, source: Source, data: DataConfig, resolution: int, progress: Progress | None, why: str
+) -> Prepared:
+    size = len(source.manifest) * resolution**2 * 3
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > free / 2:
+        raise JobFailed(
+            f"{why}, and {size / GB:.1f} GB of pictures do not fit into memory ({free / GB:.1f} GB free): "
+            "set GAN_UAD_CACHE to a folder with room"
+        )
+    tally = _Tally([], [])
+    images = np.empty((len(source.manifest), resolution, resolution, 3), np.uint8)
+    n = 0
+    for image in _pictures(source, data, resolution, tally, progress):
+        images[n] = image
+        n += 1
+    notes = [f"{why}: the pictures are kept in memory, and read again next time"]
+    return Prepared(images[:n], tally.rows, tally.skipped, tally.white, tally.cut, key, notes)
+
+
+def _pictures(
+    source: Source, data: DataConfig, resolution: int, tally: _Tally, progress: Progress | None
+) -> Iterator[Pixels]:
+    """The good pictures in the order of the manifest, read by as many threads as there are cores; the tally says which."""
+    tissue = source.manifest.tissue
+
+    def read(i: int) -> tuple[Pixels | None, bool] | BadImage:
+        name = source.manifest.image[i]
+        try:
+            image = source.read(i)
+            if data.min_tissue:
+                share = tissue[i] if not np.isnan(tissue[i]) else tissue_share(image, data, resolution, name)
+                if share < data.min_tissue:
+                    return None, False
+            return preprocess(image, data, resolution, name), data.crop == "none" and image.shape[0] != image.shape[1]
+        except BadImage as error:
+            return error
+
+    total = len(source.manifest)
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for i, result in enumerate(_ordered(pool, read, total)):
+            if progress:
+                progress(i + 1, total)
+            if isinstance(result, BadImage):
+                tally.skipped.append((result.name, result.reason))
+            elif result[0] is None:
+                tally.white += 1
+            else:
+                tally.rows.append(i)
+                tally.cut += result[1]
+                yield result[0]
+
+
+def _ordered(pool: ThreadPoolExecutor, read: Callable[[int], Any], total: int) -> Iterator[Any]:
+    """`pool.map` in blocks, so that no more than a few hundred pictures wait in memory."""
+    rows = iter(range(total))
+    while block := list(islice(rows, 256)):
+        yield from pool.map(read, block)

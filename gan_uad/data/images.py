@@ -1,0 +1,144 @@
+"""The one way in which an image becomes a square uint8 RGB array: read, crop, resize, and say how much of it is tissue."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from gan_uad.config import DataConfig
+from gan_uad.errors import UserError
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP")
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+MAX_PIXELS = 64_000_000  # more is a slide, not a patch (and could be a decompression bomb)
+WHITE = 200  # a pixel is white (no tissue) when R, G and B are all above this
+RESAMPLING = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+
+
+class BadImage(UserError):
+    """One image cannot be used; `name` says which and `reason` why. In a set it is skipped and listed."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
+        return type(self), (self.name, self.reason)
+
+
+def decode(content: bytes, name: str) -> Pixels:
+    """Image file content as uint8 [H, W, 3], RGB in [0, 255].
+
+    Grey and 1-bit are repeated to three channels, alpha is composited on white, 16-bit is scaled, palettes and CMYK are
+    converted, and the EXIF orientation is applied. Raises `BadImage` for all else, a truncated file included.
+    """
+    with _reading(name):
+        image = _opened(content, name)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image, name)
+
+
+def decode_mask(content: bytes, name: str) -> Mask:
+    """Mask file content as bool [H, W], true where the pixel is not black. Raises `BadImage`."""
+    return np.asarray(decode(content, name).any(axis=2))
+
+
+def inspect(content: bytes, name: str) -> tuple[int, int, str]:
+    """Width, height and Pillow mode as stored, from the header alone. Raises `BadImage` when the file does not open."""
+    with _reading(name):
+        image = _opened(content, name)
+        return image.width, image.height, image.mode
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """Turn whatever goes wrong inside into `BadImage`: Pillow's decoders raise anything from SyntaxError to struct.error."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        raise BadImage(name, f"is no {', '.join(f for f in FORMATS if f != 'MPO')} image") from None
+    except Exception as error:
+        raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _opened(content: bytes, name: str) -> Image.Image:
+    if not content:
+        raise BadImage(name, "the file is empty")
+    image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise BadImage(name, f"{image.width}x{image.height} px is a slide, not a patch")
+    # A camera's MPO is a JPEG with previews behind it; everywhere else a second page is a second picture.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise BadImage(name, f"holds {getattr(image, 'n_frames', 1)} pages; a patch is a single picture")
+    return image
+
+
+def _to_rgb(image: Image.Image, name: str) -> Pixels:
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": Pillow before 11.3
+        values = np.asarray(image).astype(np.uint32)
+        return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
+    if image.mode in {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV"}:
+        return np.array(image.convert("RGB"))
+    raise BadImage(name, f"pixel type {image.mode!r} is not supported; save it as 8- or 16-bit grey or RGB")
+
+
+def preprocess(image: Pixels, data: DataConfig, resolution: int, name: str = "image") -> Pixels:
+    """From a picture as read to the network's picture: crop, resize with antialiasing, drop colour if asked.
+
+    image: uint8 [H, W, 3]; returns uint8 [resolution, resolution, 3]. Without `data.crop` a picture that is not square
+    loses its longer sides evenly. Raises `BadImage` when the picture is smaller than the crop.
+    """
+    square = _cut(image, data, resolution, name)
+    if square.shape[0] != resolution:
+        size = (resolution, resolution)
+        square = np.array(Image.fromarray(square).resize(size, RESAMPLING[data.resize], reducing_gap=None))
+    if data.grayscale:
+        square = np.repeat(np.array(Image.fromarray(square).convert("L"))[..., None], 3, axis=2)
+    return np.ascontiguousarray(square)
+
+
+def preprocess_mask(mask: Mask, data: DataConfig, resolution: int, name: str = "mask") -> Mask:
+    """The geometry of `preprocess` for a mask, bool [H, W] to [resolution, resolution]: true where at least half is marked."""
+    square = _cut(mask, data, resolution, name)
+    if square.shape[0] == resolution:
+        return square
+    area = Image.fromarray(square.astype(np.uint8) * 255).resize((resolution, resolution), Image.Resampling.BOX)
+    return np.asarray(area) >= 128
+
+
+def tissue_share(image: Pixels, data: DataConfig, resolution: int, name: str = "image") -> float:
+    """Share of the pixels inside the crop that are not white (R, G and B all above `WHITE`), in [0, 1]."""
+    return float((_cut(image, data, resolution, name).min(axis=2) <= WHITE).mean())
+
+
+def _cut(image: NDArray[Any], data: DataConfig, resolution: int, name: str) -> NDArray[Any]:
+    height, width = image.shape[:2]
+    side = min(height, width)
+    if data.crop == "center":
+        wanted = data.crop_size or resolution
+        if side < wanted:
+            raise BadImage(name, f"{width}x{height} px is smaller than the centre crop of {wanted} px")
+        side = wanted
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]

@@ -1,0 +1,230 @@
+"""Rows of (image, group, label, split, ...), column-wise: the only form that a patch set has inside the package.
+
+A manifest knows nothing of pixels. It is made by a source, split by group, and written as `index.csv`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gan_uad.errors import UserError, near
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
+}  # fmt: skip
+NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
+LABEL_NAMES = {NORMAL: "normal", ANOMALOUS: "anomalous", UNKNOWN: "unknown"}
+LABEL_TEXTS = {
+    "0": NORMAL, "normal": NORMAL, "1": ANOMALOUS, "anomalous": ANOMALOUS, "": UNKNOWN, "-1": UNKNOWN, "unknown": UNKNOWN,
+}  # fmt: skip
+
+COLUMNS = ("image", "group", "label", "split", "class", "slide", "x", "y", "tissue", "mask")
+REQUIRED = ("image", "group", "label", "split")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Equally long columns, one row an image."""
+
+    image: list[str]  # name inside the source
+    group: list[str]  # patient or slide; '' unknown
+    label: NDArray[np.int8]  # [N]: 0 normal, 1 anomalous, -1 unknown
+    split: list[str]  # 'train', 'val', 'test' or ''
+    klass: list[str]  # class name as found; '' none
+    slide: list[str]  # '' unknown
+    x: NDArray[np.float64]  # [N], px on the slide; nan unknown
+    y: NDArray[np.float64]
+    tissue: NDArray[np.float64]  # [N], share of the patch in [0, 1]; nan unknown
+    mask: list[str]  # name of the mask image inside the source; '' none
+
+    def __post_init__(self) -> None:
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of unequal length: {lengths}")
+
+    @classmethod
+    def of(cls, image: Sequence[str], **columns: Any) -> Manifest:
+        """A manifest of the given columns; those not given are unknown in every row."""
+        n = len(image)
+        blank: dict[str, Any] = {name: [""] * n for name in ("group", "split", "klass", "slide", "mask")}
+        blank["label"] = [UNKNOWN] * n
+        blank.update({name: [np.nan] * n for name in ("x", "y", "tissue")})
+                types: dict[str, Any] = {"label": np.int8, "x": np.float64, "y": np.float64, "tissue": np.float64}
+        made: dict[str, Any] = {k: np.array(v, types[k]) if k in types else list(v) for k, v in (blank | columns).items()}
+        return cls(image=list(image), **made)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def replace(self, **columns: Any) -> Manifest:
+        """The same rows with other columns."""
+        return Manifest.of(**({field.name: getattr(self, field.name) for field in fields(self)} | columns))
+
+    def take(self, indices: Iterable[int]) -> Manifest:
+        """The rows of the given indices, in their order."""
+        index = np.fromiter(indices, np.int64)
+        columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Manifest(**{k: v[index] if isinstance(v, np.ndarray) else [v[i] for i in index] for k, v in columns.items()})
+
+    def where(self, split: str | None = None, label: int | None = None) -> NDArray[np.int64]:
+        """Indices of the rows of one split and one label (None: any), ascending."""
+        wanted = np.ones(len(self), bool)
+        if split is not None:
+            wanted &= np.fromiter((s == split for s in self.split), bool, len(self))
+        if label is not None:
+            wanted &= self.label == label
+        return np.flatnonzero(wanted)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """{split: {class, or 'normal'/'anomalous'/'unknown' where the class has no name: images}}; '' is 'no split'."""
+        names = [k or LABEL_NAMES[int(label)] for k, label in zip(self.klass, self.label, strict=True)]
+        counted = Counter(zip(self.split, names, strict=True))
+        present = [s for s in (*SPLITS, "") if s in set(self.split)]
+        return {s or "no split": {n: counted[s, n] for n in sorted(set(names)) if counted[s, n]} for s in present}
+
+    def groups_on_two_sides(self) -> dict[str, set[str]]:
+        """Groups with images in more than one split, and those splits: empty when the split is honest."""
+        sides: dict[str, set[str]] = {}
+        for group, split in zip(self.group, self.split, strict=True):
+            if group and split:
+                sides.setdefault(group, set()).add(split)
+        return {group: found for group, found in sides.items() if len(found) > 1}
+
+    def with_splits(self, fractions: tuple[float, float, float], seed: int) -> Manifest:
+        """Give every row without a split one: whole groups only, in these shares, with the labels as even as groups allow.
+
+        An image of unknown group is a group of its own; a group that already has a split keeps it. The same rows,
+        fractions and seed give the same splits.
+        """
+        side = dict(zip(self.group, self.split, strict=True)) | {g: s for g, s in zip(self.group, self.split, strict=True) if s}
+        split = [s or (side[g] if g else "") for g, s in zip(self.group, self.split, strict=True)]
+        open_rows = [i for i, s in enumerate(split) if not s]
+        groups = [self.group[i] or i for i in open_rows]
+        for i, found in zip(open_rows, deal(groups, self.label[open_rows], fractions, seed), strict=True):
+            split[i] = SPLITS[found]
+        return self.replace(split=split)
+
+    def with_val_from_train(self, fractions: tuple[float, float, float], seed: int) -> Manifest:
+        """Cut a validation split out of the training groups, in the ratio that `fractions` gives the two."""
+        rows = self.where("train")
+        total = fractions[0] + fractions[1]
+        groups = [self.group[i] or int(i) for i in rows]
+        split = list(self.split)
+        dealt = deal(groups, self.label[rows], (fractions[0] / total, fractions[1] / total, 0.0), seed)
+        for i, found in zip(rows, dealt, strict=True):
+            split[i] = SPLITS[found]
+        return self.replace(split=split)
+
+    def to_csv(self, path: Path) -> None:
+        """Write `index.csv` atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".index", suffix=".tmp")
+        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(COLUMNS)
+            for i in range(len(self)):
+                label = "" if self.label[i] == UNKNOWN else int(self.label[i])
+                numbers = ["" if np.isnan(c[i]) else f"{c[i]:.10g}" for c in (self.x, self.y, self.tissue)]
+                texts = (self.image[i], self.group[i], label, self.split[i], self.klass[i], self.slide[i])
+                writer.writerow([*texts, *numbers, self.mask[i]])
+        os.replace(temporary, path)
+
+    @classmethod
+    def from_csv(cls, content: bytes, where: str) -> Manifest:
+        """Read the bytes of an `index.csv`; `where` names it in errors. Columns beyond `COLUMNS` are left out.
+
+        Raises `UserError` with the line number for a wrong header, label, split, number, or an image named twice.
+        """
+        try:
+            text = io.StringIO(content.decode("utf-8-sig"), newline="")
+        except UnicodeDecodeError:
+            raise UserError(f"{where} is not UTF-8 text; save it as CSV in UTF-8") from None
+        reader = csv.DictReader(text, restkey="surplus", skipinitialspace=True)
+        header = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = header
+        if missing := [c for c in REQUIRED if c not in header]:
+            raise UserError(
+                f"{where}:1: column {missing[0]!r} is missing ({near(missing[0], header)}); "
+                f"the header must begin with {','.join(REQUIRED)}"
+            )
+        rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
+        seen: dict[str, int] = {}
+        try:
+            for row in reader:
+                _read_row(row, rows, seen, f"{where}:{reader.line_num}", reader.line_num)
+        except csv.Error as error:
+            raise UserError(f"{where}:{reader.line_num}: {error}") from None
+        if not seen:
+            raise UserError(f"{where} names no image: there is nothing below its header")
+        return cls.of(klass=rows.pop("class"), **rows)
+
+
+def _read_row(row: dict[str, Any], rows: dict[str, list[Any]], seen: dict[str, int], where: str, line: int) -> None:
+    """Check one line and append it to the columns."""
+    if "surplus" in row or any(value is None for value in row.values()):
+        raise UserError(f"{where}: more or fewer cells than the header has columns")
+    cells = {name: str(row.get(name, "")).strip() for name in COLUMNS}
+    image = cells["image"]
+    if not image:
+        raise UserError(f"{where}: the image name is empty")
+    if image in seen:
+        raise UserError(f"{where}: {image!r} is named twice (first in line {seen[image]})")
+    seen[image] = line
+    if cells["label"].lower() not in LABEL_TEXTS:
+        raise UserError(f"{where}: label {cells['label']!r} is neither 0 (normal), 1 (anomalous) nor empty (unknown)")
+    if cells["split"].lower() not in {*SPLIT_NAMES, ""}:
+        raise UserError(f"{where}: split {cells['split']!r}: must be train, val, test or empty")
+    for name in COLUMNS:
+        rows[name].append(_number(cells[name], name, where) if name in {"x", "y", "tissue"} else cells[name])
+    rows["label"][-1] = LABEL_TEXTS[cells["label"].lower()]
+    rows["split"][-1] = SPLIT_NAMES.get(cells["split"].lower(), "")
+    rows["group"][-1] = cells["group"] or cells["slide"]  # two patches of one slide are never independent
+
+
+def _number(text: str, name: str, where: str) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        raise UserError(f"{where}: {name} {text!r} is not a number") from None
+
+
+def deal(groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float, ...], seed: int) -> NDArray[np.int64]:
+    """Deal rows to sides by whole groups: [N] group keys and labels to [N] indices into `fractions`.
+
+    Groups go largest first (equals in seeded order), each to the side where it brings the counts of every label closest,
+    in least squares, to the asked shares. A side of share 0 gets nothing.
+    """
+    keys, of_row = np.unique(np.array([repr(g) for g in groups]), return_inverse=True)
+    label_values, label_of_row = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(keys), len(label_values)), np.int64)
+    np.add.at(counts, (of_row, label_of_row), 1)
+    total = np.maximum(counts.sum(axis=0), 1)
+    order = np.random.default_rng(seed).permutation(len(keys))
+    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+
+    # Plain lists: with every image its own group this loop runs once an image.
+    weights = [1.0 / float(t) ** 2 for t in total]
+    sides = [s for s, share in enumerate(fractions) if share > 0]
+    excess = {s: [-fractions[s] * float(t) for t in total] for s in sides}
+    chosen = np.zeros(len(keys), np.int64)
+    for key in order:
+        row = counts[key].tolist()
+        cost = {
+            s: sum(n * (2 * e + n) * w for n, e, w in zip(row, excess[s], weights, strict=True) if n) for s in sides
+        }
+        best = min(sides, key=cost.__getitem__)
+        chosen[key] = best
+        excess[best] = [e + n for e, n in zip(excess[best], row, strict=True)]
+    return chosen[of_row]

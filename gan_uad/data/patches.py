@@ -1,0 +1,222 @@
+"""A set of patches in memory-mapped uint8, and how it reaches a network: in order, or as an endless training stream.
+
+The only file of this room that knows torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from gan_uad.config import DataConfig
+from gan_uad.data.arrays import digest
+from gan_uad.data.cache import Prepared, Progress, prepare
+from gan_uad.data.images import BadImage, Mask, Pixels, preprocess, preprocess_mask
+from gan_uad.data.manifest import Manifest
+from gan_uad.data.sources import Source, open_source
+from gan_uad.errors import UserError
+
+__all__ = [
+    "BadImage", "PatchSet", "TrainStream", "batches", "load_patches", "preprocess", "to_tensor", "to_uint8"
+]  # fmt: skip
+
+
+QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, half a turn flips both
+
+
+class PatchSet:
+    """Square uint8 RGB patches of one resolution with their manifest. A selection shares the pixels of its parent."""
+
+    def __init__(self, source: Source, data: DataConfig, prepared: Prepared, manifest: Manifest, notes: list[str]) -> None:
+        """`manifest` has a row for each row of `source`; the set has those that `prepared` kept."""
+        self._source, self._data, self._all = source, data, prepared
+        self._rows = np.array(prepared.rows, np.int64)
+        self._index = np.arange(len(prepared.rows))
+        self.manifest = manifest.take(self._rows)
+        self.skipped = prepared.skipped  # (name, reason) of the broken images that are not in the set
+        self.notes = notes  # what was guessed, made up or left out
+        self.source = str(source.path)
+        self.resolution = int(prepared.images.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def images(self) -> Pixels:
+        """uint8 [N, R, R, 3]: the memory map itself for a whole set, a copy for a selection (`gather` takes a few)."""
+        return self._all.images if len(self) == len(self._all.rows) else self._all.images[self._index]
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of everything that tells this set from another: pixels, rows, labels, groups and splits."""
+        m = self.manifest
+        return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split)
+
+    def gather(self, indices: ArrayLike) -> Pixels:
+        """A copy of some patches, uint8 [n, R, R, 3]."""
+        return np.asarray(self._all.images[self._index[np.asarray(indices)]])
+
+    def select(self, split: str | None = None, label: int | None = None) -> PatchSet:
+        """The patches of one split and one label (0 normal, 1 anomalous, -1 unknown); None is any."""
+        return self.take(self.manifest.where(split, label))
+
+    def take(self, indices: ArrayLike) -> PatchSet:
+        """The patches of the given indices, in that order."""
+        chosen = np.asarray(indices, np.int64)
+        new = PatchSet.__new__(PatchSet)
+        new.__dict__.update(self.__dict__)
+        new._index = self._index[chosen]
+        new.manifest = self.manifest.take(chosen)
+        return new
+
+    def masks(self) -> Mask:
+        """Ground truth, bool [n, R, R], in the geometry of the patches.
+
+        A normal patch without a mask file is all false. Raises `UserError` when another patch has none.
+        """
+        found = np.zeros((len(self), self.resolution, self.resolution), bool)
+        for i, row in enumerate(self._rows[self._index]):
+            mask = self._source.read_mask(int(row))
+            if mask is not None:
+                found[i] = preprocess_mask(mask, self._data, self.resolution, self.manifest.mask[i])
+            elif self.manifest.label[i] != 0:
+                raise UserError(f"{self.source}: {self.manifest.image[i]} is not normal and has no mask")
+        return found
+
+
+def load_patches(
+    data: DataConfig, resolution: int, cache: Path | None = None, progress: Progress | None = None
+) -> PatchSet:
+    """Everything that `data.path` holds, split by group, at one resolution.
+
+    cache: folder of the pixel caches (None: $GAN_UAD_CACHE or the user's cache folder). progress: called as (done, total)
+    while images are read. Raises `UserError` for a path that cannot be read or understood, a group on two sides, or a
+    set without a single good image.
+    """
+    if data.path is None:
+        raise UserError("no data is given: name a folder, zip, .npz or .h5 with --data")
+    source = open_source(data.path, data)
+    manifest, notes = split_manifest(source, data)
+    prepared = prepare(source, data, resolution, cache, progress)
+    if not prepared.rows:
+        why = ": ".join(prepared.skipped[0]) if prepared.skipped else f"all have less tissue than {data.min_tissue}"
+        raise UserError(f"{source.path}: none of {len(manifest)} images can be used; {why}")
+    if prepared.skipped:
+        notes.append(f"{len(prepared.skipped)} broken images skipped, the first: {': '.join(prepared.skipped[0])}")
+    if prepared.white:
+        notes.append(f"{prepared.white} images left out with less tissue than {data.min_tissue} of their area")
+    if prepared.cut:
+        notes.append(f"{prepared.cut} images are not square: their centre square is used")
+    return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
+
+
+def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str]]:
+    """The manifest with every row in a split, and notes of how that came about.
+
+    Splits that the source brings are kept. Raises `UserError` when they tear a group apart.
+    """
+    manifest, notes = source.manifest, list(source.notes)
+    if torn := manifest.groups_on_two_sides():
+        some = "; ".join(f"{group} in {' and '.join(sorted(sides))}" for group, sides in sorted(torn.items())[:3])
+        raise UserError(
+            f"{source.path}: {len(torn)} groups lie on two sides of the split ({some}): what was trained on would be tested on; "
+            "move each whole group to one side"
+        )
+    grouped = "by group" if any(manifest.group) else "image by image, since groups (patients or slides) are unknown"
+    shares = "/".join(f"{share:.0%}" for share in data.split_fractions)
+    if missing := manifest.split.count(""):
+        manifest = manifest.with_splits(data.split_fractions, data.split_seed)
+        what = "no split is given" if missing == len(manifest) else f"{missing} images have no split"
+        notes.append(f"{what}: train/val/test are made {shares}, {grouped}")
+    elif "train" in manifest.split and "val" not in manifest.split and data.split_fractions[1] > 0:
+        manifest = manifest.with_val_from_train(data.split_fractions, data.split_seed)
+        notes.append(f"no validation split is given: {manifest.split.count('val')} images are cut out of train, {grouped}")
+    return manifest, notes
+
+
+def to_tensor(images: Pixels) -> Tensor:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1], channels_last in memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+
+
+def to_uint8(images: Tensor) -> Pixels:
+    """[N, 3, H, W] in [-1, 1] (clamped) to uint8 [N, H, W, 3]; undoes `to_tensor` exactly."""
+    scaled = images.detach().to("cpu", torch.float32).mul(127.5).add_(128).clamp_(0, 255)
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def batches(patches: PatchSet, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """All patches in order as (images float32 [n, 3, R, R], labels int64 [n]); the last batch may be short."""
+    for start in range(0, len(patches), batch):
+        rows = np.arange(start, min(start + batch, len(patches)))
+        yield to_tensor(patches.gather(rows)), torch.from_numpy(patches.manifest.label[rows].astype(np.int64))
+
+
+class TrainStream:
+    """An endless stream of training images without state: what is shown after `nimg` images depends on nothing else.
+
+    Image k of all ever shown is element k % N of a permutation drawn for epoch k // N, so that every image is shown
+    once an epoch, and its flip and quarter turn are drawn from k. Each of `world` processes gets its part of every batch.
+    """
+
+    def __init__(
+        self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool, rank: int = 0, world: int = 1
+    ) -> None:
+        if not len(patches):
+            raise UserError(f"{patches.source}: there is no image to train on in this selection")
+        if batch % world:
+            raise UserError(f"training.batch {batch} cannot be shared evenly by {world} processes")
+        self._patches, self._seed, self._flips, self._turns = patches, seed, flips, turns
+        self._share = batch // world
+        self._offset = rank * self._share
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def at(self, nimg: int) -> Tensor:
+        """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]."""
+        k = nimg + self._offset + np.arange(self._share)
+        return to_tensor(_turned(self._patches.gather(self._chosen(k)), self._transforms(k)))
+
+    def _chosen(self, k: NDArray[np.int64]) -> NDArray[np.int64]:
+        n = len(self._patches)
+        epochs = range(int(k[0]) // n, int(k[-1]) // n + 1)
+        self._orders = {e: self._orders[e] if e in self._orders else self._order(e) for e in epochs}
+        return np.concatenate([self._orders[e][k[k // n == e] % n] for e in epochs])
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self._patches))
+
+    def _transforms(self, k: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """For each image three bits, [n]: 4 swaps the axes, 2 flips up-down, 1 flips left-right; all 8 are equally likely."""
+        bits = (_mixed(k, self._seed) >> np.uint64(61)).astype(np.uint8)
+        if self._flips and self._turns:
+            return bits
+        if self._flips:
+            return bits & 3
+        return QUARTER_TURNS[bits & 3] if self._turns else np.zeros_like(bits)
+
+
+def _mixed(k: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """Random bits of each counter value, without state: SplitMix64 (Steele, Lea & Flood, 2014) started from the seed."""
+    start = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0]
+    z = start + (k.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _turned(images: Pixels, transforms: NDArray[np.uint8]) -> Pixels:
+    """Apply each image's transform (see `TrainStream._transforms`) to uint8 [n, R, R, 3]."""
+    if not transforms.any():
+        return images
+    turned = np.empty_like(images)
+    for code in np.unique(transforms):
+        rows = transforms == code
+        part = images[rows]
+        part = part.swapaxes(1, 2) if code & 4 else part
+        turned[rows] = part[:, :: -1 if code & 2 else 1, :: -1 if code & 1 else 1]
+    return turned
