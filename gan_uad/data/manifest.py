@@ -61,7 +61,7 @@ class Manifest:
         blank: dict[str, Any] = {name: [""] * n for name in ("group", "split", "klass", "slide", "mask")}
         blank["label"] = [UNKNOWN] * n
         blank.update({name: [np.nan] * n for name in ("x", "y", "tissue")})
-                types: dict[str, Any] = {"label": np.int8, "x": np.float64, "y": np.float64, "tissue": np.float64}
+        types: dict[str, Any] = {"label": np.int8, "x": np.float64, "y": np.float64, "tissue": np.float64}
         made: dict[str, Any] = {k: np.array(v, types[k]) if k in types else list(v) for k, v in (blank | columns).items()}
         return cls(image=list(image), **made)
 
