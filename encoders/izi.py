@@ -1,0 +1,138 @@
+"""f-AnoGAN's encoder (Schlegl et al. 2019): its three trainings izi, ziz and izi_f, and the inversion by one forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encoders.base import Inversion, Inverter
+from gan_uad.registry import register
+from gan_uad.scoring.distance import ImageDistance
+from gan_uad.training.checkpoint import load_weights
+from gan_uad.training.engine import Task
+from gan_uad.training.optim import RMSpropTF
+
+
+class EncoderTask(Task):
+    """Train an encoder E against a frozen generator and discriminator, both in evaluation mode.
+
+    `model` is the encoder, `generator` a trained GAN (`G`, `D`). RMSprop as in the original: 5e-5, decay 0.9, eps inside the root.
+    """
+
+    def __init__(self, model: Any, device: torch.device, seed: int, generator: Any, lr: float = 5e-5) -> None:
+        self.E = model.to(device, memory_format=torch.channels_last).train()
+        self.gan = generator.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        if (self.E.z_dim, self.E.resolution) != (self.gan.G.z_dim, self.gan.G.resolution):
+            raise ValueError(
+                f"the encoder (z_dim {self.E.z_dim}, {self.E.resolution} px) does not fit the generator "
+                f"(z_dim {self.gan.G.z_dim}, {self.gan.G.resolution} px)"
+            )
+        self.device, self.rng = device, torch.Generator().manual_seed(seed)
+        self.optimizer = RMSpropTF(self.E.parameters(), lr)
+        self.shown: Tensor | None = None
+
+    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise for a batch of normal images, and its parts to log."""
+        raise NotImplementedError
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """One optimiser step."""
+        if self.shown is None:
+            self.shown = real[:32].clone()
+        loss, figures = self.loss(real)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in figures.items()}}
+
+    def sample(self) -> Tensor:
+        """Normal images, each followed by its reconstruction G(E(x)); images of the generator before the first step."""
+        with torch.no_grad():
+            shown = self.shown
+            if shown is None:
+                z = torch.randn(32, self.gan.G.z_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
+                shown = self.gan.G(z)
+            self.E.eval()
+            pairs = torch.stack([shown, self.gan.G(self.E(shown))], 1).flatten(0, 1)
+            self.E.train()
+        return pairs
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The encoder, and the GAN that it belongs to: the file needs nothing beside it."""
+        return {"gan": self.gan, "encoder": self.E}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Encoder, optimiser, random numbers. (The frozen GAN comes from the run's `generator`.)"""
+        return {
+            "encoder": self.E.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": self.rng.get_state(),
+            "shown": self.shown,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state back; raises `UserError` when it is of another architecture."""
+        load_weights(self.E, state["encoder"], "the checkpoint")
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rng.set_state(state["rng"])
+        self.shown = None if state["shown"] is None else state["shown"].to(self.device)
+
+
+@register("izi_f", kind="task")
+class IziFTask(EncoderTask):
+    """izi_f: mean (x − G(E(x)))² + κ·mean (f(x) − f(G(E(x))))², f the discriminator's features."""
+
+    def __init__(self, model: Any, device: torch.device, seed: int, generator: Any, lr: float = 5e-5, kappa: float = 1.0) -> None:
+        super().__init__(model, device, seed, generator, lr)
+        self.distance = ImageDistance("l2", "mean", 1.0, kappa)
+
+    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `EncoderTask`."""
+        parts = self.distance.parts(real, self.gan.G(self.E(real)), self.gan.D.features)
+        return self.distance.total(parts).mean(), {name: value.mean() for name, value in parts.items()}
+
+
+@register("izi", kind="task")
+class IziTask(EncoderTask):
+    """izi: mean (x − G(E(x)))²."""
+
+    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `EncoderTask`."""
+        return (real - self.gan.G(self.E(real))).square().mean(), {}
+
+
+@register("ziz", kind="task")
+class ZizTask(EncoderTask):
+    """ziz: mean (z − E(G(z)))², on generated images only."""
+
+    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `EncoderTask`; `real` gives only the number of images."""
+        z = torch.randn(len(real), self.gan.G.z_dim, generator=self.rng).to(self.device)
+        with torch.no_grad():
+            images = self.gan.G(z)
+        return (z - self.E(images)).square().mean(), {}
+
+
+@register("izi_f", kind="inverter")
+@register("izi", kind="inverter")
+@register("ziz", kind="inverter")
+class EncoderInverter(Inverter):
+    """One forward pass of a trained encoder (however it was trained). The score is f-AnoGAN's: A_R + κ·A_D, means of squares."""
+
+    def __init__(self, nets: dict[str, Any], device: torch.device, kappa: float = 1.0, micro_batch: int = 16) -> None:
+        if "encoder" not in nets:
+            raise ValueError("this model has no encoder; train one (gan-uad train izi_f_64 -o generator=RUN) or use --inverter anogan")
+        super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
+
+    def invert(self, images: Tensor) -> Inversion:
+        """See `Inverter`; no search, so `steps` is 0."""
+        with torch.no_grad():
+            z = self.nets["encoder"](images)
+            return Inversion(z, self.generator(z), 0, images.new_zeros(0, len(images)))
+
+    def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor:
+        """Mean (E(x) − E(G(E(x))))² per image, `[N]`."""
+        with torch.no_grad():
+            return (latent - self.nets["encoder"](reconstruction)).square().mean(1)

@@ -1,0 +1,175 @@
+"""What a run may be told: YAML in, overrides applied, a checked and fully resolved configuration out.
+
+`load_config("wgan_gp_64", ["training.batch=32"])` is the whole interface. Unknown keys and wrong values are `UserError`s of one line.
+What a network or a task may be told is checked against the constructor it goes to (`registry.check_options`), so that a new
+family needs no change here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gan_uad.errors import UserError, near
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+
+class DataConfig(_Strict):
+    """Which patches, and how a file becomes a square uint8 RGB image of the run's resolution."""
+
+    path: str | None = Field(None, description="folder, zip, .npz or .h5 of patches")
+    crop: Literal["none", "center"] = Field("none", description="center: cut the middle `crop_size` px before resizing")
+    crop_size: int | None = Field(None, ge=1, description="side of the centre crop in source px; default: the resolution")
+    resize: Literal["bicubic", "bilinear", "lanczos", "box"] = Field("bicubic", description="antialiased resampling rule")
+    grayscale: bool = Field(False, description="drop colour (luma, repeated to three channels)")
+    min_tissue: float = Field(0.0, ge=0, le=1, description="least share of tissue (not white) in a patch")
+    label: Literal["normal", "anomalous", "all"] = Field("normal", description="which patches a generator is trained on")
+    normal_classes: list[str] = Field([], description="class names that are normal, where the names do not tell")
+    split_fractions: tuple[float, float, float] = Field((0.6, 0.2, 0.2), description="train, val, test shares of the groups")
+    split_seed: int = Field(0, description="seed of the split, where the source brings none")
+    flips: bool = Field(True, description="random horizontal and vertical flips in training")
+    turns: bool = Field(True, description="random quarter turns in training")
+    strict: bool = Field(False, description="a broken image is an error instead of being skipped and listed")
+
+    @field_validator("split_fractions")
+    @classmethod
+    def _sum_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
+            raise ValueError("must be three shares that add up to 1")
+        return value
+
+
+class TrainingConfig(_Strict):
+    """The engine's settings: how long, on what, how often to write."""
+
+    total_kimg: float = Field(..., gt=0, description="thousands of real images to show")
+    batch: int = Field(64, ge=1, description="images of one step")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="tf32: CUDA matrix units; bf16: autocast")
+    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
+    tick_kimg: float = Field(1.0, gt=0, description="a log line every so many kimg")
+    snapshot_kimg: float = Field(10.0, gt=0, description="a picture every so many kimg (and early ones at 0, 1/16, 1/4 of it)")
+    checkpoint_kimg: float = Field(10.0, gt=0, description="a resumable checkpoint every so many kimg")
+
+
+class ScoringConfig(_Strict):
+    """How a trained run scores images, unless told otherwise on the command line."""
+
+    scorer: str = Field("gan_inversion", description="a registered scorer")
+    inverter: str | None = Field(None, description="a registered inverter; default: what the run trained, else the search in z")
+    options: dict[str, Any] = Field({}, description="options of the inverter")
+    threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
+    calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
+
+
+class RunConfig(_Strict):
+    """One experiment, fully resolved: this is what `config.yaml` of a run folder holds."""
+
+    name: str
+    model: str = Field(description="a registered network family")
+    task: str = Field(description="a registered training task")
+    resolution: int = Field(64, ge=4, le=1024, description="side of the square images in px")
+    network: dict[str, Any] = Field({}, description="options of the network family")
+    optim: dict[str, Any] = Field({}, description="options of the task: learning rates, loss weights, EMA")
+    generator: str | None = Field(None, description="run folder or model file of a trained generator (encoders only)")
+    data: DataConfig = Field(default_factory=lambda: DataConfig())
+    training: TrainingConfig
+    scoring: ScoringConfig = Field(default_factory=lambda: ScoringConfig())
+
+
+def presets_dir() -> Path:
+    """Folder of the shipped presets: inside the installed package, or `configs/` of a checkout."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def presets() -> dict[str, Path]:
+    """Every shipped preset by its bare name."""
+    return {file.stem: file for file in sorted(presets_dir().glob("*.yaml"))}
+
+
+def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a preset name or a YAML path, apply `key=value` overrides (dotted keys, YAML values), and check the whole.
+
+    Raises `UserError` for an unknown preset, unreadable YAML, an unknown key (with near matches) or a value out of range.
+    """
+    path = Path(source)
+    if path.suffix not in {".yaml", ".yml"}:
+        if str(source) not in presets():
+            raise UserError(f"no preset is called {str(source)!r} (and it is no .yaml file): {near(str(source), presets())}")
+        path = presets()[str(source)]
+    return resolve(read_yaml(path), overrides, default_name=path.stem, where=str(source))
+
+
+def resolve(raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, where: str) -> RunConfig:
+    """Check a raw mapping after applying overrides; `where` names its origin in errors."""
+    raw = {"name": default_name, **raw}
+    for override in overrides:
+        _apply(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML mapping; raises `UserError` naming the file when it is missing, broken, or not a mapping."""
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no such configuration file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold `key: value` lines, not a {type(raw).__name__}")
+    return raw
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"-o {override!r}: expected key=value, such as -o training.batch=32")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"-o {override!r}: the value is not valid YAML") from None
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.split(".")
+    node = raw
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(f"-o {override!r}: {parent!r} has no keys below it")
+    node[last] = value
+
+
+def _number(text: str) -> str | float:
+    """YAML 1.1 reads 1e-4 as text; people mean the number."""
+    return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        section: Any = RunConfig
+        for part in first["loc"][:-1]:
+            section = section.model_fields[part].annotation
+        return f"unknown key {where!r}: {near(str(first['loc'][-1]), section.model_fields)}{more}"
+    if first["type"] == "missing":
+        return f"key {where!r} is missing{more}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{more}"

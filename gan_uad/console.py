@@ -1,0 +1,70 @@
+"""What a user sees of long work: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence `say` and `progress` in this process; errors and results are still printed."""
+    global _quiet
+    _quiet = quiet
+
+
+def say(text: str) -> None:
+    """One line to the user (on stderr, so that a verb's result on stdout can be piped)."""
+    if not _quiet:
+        click.echo(text, err=True)
+
+
+def duration(seconds: float) -> str:
+    """`75` -> "1m 15s"; `4000` -> "1h 07m"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+class Progress:
+    """Counts work done out of `total` and shows it with the time left; `update` is cheap enough for every batch."""
+
+    def __init__(self, what: str, total: float, unit: str, done: float = 0) -> None:
+        self.what, self.total, self.unit = what, total, unit
+        self.start_done, self.start_time = done, time.monotonic()
+        self.last_shown = 0.0
+        self.live = sys.stderr.isatty()
+
+    def update(self, done: float, note: str = "", force: bool = False) -> None:
+        """Show `done` of `total`: at most ten times a second on a terminal, every ten seconds elsewhere, always when forced."""
+        now = time.monotonic()
+        if _quiet or (not force and now - self.last_shown < (0.1 if self.live else 10)):
+            return
+        self.last_shown = now
+        rate = (done - self.start_done) / max(now - self.start_time, 1e-9)
+        left = f", {duration((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
+        line = f"{self.what}: {done:,.5g}/{self.total:,.5g} {self.unit}{left}{' | ' + note if note else ''}"
+        click.echo(f"\r\x1b[K{line}" if self.live else line, err=True, nl=not self.live)
+
+    def finish(self) -> None:
+        """Leave the last line standing."""
+        if self.live and self.last_shown and not _quiet:
+            click.echo("", err=True)
+
+
+@contextmanager
+def progress(what: str, total: float, unit: str = "images", done: float = 0) -> Iterator[Progress]:
+    """A `Progress` for the length of a `with` block."""
+    bar = Progress(what, total, unit, done)
+    try:
+        yield bar
+    finally:
+        bar.finish()

@@ -1,0 +1,35 @@
+"""The errors that a user can cause or meet: one clear line each (what, where, what to do) and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+import click
+
+
+class UserError(click.ClickException):
+    """Bad input: the message says what was wrong, where, and what to do. Exit code 2."""
+
+    exit_code = 2
+
+
+class JobFailed(click.ClickException):
+    """The input was understood but the work failed (diverged, disk full, files broken). Exit code 1."""
+
+    exit_code = 1
+
+
+class Interrupted(click.ClickException):
+    """Ctrl-C or SIGTERM, after everything that can be kept was kept. Exit code 130."""
+
+    exit_code = 130
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Return a hint for a mistyped `name`: the closest known names, or all of them when nothing is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(c) for c in close) + "?"
+    return "known: " + ", ".join(names)

@@ -1,0 +1,60 @@
+"""Writing so that nothing is ever half there: every file appears whole, under its name, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gan_uad.errors import JobFailed, UserError
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on failure it is removed.
+
+    Raises `JobFailed` when the disk is full, `UserError` when the folder cannot be written; what stood under `path` stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, indented, keys in the order given."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents; raises `UserError` when that is not allowed or a file is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _explain(error, path) from error
+    return path
+
+
+def _explain(error: OSError, path: Path) -> UserError | JobFailed:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return JobFailed(f"no space left to write {path}; what was there before is kept. Free some disk, then run again")
+    return UserError(f"cannot write {path}: {error.strerror or error}. Choose another folder with --out or mend its permissions")

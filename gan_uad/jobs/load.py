@@ -1,0 +1,110 @@
+"""From a run folder or a model file to something that can generate and score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_uad import registry
+from gan_uad.config import DataConfig, RunConfig, resolve
+from gan_uad.data.patches import preprocess, to_tensor
+from gan_uad.errors import UserError
+from gan_uad.scoring.base import Scorer
+from gan_uad.training.checkpoint import build_networks
+
+
+@dataclass
+class Model:
+    """Trained networks with what they were trained on. `networks` by role (`gan` with `G` and `D`, `encoder`), evaluation mode."""
+
+    path: Path
+    networks: dict[str, Any]
+    config: RunConfig
+    nimg: int
+    device: torch.device
+
+    @property
+    def name(self) -> str:
+        """The run's configuration name."""
+        return self.config.name
+
+    @property
+    def resolution(self) -> int:
+        """Side of the images in px."""
+        return self.config.resolution
+
+    def generate(self, seeds: list[int], batch: int = 32) -> Tensor:
+        """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds."""
+        G = self.networks["gan"].G
+        z = torch.stack([torch.randn(G.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+        made = []
+        with torch.no_grad():
+            for part in z.split(batch):
+                padded = torch.cat([part, part.new_zeros(batch - len(part), G.z_dim)]).to(self.device)
+                made.append(G(padded)[: len(part)].clamp(-1, 1).cpu())
+        return torch.cat(made)
+
+    def preprocess(self, image: Any) -> Tensor:
+        """A uint8 `[H, W, 3]` image as this model's input `[1, 3, R, R]` in [-1, 1]."""
+        return to_tensor(preprocess(image, self.config.data, self.resolution)[None])
+
+    def scorer(self, inverter: str | None = None, **options: Any) -> Scorer:
+        """The run's scorer, or one with another inverter; `options` go to the inverter."""
+        return make_scorer(self, inverter, options)
+
+
+def model_file(path: str | Path) -> Path:
+    """The model file that a run folder or a path means. Raises `UserError` when there is none."""
+    path = Path(path)
+    if path.is_dir():
+        file = path / "model.safetensors"
+        if not file.is_file():
+            raise UserError(f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder")
+        return file
+    if not path.exists():
+        raise UserError(f"no such run folder or model file: {path}")
+    return path
+
+
+def load_model(path: str | Path, device: torch.device | None = None) -> Model:
+    """Build the networks of a run folder or model file. See `gan_uad.load`."""
+    file = model_file(path)
+    description, networks = build_networks(file)
+    config = resolve(description["config"], default_name=file.stem, where=str(file))
+    device = device or torch.device("cpu")
+    for net in networks.values():
+        net.to(device, memory_format=torch.channels_last)
+    return Model(Path(path), networks, config, description["nimg"], device)
+
+
+def make_scorer(model: Model, inverter: str | None = None, options: dict[str, Any] | None = None) -> Scorer:
+    """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones."""
+    settings = model.config.scoring
+    configured = settings.inverter or (model.config.task if "encoder" in model.networks else "anogan")
+    chosen = inverter or configured
+    base = settings.options if chosen == configured else {}
+    found = registry.build("inverter", chosen, {**base, **(options or {})}, nets=model.networks, device=model.device)
+    return registry.build("scorer", settings.scorer, {}, inverter=found)
+
+
+def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: int) -> DataConfig:
+    """The data settings of an encoder: images must be prepared just as its generator saw them.
+
+    What the user left out is taken from the generator's run; what contradicts it is a `UserError`.
+    """
+    if resolution != generator.resolution:
+        raise UserError(f"the generator makes {generator.resolution} px images, this configuration says resolution {resolution}")
+    theirs = generator.data
+    changes: dict[str, Any] = {}
+    for key in ("crop", "crop_size", "resize", "grayscale"):
+        if key not in data.model_fields_set:
+            changes[key] = getattr(theirs, key)
+        elif getattr(data, key) != getattr(theirs, key):
+            raise UserError(f"data.{key} is {getattr(data, key)!r}, but the generator was trained with {getattr(theirs, key)!r}")
+    if data.path is None:
+        changes |= {k: getattr(theirs, k) for k in ("path", "normal_classes", "split_fractions", "split_seed", "min_tissue")}
+    return data.model_copy(update=changes)

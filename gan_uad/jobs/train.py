@@ -1,0 +1,157 @@
+"""`gan-uad train`: from a configuration and a set of patches to a run folder."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from gan_uad import console, device, registry
+from gan_uad.config import RunConfig, load_config, read_yaml, resolve
+from gan_uad.data.patches import PatchSet, TrainStream, load_patches
+from gan_uad.errors import UserError
+from gan_uad.jobs.load import inherit_preprocessing, load_model
+from gan_uad.run import Run
+from gan_uad.training.engine import Task, save_grid, train as run_training
+
+LABELS = {"normal": 0, "anomalous": 1, "all": None}
+# What a resumed run may be told anew: nothing that changes what the next step computes.
+RESUMABLE = {f"training.{key}" for key in ("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "threads", "device")}
+
+
+def train(
+    source: str,
+    overrides: tuple[str, ...] = (),
+    data: str | None = None,
+    generator: str | None = None,
+    out: Path = Path("runs"),
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Run | None:
+    """Train what the configuration `source` (preset, YAML file or run folder) says; returns the run, or None for a dry run.
+
+    With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` goes on.
+    """
+    given = [f"data.path={_quoted(data)}"] if data else []
+    given += [f"generator={_quoted(generator)}"] if generator else []
+    overrides = (*given, *overrides)
+    existing = _existing(source, out, resume)
+    if existing is not None:
+        config = _resumed(existing, overrides)
+    else:
+        config = _completed(load_config(source, overrides))
+    if dry_run:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+        return None
+    return _train(config, out, existing)
+
+
+def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
+    where = device.prepare(config.training.device, config.training.threads, config.training.precision)
+    console.say(f"{config.name}: {config.model} trained by {config.task} at {config.resolution} px on {where}")
+    torch.manual_seed(config.training.seed)
+    task = build_task(config, where)
+    patches = load_patches(config.data, config.resolution, progress=_reading())
+    for note in patches.notes:
+        console.say(f"note: {note}")
+    chosen = patches.select("train", LABELS[config.data.label])
+    if len(chosen) == 0:
+        raise UserError(f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there")
+    settings = config.training
+    stream = TrainStream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
+    if existing is None:
+        run = Run.create(out, config)
+        save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
+    else:
+        run = existing
+        run.update_config(config)
+    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
+    description = {"config": config.model_dump(mode="json"), "train_images": len(chosen), "train_data": patches.fingerprint}
+    run_training(task, stream, run, where, description, resume=existing is not None)
+    console.say(f"done: {run.folder} ({config.training.total_kimg:g} kimg)")
+    return run
+
+
+def build_task(config: RunConfig, where: torch.device) -> Task:
+    """Networks and task of a configuration, freshly initialised from torch's global seed."""
+    model = registry.build("network", config.model, {"resolution": config.resolution, **config.network})
+    given: dict[str, Any] = {"model": model, "device": where, "seed": config.training.seed}
+    if "generator" in inspect.signature(registry.find("task", config.task)).parameters:
+        if config.generator is None:
+            raise UserError(f"{config.name} trains an encoder and needs a trained generator: add --generator RUN")
+        given["generator"] = load_model(config.generator).networks["gan"]
+    elif config.generator is not None:
+        raise UserError(f"task {config.task} trains no encoder and takes no generator")
+    task: Task = registry.build("task", config.task, config.optim, **given)
+    return task
+
+
+def _completed(config: RunConfig) -> RunConfig:
+    """Settle what follows from the generator, so that the run's configuration says everything."""
+    if config.generator is None:
+        return config
+    theirs = load_model(config.generator).config
+    network = {"z_dim": _z_dim(theirs), **config.network}
+    data = inherit_preprocessing(config.data, theirs, config.resolution)
+    return config.model_copy(update={"data": data, "network": network, "generator": str(Path(config.generator).resolve())})
+
+
+def _z_dim(config: RunConfig) -> int:
+    default = inspect.signature(registry.find("network", config.model)).parameters["z_dim"].default
+    return int(config.network.get("z_dim", default))
+
+
+def _existing(source: str, out: Path, resume: bool) -> Run | None:
+    if Path(source).is_dir():
+        if not resume:
+            raise UserError(f"{source} is a run folder: add --resume to go on with it, or name a preset to start anew")
+        return Run(Path(source))
+    if not resume:
+        return None
+    name = load_config(source, ("training.total_kimg=1",)).name if not source.endswith((".yaml", ".yml")) else Path(source).stem
+    run = Run.latest(out, name)
+    if run is None:
+        console.say(f"nothing to resume: no run of {name} under {out}; starting anew")
+    return run
+
+
+def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
+    config = resolve(read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, where=str(run.folder))
+    for key, was in _flat(run.config.model_dump()).items():
+        now = _flat(config.model_dump())[key]
+        if now != was and key not in RESUMABLE:
+            raise UserError(f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that")
+    return config
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and key in {"data", "training"}:
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, default_style='"').strip()
+
+
+def _reading() -> Any:
+    bar: list[console.Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not bar:
+            bar.append(console.Progress("reading patches", total, "images"))
+        bar[0].update(done)
+        if done == total:
+            bar[0].finish()
+
+    return show
+
+
+__all__ = ["PatchSet", "build_task", "train"]

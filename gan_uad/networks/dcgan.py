@@ -1,0 +1,82 @@
+"""DCGAN (Radford et al. 2016) at any power-of-two resolution from 16 px.
+
+With `channel_base` 4096 at 64 px the widths are the published 1024-512-256-128; z is N(0, 1) as in common practice (the paper: uniform).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_uad.networks.layers import as_images, channels_at, check_resolution
+from gan_uad.registry import register
+
+
+class Generator(nn.Module):
+    """z `[N, z_dim]` -> images `[N, 3, R, R]` in [-1, 1]: transposed 4×4 convolutions, BN, ReLU, tanh."""
+
+    def __init__(self, resolution: int, z_dim: int, channel_base: int, channel_max: int) -> None:
+        super().__init__()
+        check_resolution(resolution)
+        self.resolution, self.z_dim = resolution, z_dim
+        widths = _widths(resolution, channel_base, channel_max)
+        layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False)]
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.BatchNorm2d(a), nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)]
+        self.layers = nn.Sequential(*layers)
+        self.apply(_initialise)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Images of `z`."""
+        return torch.tanh(self.layers(as_images(z[:, :, None, None])))
+
+
+class Discriminator(nn.Module):
+    """Images -> logits `[N]` of "real": strided 4×4 convolutions, BN (not in the first), LeakyReLU 0.2."""
+
+    def __init__(self, resolution: int, channel_base: int, channel_max: int) -> None:
+        super().__init__()
+        check_resolution(resolution)
+        self.resolution = resolution
+        widths = _widths(resolution, channel_base, channel_max)[::-1]
+        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        self.last = nn.Conv2d(widths[-1], 1, 4)
+        self.apply(_initialise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Flattened activations before the last convolution, `[N, F]`."""
+        return self.layers(as_images(x)).flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of `x`, higher = more like the real images."""
+        return F.linear(self.layers(as_images(x)).flatten(1), self.last.weight.flatten(1), self.last.bias).squeeze(1)
+
+
+@register("dcgan")
+class DCGAN(nn.Module):
+    """DCGAN: generator `G` and discriminator `D`, both with batch norm."""
+
+    def __init__(self, resolution: int = 64, z_dim: int = 100, channel_base: int = 4096, channel_max: int = 1024) -> None:
+        super().__init__()
+        self.G = Generator(resolution, z_dim, channel_base, channel_max)
+        self.D = Discriminator(resolution, channel_base, channel_max)
+
+
+def _widths(resolution: int, channel_base: int, channel_max: int) -> list[int]:
+    """Feature maps at 4, 8, ... half the resolution."""
+    levels = [4 << i for i in range(resolution.bit_length() - 3)]
+    return [channels_at(r, channel_base, channel_max) for r in levels]
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1, 0.02)

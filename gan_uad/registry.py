@@ -1,0 +1,131 @@
+"""Names to classes. Imports nothing of the package but its errors, and imports a family's file only when it is asked for.
+
+A class is registered by a decorator with a literal name on the line above it:
+
+    @register("wgan_gp")
+    class WGANGP(nn.Module): ...
+
+The files of a room are *read*, not imported, to learn which names they hold, so that `gan_uad.models()` and `--help` never
+import torch. Third parties add rooms' members through the entry-point group `gan_uad.models`: an entry point `name = "module"`
+names a module that holds decorated classes; it is read in the same way.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gan_uad.errors import UserError, near
+
+KINDS = ("network", "task", "scorer", "inverter")
+ROOMS = ("gan_uad.networks", "gan_uad.training", "gan_uad.scoring", "encoders")
+ENTRY_POINT_GROUP = "gan_uad.models"
+
+T = TypeVar("T", bound=type)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a registered name lives: `kind` (one of `KINDS`), module, class name, and the first line of its docstring."""
+
+    kind: str
+    name: str
+    module: str
+    qualname: str
+    summary: str
+
+
+def register(name: str, kind: str = "network") -> Callable[[T], T]:
+    """Class decorator: make the class known as `name` among its `kind`. Both must be literals: they are read, not run."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
+
+    def mark(cls: T) -> T:
+        return cls
+
+    return mark
+
+
+def entries(kind: str) -> list[Entry]:
+    """All registered names of one kind, sorted, without importing their files."""
+    return sorted(_catalogue()[kind].values(), key=lambda e: e.name)
+
+
+def find(kind: str, name: str) -> Any:
+    """Return the class registered as `name`; raises `UserError` with near matches when there is none."""
+    known = _catalogue()[kind]
+    if name not in known:
+        raise UserError(f"no {kind} is called {name!r}: {near(name, known)}")
+    entry = known[name]
+    return getattr(importlib.import_module(entry.module), entry.qualname)
+
+
+def build(kind: str, name: str, options: dict[str, Any], **given: Any) -> Any:
+    """Construct the class registered as `name` from a user's `options` and what the program itself has `given`.
+
+    The result remembers its `spec` (name and options), from which the same object can be built again.
+    Raises `UserError` for an option that the class does not take (with near matches) or refuses (`ValueError`).
+    """
+    cls = find(kind, name)
+    check_options(cls, options, f"{kind} {name}")
+    try:
+        built = cls(**given, **options)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{kind} {name}: {error}") from error
+    built.spec = {"name": name, "options": options}
+    return built
+
+
+def check_options(cls: Callable[..., Any], options: dict[str, Any], where: str) -> None:
+    """Raise `UserError` for any key of `options` that `cls` does not take by keyword."""
+    parameters = inspect.signature(cls).parameters.values()
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for key in options:
+        if key not in known:
+            raise UserError(f"{where} has no option {key!r}: {near(key, known)}")
+
+
+@functools.cache
+def _catalogue() -> dict[str, dict[str, Entry]]:
+    found: dict[str, dict[str, Entry]] = {kind: {} for kind in KINDS}
+    for module, file in _files():
+        for entry in _read(module, file):
+            other = found[entry.kind].setdefault(entry.name, entry)
+            if other != entry:
+                raise UserError(f"two {entry.kind}s are called {entry.name!r}: in {other.module} and in {entry.module}")
+    return found
+
+
+def _files() -> Iterator[tuple[str, Path]]:
+    for package in ROOMS:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or []) if spec else []:
+            for file in sorted(Path(folder).glob("*.py")):
+                yield f"{package}.{file.stem}", file
+    for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        spec = importlib.util.find_spec(point.value)
+        if spec and spec.origin:
+            yield point.value, Path(spec.origin)
+
+
+def _read(module: str, file: Path) -> Iterator[Entry]:
+    source = file.read_text(encoding="utf-8")
+    if "@register(" not in source:
+        return
+    for node in ast.parse(source, filename=str(file)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for decorator in node.decorator_list:
+            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "register":
+                values = [ast.literal_eval(a) for a in decorator.args] + [ast.literal_eval(k.value) for k in decorator.keywords]
+                name, kind = (*values, "network")[:2]
+                doc = ast.get_docstring(node) or ""
+                yield Entry(kind, name, module, node.name, doc.partition("\n")[0])

@@ -1,0 +1,131 @@
+"""A run folder: made, described, logged into, found again.
+
+    runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  fakes/  state.pt  model.safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gan_uad.config import RunConfig, read_yaml, resolve
+from gan_uad.errors import UserError
+from gan_uad.files import make_folder, write_json, write_text
+
+_NAME = re.compile(r"(\d{5})-(.+)")
+_PACKAGES = ("gan_uad", "torch", "torchvision", "numpy", "scipy", "pillow", "scikit-learn", "safetensors")
+
+
+class Run:
+    """An existing run folder and its resolved configuration. Raises `UserError` when the folder is not one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"{folder} is not a run folder: it has no config.yaml")
+        self.config: RunConfig = resolve(read_yaml(folder / "config.yaml"), default_name=folder.name, where=f"{folder}/config.yaml")
+
+    @classmethod
+    def create(cls, out: Path, config: RunConfig) -> Run:
+        """Make the next numbered folder under `out` and describe the run in it."""
+        make_folder(out)
+        number = 1 + max((int(m[1]) for p in out.iterdir() if (m := _NAME.fullmatch(p.name))), default=-1)
+        while True:
+            folder = out / f"{number:05d}-{config.name}"
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:  # another process took the number
+                number += 1
+        (folder / "fakes").mkdir()
+        write_json(folder / "environment.json", environment(config.training.seed))
+        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        return cls(folder)
+
+    @classmethod
+    def latest(cls, out: Path, name: str) -> Run | None:
+        """The highest-numbered run of this name under `out`, if any."""
+        found = [p for p in out.glob("*") if (m := _NAME.fullmatch(p.name)) and m[2] == name] if out.is_dir() else []
+        return cls(max(found)) if found else None
+
+    def update_config(self, config: RunConfig) -> None:
+        """Record settings that a resumed run was given anew."""
+        self.config = config
+        write_text(self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+    @property
+    def state_path(self) -> Path:
+        """All that a resume needs."""
+        return self.folder / "state.pt"
+
+    @property
+    def model_path(self) -> Path:
+        """The networks worth keeping."""
+        return self.folder / "model.safetensors"
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append one line to `log.jsonl`."""
+        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines of `log.jsonl` (a killed process may leave half a line, which is passed over)."""
+        path = self.folder / "log.jsonl"
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def rewind_log(self, nimg: int) -> None:
+        """Drop the lines that a killed process wrote after the checkpoint that training goes on from."""
+        kept = [row for row in self.read_log() if row["nimg"] <= nimg]
+        write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, git revision, hardware and seed of this process, for `environment.json`."""
+    import torch
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "git": _git_revision(),
+        "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "seed": seed,
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that this code runs from, with "+" when it has uncommitted changes; None for an installed wheel."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

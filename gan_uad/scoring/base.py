@@ -1,0 +1,147 @@
+"""THE scoring interface: every detector is fitted, scores images, compares sets, and is saved in the same way."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gan_uad import registry
+from gan_uad.errors import UserError
+from gan_uad.files import atomic
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown)
+
+
+@dataclass
+class Scores:
+    """Scores of N images, on the CPU. `image` `[N]`: higher = more anomalous. `map` `[N, H, W]`: where. `parts`: named `[N]`."""
+
+    image: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    map: Tensor | None = None
+    reconstruction: Tensor | None = None
+
+    @classmethod
+    def concatenate(cls, pieces: list[Scores]) -> Scores:
+        """Put the scores of consecutive images together."""
+        return cls(
+            torch.cat([p.image for p in pieces]),
+            {name: torch.cat([p.parts[name] for p in pieces]) for name in pieces[0].parts},
+            _cat([p.map for p in pieces]),
+            _cat([p.reconstruction for p in pieces]),
+        )
+
+    def first(self, count: int) -> Scores:
+        """The scores of the first `count` images."""
+        cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
+        return Scores(parts={k: v[:count] for k, v in self.parts.items()}, **{k: None if v is None else v[:count] for k, v in cut.items()})
+
+
+class Scorer(ABC):
+    """A detector of what is not normal.
+
+    Scores are deterministic and independent of the batch that an image comes in: images go through the model in micro-batches
+    of one fixed size, the last one padded.
+    """
+
+    micro_batch = 16
+    spec: dict[str, Any]
+    calibration: Tensor | None = None  # scores of validation normals, after `fit`
+
+    def fit(self, train: Batches, validation: Batches | None = None) -> None:
+        """Learn from normal images (label 1 is dropped); keep the scores of `validation` normals for `tail_probability`."""
+        self.fit_normals((images[labels != 1] for images, labels in train))
+        if validation is not None:
+            kept = [self.score(images[labels == 0]).image for images, labels in validation if bool((labels == 0).any())]
+            if not kept:
+                raise UserError("the validation set holds no normal images (label 0), so nothing can be calibrated on it")
+            self.calibration = torch.cat(kept)
+
+    def fit_normals(self, train: Iterator[Tensor]) -> None:
+        """Learn from batches of normal images. Detectors whose networks are trained already have nothing to do here."""
+
+    @abstractmethod
+    def score_batch(self, images: Tensor) -> Scores:
+        """Score exactly `micro_batch` images `[micro_batch, 3, R, R]` in [-1, 1]; no image may influence another's result."""
+
+    def score(self, images: Tensor) -> Scores:
+        """Score `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
+        check_images(images)
+        pieces = []
+        for part in images.split(self.micro_batch):
+            padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(part)))
+            pieces.append(self.score_batch(padded).first(len(part)))
+        return Scores.concatenate(pieces)
+
+    def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """How far a set is from the validation normals: Wasserstein-1 distance between the two distributions of scores."""
+        from scipy.stats import wasserstein_distance
+
+        if self.calibration is None:
+            raise UserError("compare needs a scorer that was fitted with a validation set")
+        scores = self.score(images).image
+        return {
+            "wasserstein_1": float(wasserstein_distance(self.calibration.numpy(), scores.numpy())),
+            "mean_score": float(scores.mean()),
+            "mean_score_of_normals": float(self.calibration.mean()),
+            "n": len(scores),
+        }
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """What `save` must keep, beside `spec` and the calibration."""
+
+    @abstractmethod
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Take back what `tensors` gave."""
+
+    def save(self, path: Path) -> None:
+        """Write the fitted scorer to one safetensors file with JSON metadata."""
+        from safetensors.torch import save_file
+
+        tensors = {f"scorer.{k}": v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}
+        if self.calibration is not None:
+            tensors["calibration"] = self.calibration
+        with atomic(path) as temporary:
+            save_file(tensors, temporary, metadata={"gan_uad_scorer": json.dumps(self.spec)})
+
+
+def load_scorer(path: Path, **given: Any) -> Scorer:
+    """Read a fitted scorer; `given` is what its constructor needs beside its options (an inverter, for instance)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("gan_uad_scorer")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no scorer file ({error})") from None
+    if text is None:
+        raise UserError(f"{path} was not written by a scorer's save")
+    spec = json.loads(text)
+    scorer: Scorer = registry.build("scorer", spec["name"], spec["options"], **given)
+    scorer.calibration = tensors.pop("calibration", None)
+    scorer.take({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
+    return scorer
+
+
+def check_images(images: Tensor) -> None:
+    """Raise `ValueError` unless `images` is a float `[N, 3, H, W]` with N ≥ 1, finite, in [-1, 1]."""
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
+        raise ValueError(f"images must be float [N, 3, H, W] with N >= 1, got {images.dtype} {list(images.shape)}")
+    low, high = float(images.amin()), float(images.amax())
+    if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):  # also false for NaN
+        raise ValueError(f"images must be finite and in [-1, 1], got values from {low:.4g} to {high:.4g}")
+
+
+def _cat(pieces: list[Any]) -> Any:
+    return None if pieces[0] is None else torch.cat(pieces)

@@ -1,0 +1,161 @@
+"""Tasks that train a generator against a discriminator."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_uad.registry import register
+from gan_uad.training.checkpoint import load_weights
+from gan_uad.training.ema import EMA
+from gan_uad.training.engine import Task
+from gan_uad.training.losses import gradient_penalty
+
+SAMPLES = 64  # images of a snapshot
+
+
+class AdversarialTask(Task):
+    """What DCGAN and WGAN-GP share: two nets with an Adam each, an averaged generator, one generator of random numbers.
+
+    `model` holds a generator `G` and a discriminator `D`. Random numbers are drawn on the CPU, so that a seed gives the same
+    latents on every device.
+    """
+
+    def __init__(
+        self, model: Any, device: torch.device, seed: int, lr: float, lr_D: float, betas: tuple[float, float], ema_kimg: float
+    ) -> None:
+        self.model, self.device = model.to(device, memory_format=torch.channels_last), device
+        self.G, self.D = model.G.train(), model.D.train()
+        self.ema = EMA(self.G, ema_kimg)
+        self.opt_G = torch.optim.Adam(self.G.parameters(), lr, tuple(betas))  # type: ignore[arg-type]
+        self.opt_D = torch.optim.Adam(self.D.parameters(), lr_D, tuple(betas))  # type: ignore[arg-type]
+        self.rng = torch.Generator().manual_seed(seed)
+        self.fixed_z = torch.randn(SAMPLES, self.G.z_dim, generator=torch.Generator().manual_seed(seed))
+
+    def draw_z(self, count: int) -> Tensor:
+        """Fresh latents `[count, z_dim]` ~ N(0, 1)."""
+        return torch.randn(count, self.G.z_dim, generator=self.rng).to(self.device)
+
+    def sample(self) -> Tensor:
+        """Images of the averaged generator at fixed latents."""
+        with torch.no_grad():
+            return self.ema.net(self.fixed_z.to(self.device))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The averaged generator with the current discriminator."""
+        exported = copy.copy(self.model)
+        exported._modules = {**self.model._modules, "G": self.ema.net}
+        return {"gan": exported}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nets, averages, optimisers, random numbers."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.net.state_dict(),
+            "opt_G": self.opt_G.state_dict(),
+            "opt_D": self.opt_D.state_dict(),
+            "rng": self.rng.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state back; raises `UserError` when it is of another architecture."""
+        load_weights(self.model, state["model"], "the checkpoint")
+        load_weights(self.ema.net, state["ema"], "the checkpoint")
+        self.opt_G.load_state_dict(state["opt_G"])
+        self.opt_D.load_state_dict(state["opt_D"])
+        self.rng.set_state(state["rng"])
+
+
+@register("dcgan", kind="task")
+class DCGANTask(AdversarialTask):
+    """DCGAN's training: binary cross-entropy, non-saturating generator loss, one step each on every batch."""
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 2e-4,
+        betas: tuple[float, float] = (0.5, 0.999),
+        ema_kimg: float = 10.0,
+    ) -> None:
+        super().__init__(model, device, seed, lr, lr, betas, ema_kimg)
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """One discriminator and one generator step."""
+        fake = self.G(self.draw_z(len(real)))
+        on_real, on_fake = self.D(real), self.D(fake.detach())
+        loss_D = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+        self.opt_D.zero_grad()
+        loss_D.backward()
+        self.opt_D.step()
+
+        self.D.requires_grad_(False)
+        loss_G = F.softplus(-self.D(fake)).mean()
+        self.opt_G.zero_grad()
+        loss_G.backward()
+        self.D.requires_grad_(True)
+        self.opt_G.step()
+        self.ema.update(len(real))
+        signs = {"real_sign": on_real.detach().sign().mean(), "fake_sign": on_fake.detach().sign().mean()}
+        return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach(), **signs}
+
+
+@register("wgan_gp", kind="task")
+class WGANGPTask(AdversarialTask):
+    """WGAN-GP's training: a critic step on every batch, a generator step after every `n_critic` of them.
+
+    `lr_D` gives the critic a rate of its own (Heusel et al. 2017, two time scales), with which fewer critic steps do.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 1e-4,
+        lr_D: float | None = None,
+        betas: tuple[float, float] = (0.0, 0.9),
+        n_critic: int = 5,
+        gp_weight: float = 10.0,
+        ema_kimg: float = 10.0,
+    ) -> None:
+        super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
+        if n_critic < 1:
+            raise ValueError(f"n_critic must be at least 1, got {n_critic}")
+        self.n_critic, self.gp_weight = n_critic, gp_weight
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """One critic step, and a generator step when it is due."""
+        figures = self.critic_step(real)
+        if (nimg // len(real) + 1) % self.n_critic == 0:
+            figures |= self.generator_step(len(real))
+        return figures
+
+    def critic_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Minimise E[D(fake)] − E[D(real)] + λ·penalty over the critic."""
+        with torch.no_grad():
+            fake = self.G(self.draw_z(len(real)))
+        mix = torch.rand(len(real), generator=self.rng).to(self.device)
+        on_real, on_fake = self.D(torch.cat([real, fake])).chunk(2)
+        penalty = gradient_penalty(self.D, real, fake, mix)
+        wasserstein = on_real.mean() - on_fake.mean()
+        self.opt_D.zero_grad()
+        (self.gp_weight * penalty - wasserstein).backward()
+        self.opt_D.step()
+        return {"wasserstein": wasserstein.detach(), "penalty": penalty.detach()}
+
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """Minimise −E[D(G(z))] over the generator."""
+        self.D.requires_grad_(False)
+        loss = -self.D(self.G(self.draw_z(count))).mean()
+        self.opt_G.zero_grad()
+        loss.backward()
+        self.D.requires_grad_(True)
+        self.opt_G.step()
+        self.ema.update(count * self.n_critic)
+        return {"loss_G": loss.detach()}

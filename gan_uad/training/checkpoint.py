@@ -1,0 +1,134 @@
+"""Checkpoints: `state.pt` (all that a resume needs) and `model.safetensors` (the networks worth keeping, self-describing).
+
+Nothing here is ever pickled code: a file that needs it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gan_uad import registry
+from gan_uad.errors import UserError
+from gan_uad.files import atomic
+
+FORMAT = 1
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a resumable state atomically; the one before is kept beside it as `*.prev.pt`.
+
+    Raises `JobFailed` when the disk is full; the last good state is then still under its name.
+    """
+    with atomic(path) as temporary:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # torch's zip writer hides the errno of a failed write
+            raise OSError(_errno_of_disk(temporary), str(error)) from error
+        if path.exists():
+            before = previous(path)
+            before.unlink(missing_ok=True)
+            os.link(path, before)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read a state, or the one kept before it when `path` is missing or damaged. Raises `UserError` when neither can be read."""
+    problems = []
+    for candidate in (path, previous(path)):
+        if not candidate.is_file():
+            problems.append(f"{candidate.name} is missing")
+            continue
+        try:
+            state = torch.load(candidate, map_location="cpu", weights_only=True)
+            if not isinstance(state, dict) or "nimg" not in state:
+                raise ValueError("not a training state")
+            return state
+        except pickle.UnpicklingError:
+            problems.append(f"{candidate.name} holds pickled code or is no checkpoint; it is not opened, since code in it could run")
+        except (RuntimeError, ValueError, EOFError, OSError) as error:
+            problems.append(f"{candidate.name} is damaged ({str(error).splitlines()[0]})")
+    raise UserError(f"no checkpoint to resume from in {path.parent}: {'; '.join(problems)}")
+
+
+def previous(path: Path) -> Path:
+    """Where the state before the last one is kept."""
+    return path.with_name(f"{path.stem}.prev{path.suffix}")
+
+
+def save_model(path: Path, networks: dict[str, nn.Module], description: dict[str, Any], half: bool = False) -> None:
+    """Write networks (made by `registry.build`) with all that is needed to build them again.
+
+    `description` goes into the JSON metadata as it is. `half` stores float16, for publishing; loading gives float32 back.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for role, net in networks.items():
+        for name, tensor in net.state_dict().items():
+            small = half and tensor.is_floating_point()
+            tensors[f"{role}.{name}"] = tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous().clone()
+    specs = {role: net.spec for role, net in networks.items()}
+    text = json.dumps({"format": FORMAT, "networks": specs, **description})
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"gan_uad": text})
+
+
+def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description and the tensors of a model file. Raises `UserError` if it is missing, damaged or of another kind."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"no such model file: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("gan_uad")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+    except SafetensorError as error:
+        raise UserError(
+            f"{path} is not a safetensors file ({error}). Pickled checkpoints (.pt, .pkl, .pth) are not opened: code in them could run"
+        ) from None
+    if text is None:
+        raise UserError(f"{path} was not written by gan_uad: it does not say which networks it holds")
+    return json.loads(text), tensors
+
+
+def build_networks(path: Path) -> tuple[dict[str, Any], dict[str, nn.Module]]:
+    """Build the networks of a model file with its weights, in evaluation mode, float32, without gradients."""
+    description, tensors = read_model(path)
+    if description.get("format") != FORMAT:
+        raise UserError(f"{path} is of format {description.get('format')}; this program reads format {FORMAT}. Update gan_uad")
+    networks = {}
+    for role, spec in description["networks"].items():
+        net = registry.build("network", spec["name"], spec["options"])
+        prefix = f"{role}."
+        own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        load_weights(net, own, f"{path} ({role})")
+        networks[role] = net.eval().requires_grad_(False)
+    return description, networks
+
+
+def load_weights(net: nn.Module, tensors: dict[str, Any], where: str) -> None:
+    """`load_state_dict` that answers a wrong architecture with one line: which tensor, which shape, which shape was expected."""
+    expected = net.state_dict()
+    for name in [*expected, *tensors]:
+        if name not in tensors or name not in expected:
+            raise UserError(f"{where} is of another architecture: {name!r} is only in the {'file' if name in tensors else 'network'}")
+        if tensors[name].shape != expected[name].shape:
+            raise UserError(
+                f"{where} is of another architecture: {name!r} is {list(tensors[name].shape)} in the file, "
+                f"{list(expected[name].shape)} in the network (another resolution or channel_base?)"
+            )
+    net.load_state_dict(tensors)
+
+
+def _errno_of_disk(path: Path) -> int:
+    import errno
+    import shutil
+
+    return errno.ENOSPC if shutil.disk_usage(path.parent).free < 1 << 20 else errno.EIO

@@ -1,0 +1,32 @@
+"""Exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Holds `net`, an averaged copy of a network: evaluation mode, no gradients.
+
+    Weights decay by 0.5^(images / half-life). Floating-point buffers (batch-norm statistics, which belong to the weights that
+    made them) are averaged with the weights, integer buffers copied. With `half_life_kimg` 0 the copy simply follows.
+    """
+
+    def __init__(self, source: nn.Module, half_life_kimg: float) -> None:
+        self.source, self.half_life = source, half_life_kimg * 1000
+        self.net = copy.deepcopy(source).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, images: int) -> None:
+        """Move towards the source after a step that saw `images` images."""
+        keep = 0.5 ** (images / self.half_life) if self.half_life > 0 else 0.0
+        for mine, theirs in zip(self.net.parameters(), self.source.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - keep)
+        for mine, theirs in zip(self.net.buffers(), self.source.buffers(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - keep)
+            else:
+                mine.copy_(theirs)

@@ -1,0 +1,31 @@
+"""Optimisers that torch does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RMSpropTF(torch.optim.Optimizer):
+    """RMSprop as TensorFlow 1 computes it, with which f-AnoGAN's encoder was trained.
+
+    s ← decay·s + (1 − decay)·g², s starting at one; w ← w − lr·g / √(s + eps). torch's own has another decay, a start at zero,
+    and eps outside the root.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, decay: float = 0.9, eps: float = 1e-10) -> None:
+        super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                mean_square = self.state[weight].setdefault("mean_square", torch.ones_like(weight))
+                mean_square.mul_(group["decay"]).addcmul_(weight.grad, weight.grad, value=1 - group["decay"])
+                weight.addcdiv_(weight.grad, (mean_square + group["eps"]).sqrt(), value=-group["lr"])
