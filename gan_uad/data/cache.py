@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -126,26 +127,32 @@ def _write(target: Path, key: str, source: Source, data: DataConfig, resolution:
     target.parent.mkdir(parents=True, exist_ok=True)
     _sweep(target.parent)
     tally = _Tally([], [])
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
+    with _renamed_to(target) as file:
+        _header(file, len(source.manifest), resolution)
+        for image in _pictures(source, data, resolution, tally, progress):
+            file.write(image.tobytes())
+        file.seek(0)
+        _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
+        file.flush()
+        crc = _checksum(Path(file.name))
+    facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
+    with _renamed_to(target.with_suffix(".json")) as file:
+        file.write(json.dumps(facts | asdict(tally) | {"crc32": crc}).encode())
+
+
+@contextmanager
+def _renamed_to(target: Path) -> Iterator[BinaryIO]:
+    """A temporary file, open for writing, that takes the target's name when all went well and vanishes when not."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            _header(file, len(source.manifest), resolution)
-            for image in _pictures(source, data, resolution, tally, progress):
-                file.write(image.tobytes())
-            file.seek(0)
-            _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
-        facts |= asdict(tally) | {"crc32": _checksum(Path(temporary))}
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.stem, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as text:
-        json.dump(facts, text)
-    os.replace(temporary, target.with_suffix(".json"))
 
 
 def _header(file: BinaryIO, n: int, resolution: int) -> None:

@@ -6,9 +6,9 @@ A manifest knows nothing of pixels. It is made by a source, split by group, and 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -70,13 +70,15 @@ class Manifest:
 
     def replace(self, **columns: Any) -> Manifest:
         """The same rows with other columns."""
-        return Manifest.of(**({field.name: getattr(self, field.name) for field in fields(self)} | columns))
+        return dataclasses.replace(self, **columns)
 
     def take(self, indices: Iterable[int]) -> Manifest:
         """The rows of the given indices, in their order."""
         index = np.fromiter(indices, np.int64)
         columns: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Manifest(**{k: v[index] if isinstance(v, np.ndarray) else [v[i] for i in index] for k, v in columns.items()})
+        for name, values in columns.items():
+            columns[name] = values[index] if isinstance(values, np.ndarray) else [values[i] for i in index]
+        return Manifest(**columns)
 
     def where(self, split: str | None = None, label: int | None = None) -> NDArray[np.int64]:
         """Indices of the rows of one split and one label (None: any), ascending."""
@@ -130,8 +132,8 @@ class Manifest:
     def to_csv(self, path: Path) -> None:
         """Write `index.csv` atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".index", suffix=".tmp")
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for i in range(len(self)):

@@ -57,9 +57,22 @@ class PatchSet:
         m = self.manifest
         return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split)
 
-    def gather(self, indices: ArrayLike) -> Pixels:
-        """A copy of some patches, uint8 [n, R, R, 3]."""
-        return np.asarray(self._all.images[self._index[np.asarray(indices)]])
+    def gather(self, indices: ArrayLike, transforms: NDArray[np.uint8] | None = None) -> Pixels:
+        """A copy of some patches, uint8 [n, R, R, 3], each turned by its transform.
+
+        A transform is three bits: 4 swaps the axes, then 2 flips up-down, 1 flips left-right; 0 to 7 are all the ways to
+        lay a square.
+        """
+        rows = self._index[np.asarray(indices)]
+        if transforms is None or not transforms.any():
+            return np.asarray(self._all.images[rows])
+        side = self.resolution
+        whole_pixels = self._all.images.view("V3").reshape(-1, side, side)  # moved as one item: twice as fast as bytes
+        turned = np.empty((len(rows), side, side), "V3")
+        for i, (row, code) in enumerate(zip(rows, transforms, strict=True)):
+            pixels = whole_pixels[row].T if code & 4 else whole_pixels[row]
+            turned[i] = pixels[:: -1 if code & 2 else 1, :: -1 if code & 1 else 1]
+        return turned.view(np.uint8).reshape(-1, side, side, 3)
 
     def select(self, split: str | None = None, label: int | None = None) -> PatchSet:
         """The patches of one split and one label (0 normal, 1 anomalous, -1 unknown); None is any."""
@@ -127,7 +140,8 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
             f"{source.path}: {len(torn)} groups lie on two sides of the split ({some}): what was trained on would be tested on; "
             "move each whole group to one side"
         )
-    grouped = "by group" if any(manifest.group) else "image by image, since groups (patients or slides) are unknown"
+    known = any(manifest.group)
+    grouped = "by group" if known else "image by image"
     shares = "/".join(f"{share:.0%}" for share in data.split_fractions)
     if missing := manifest.split.count(""):
         manifest = manifest.with_splits(data.split_fractions, data.split_seed)
@@ -136,12 +150,14 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
     elif "train" in manifest.split and "val" not in manifest.split and data.split_fractions[1] > 0:
         manifest = manifest.with_val_from_train(data.split_fractions, data.split_seed)
         notes.append(f"no validation split is given: {manifest.split.count('val')} images are cut out of train, {grouped}")
+    if not known:
+        notes.append("groups (patients or slides) are unknown: each image counts as its own")
     return manifest, notes
 
 
 def to_tensor(images: Pixels) -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1], channels_last in memory."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(1 / 127.5)
 
 
 def to_uint8(images: Tensor) -> Pixels:
@@ -179,7 +195,7 @@ class TrainStream:
     def at(self, nimg: int) -> Tensor:
         """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]."""
         k = nimg + self._offset + np.arange(self._share)
-        return to_tensor(_turned(self._patches.gather(self._chosen(k)), self._transforms(k)))
+        return to_tensor(self._patches.gather(self._chosen(k), self._transforms(k)))
 
     def _chosen(self, k: NDArray[np.int64]) -> NDArray[np.int64]:
         n = len(self._patches)
@@ -191,13 +207,13 @@ class TrainStream:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self._patches))
 
     def _transforms(self, k: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """For each image three bits, [n]: 4 swaps the axes, 2 flips up-down, 1 flips left-right; all 8 are equally likely."""
-        bits = (_mixed(k, self._seed) >> np.uint64(61)).astype(np.uint8)
+        """The transform of each image for `PatchSet.gather`, [n]; all that are allowed are equally likely."""
+        bits: NDArray[np.uint8] = (_mixed(k, self._seed) >> np.uint64(61)).astype(np.uint8)
         if self._flips and self._turns:
             return bits
         if self._flips:
-            return bits & 3
-        return QUARTER_TURNS[bits & 3] if self._turns else np.zeros_like(bits)
+            return bits & np.uint8(3)
+        return QUARTER_TURNS[bits & np.uint8(3)] if self._turns else np.zeros_like(bits)
 
 
 def _mixed(k: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
@@ -206,17 +222,4 @@ def _mixed(k: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     z = start + (k.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _turned(images: Pixels, transforms: NDArray[np.uint8]) -> Pixels:
-    """Apply each image's transform (see `TrainStream._transforms`) to uint8 [n, R, R, 3]."""
-    if not transforms.any():
-        return images
-    turned = np.empty_like(images)
-    for code in np.unique(transforms):
-        rows = transforms == code
-        part = images[rows]
-        part = part.swapaxes(1, 2) if code & 4 else part
-        turned[rows] = part[:, :: -1 if code & 2 else 1, :: -1 if code & 1 else 1]
-    return turned
+    return np.asarray(z ^ (z >> np.uint64(31)))
