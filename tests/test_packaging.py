@@ -106,7 +106,7 @@ def test_commands_of_the_wheel_answer(venv: Path, tmp_path: Path) -> None:
     by_module = run(venv / "bin" / "python", "-m", "gan_uad", "--help", cwd=tmp_path)
     by_script = run(venv / "bin" / "gan-uad", "--help", cwd=tmp_path)
     for text in (by_module, by_script):
-        assert all(verb in text for verb in ("train", "score", "evaluate", "demo", "doctor"))
+        assert [verb for verb in ("train", "score", "evaluate", "demo", "doctor", "models") if verb not in text] == []
     assert "wgan_gp" in run(venv / "bin" / "gan-uad", "models", cwd=tmp_path)
 
 
