@@ -11,12 +11,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,6 +27,7 @@ from gan_uad.data.arrays import digest
 from gan_uad.data.images import BadImage, Pixels, preprocess, tissue_share
 from gan_uad.data.sources import Source
 from gan_uad.errors import JobFailed, UserError
+from gan_uad.files import atomic, make_folder, write_text
 
 Progress = Callable[[int, int], None]
 
@@ -81,11 +80,11 @@ def prepare(
         try:
             _write(target, key, source, data, resolution, progress)
             found = _load(target, key, resolution)
-            problem = "it does not read back as written"
-        except OSError as error:
-            problem = error.strerror or str(error)
+            problem = f"{target} does not read back as written"
+        except (UserError, JobFailed) as error:  # what `files` makes of a folder that cannot be written and of a full disk
+            problem = error.message
         if found is None:
-            found = _in_memory(key, source, data, resolution, progress, f"no cache at {folder} ({problem})")
+            found = _in_memory(key, source, data, resolution, progress, f"no cache ({problem})")
     if data.strict and found.skipped:
         bad, reason = found.skipped[0]
         raise UserError(f"{source.path}: {len(found.skipped)} broken images (data.strict), the first: {bad}: {reason}")
@@ -124,35 +123,18 @@ class _Tally:
 
 def _write(target: Path, key: str, source: Source, data: DataConfig, resolution: int, progress: Progress | None) -> None:
     """Build the cache. Written as a plain file: a full disk is then an OSError, where a memory map would die of SIGBUS."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target.parent)
+    _sweep(make_folder(target.parent))
     tally = _Tally([], [])
-    with _renamed_to(target) as file:
-        _header(file, len(source.manifest), resolution)
-        for image in _pictures(source, data, resolution, tally, progress):
-            file.write(image.tobytes())
-        file.seek(0)
-        _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
-        file.flush()
-        crc = _checksum(Path(file.name))
-    facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
-    with _renamed_to(target.with_suffix(".json")) as file:
-        file.write(json.dumps(facts | asdict(tally) | {"crc32": crc}).encode())
-
-
-@contextmanager
-def _renamed_to(target: Path) -> Iterator[BinaryIO]:
-    """A temporary file, open for writing, that takes the target's name when all went well and vanishes when not."""
-    temporary = target.with_name(f"{target.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
+    with atomic(target) as temporary:
         with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+            _header(file, len(source.manifest), resolution)
+            for image in _pictures(source, data, resolution, tally, progress):
+                file.write(image.tobytes())
+            file.seek(0)
+            _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
+        crc = _checksum(temporary)
+    facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
+    write_text(target.with_suffix(".json"), json.dumps(facts | asdict(tally) | {"crc32": crc}))
 
 
 def _header(file: BinaryIO, n: int, resolution: int) -> None:
@@ -161,7 +143,7 @@ def _header(file: BinaryIO, n: int, resolution: int) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    for left in folder.glob("*.tmp"):
+    for left in folder.glob(".*.tmp"):
         if time.time() - left.stat().st_mtime > STALE_S:
             left.unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan_uad.errors import UserError, near
+from gan_uad.files import atomic
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -131,9 +131,7 @@ class Manifest:
 
     def to_csv(self, path: Path) -> None:
         """Write `index.csv` atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(COLUMNS)
             for i in range(len(self)):
@@ -141,7 +139,6 @@ class Manifest:
                 numbers = ["" if np.isnan(c[i]) else f"{c[i]:.10g}" for c in (self.x, self.y, self.tissue)]
                 texts = (self.image[i], self.group[i], label, self.split[i], self.klass[i], self.slide[i])
                 writer.writerow([*texts, *numbers, self.mask[i]])
-        os.replace(temporary, path)
 
     @classmethod
     def from_csv(cls, content: bytes, where: str) -> Manifest:
@@ -205,16 +202,17 @@ def _number(text: str, name: str, where: str) -> float:
 def deal(groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float, ...], seed: int) -> NDArray[np.int64]:
     """Deal rows to sides by whole groups: [N] group keys and labels to [N] indices into `fractions`.
 
-    Groups go largest first (equals in seeded order), each to the side where it brings the counts of every label closest,
-    in least squares, to the asked shares. A side of share 0 gets nothing.
+    Groups go largest first (equals in seeded order), each to the side where it brings the counts of every label, and of all,
+    closest to the asked shares in least squares. A side of share 0 gets nothing.
     """
     keys, of_row = np.unique(np.array([repr(g) for g in groups]), return_inverse=True)
     label_values, label_of_row = np.unique(labels, return_inverse=True)
     counts = np.zeros((len(keys), len(label_values)), np.int64)
     np.add.at(counts, (of_row, label_of_row), 1)
+    counts = np.hstack([counts, counts.sum(axis=1, keepdims=True)])  # sizes count as much as a label does
     total = np.maximum(counts.sum(axis=0), 1)
     order = np.random.default_rng(seed).permutation(len(keys))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
+    order = order[np.argsort(-counts[order, -1], kind="stable")]
 
     # Plain lists: with every image its own group this loop runs once an image.
     weights = [1.0 / float(t) ** 2 for t in total]
