@@ -14,7 +14,10 @@ from gan_uad.scoring.distance import ImageDistance
 
 @dataclass
 class Inversion:
-    """What was found for N images: `latent` `[N, ...]`, `reconstruction` `[N, 3, R, R]` in [-1, 1], `steps` taken, `loss_history` `[steps, N]`."""
+    """What was found for N images.
+
+    `latent` `[N, ...]`, `reconstruction` `[N, 3, R, R]` in [-1, 1], `steps` taken, `loss_history` `[steps, N]`.
+    """
 
     latent: Tensor
     reconstruction: Tensor
@@ -32,7 +35,8 @@ class Inverter(ABC):
 
     def __init__(self, nets: dict[str, Any], device: torch.device, distance: ImageDistance, micro_batch: int) -> None:
         self.nets = {
-            role: net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False) for role, net in nets.items()
+            role: net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+            for role, net in nets.items()
         }
         self.generator, self.discriminator = nets["gan"].G, nets["gan"].D
         self.device, self.distance, self.micro_batch = device, distance, micro_batch

@@ -84,7 +84,9 @@ class EncoderTask(Task):
 class IziFTask(EncoderTask):
     """izi_f: mean (x − G(E(x)))² + κ·mean (f(x) − f(G(E(x))))², f the discriminator's features."""
 
-    def __init__(self, model: Any, device: torch.device, seed: int, generator: Any, lr: float = 5e-5, kappa: float = 1.0) -> None:
+    def __init__(
+        self, model: Any, device: torch.device, seed: int, generator: Any, lr: float = 5e-5, kappa: float = 1.0
+    ) -> None:
         super().__init__(model, device, seed, generator, lr)
         self.distance = ImageDistance("l2", "mean", 1.0, kappa)
 
@@ -123,7 +125,9 @@ class EncoderInverter(Inverter):
 
     def __init__(self, nets: dict[str, Any], device: torch.device, kappa: float = 1.0, micro_batch: int = 16) -> None:
         if "encoder" not in nets:
-            raise ValueError("this model has no encoder; train one (gan-uad train izi_f_64 -o generator=RUN) or use --inverter anogan")
+            raise ValueError(
+                "this model has no encoder; train one (gan-uad train izi_f_64 -o generator=RUN) or use --inverter anogan"
+            )
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
 
     def invert(self, images: Tensor) -> Inversion:

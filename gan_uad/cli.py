@@ -25,6 +25,15 @@ class _Group(click.Group):
             raise Interrupted("stopped by Ctrl-C; the same command goes on where it can") from None
 
 
+device_option = click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto: CUDA where there is one.",
+)
+
+
 @click.group(cls=_Group, context_settings=CONTEXT)
 @click.version_option(gan_uad.__version__)
 @click.option("-q", "--quiet", is_flag=True, help="Print results and errors only.")
@@ -40,17 +49,148 @@ def main(quiet: bool) -> None:
 @click.argument("config")
 @click.option("--data", metavar="PATH", help="Patches: folder, zip, .npz or .h5 (sets data.path).")
 @click.option("--generator", metavar="RUN", help="Trained generator, for encoders.")
-@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a setting, e.g. -o training.batch=32.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go.")
+@click.option(
+    "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a setting, e.g. -o training.batch=32."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
+)
 @click.option("--resume", is_flag=True, help="Go on with CONFIG if it is a run folder, else with its latest run.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 def train(
-    config: str, data: str | None, generator: str | None, overrides: tuple[str, ...], out: Path, resume: bool, dry_run: bool
+    config: str,
+    data: str | None,
+    generator: str | None,
+    overrides: tuple[str, ...],
+    out: Path,
+    resume: bool,
+    dry_run: bool,
 ) -> None:
     """Train what CONFIG (a preset's name, a YAML file or a run folder) describes."""
     from gan_uad.jobs.train import train as job
 
     job(config, overrides, data, generator, out, resume, dry_run)
+
+
+@main.command()
+@click.argument("run")
+@click.option("--seeds", default="0-63", show_default=True, help="Seeds, such as 0-63 or 1,5,9: one image each.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("generated"), show_default=True)
+@click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
+@click.option("--npz", is_flag=True, help="Write one images.npz instead of a PNG an image.")
+@device_option
+def generate(run: str, seeds: str, out: Path, grid: bool, npz: bool, device: str) -> None:
+    """Make images with the generator of RUN (a run folder or model file)."""
+    from gan_uad.jobs.generate import generate as job
+    from gan_uad.jobs.generate import parse_seeds
+
+    job(run, parse_seeds(seeds), out, grid, npz, device)
+
+
+@main.command()
+@click.argument("run")
+@click.argument("data", required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Where results go. [default: scores/ inside the run]")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test", "all"]),
+    help="Which split to score. [default: test, if DATA has splits]",
+)
+@click.option("--inverter", metavar="NAME", help="How the closest normal image is found; see `gan-uad models`.")
+@click.option(
+    "--threshold", metavar="RULE", help="fpr:A, quantile:Q, mean_std:K, youden or manual:V, set on validation images."
+)
+@click.option("--maps", is_flag=True, help="Write difference maps, and masks cut from them.")
+@click.option(
+    "--pixel-quantile",
+    type=click.FloatRange(0.5, 1),
+    default=0.99,
+    show_default=True,
+    help="Where masks are cut: this quantile of validation normals' pixels.",
+)
+@click.option("--max-images", type=click.IntRange(min=1), help="Score a random subset of this size.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the subset.")
+@click.option(
+    "-o",
+    "overrides",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Override data.* or scoring.* of the run, e.g. -o scoring.options.steps=200.",
+)
+@device_option
+def score(
+    run: str, data: str | None, out: Path | None, split: str | None, inverter: str | None, threshold: str | None, maps: bool,
+    pixel_quantile: float, max_images: int | None, seed: int, overrides: tuple[str, ...], device: str,
+) -> None:  # fmt: skip
+    """Score the patches of DATA (default: what RUN was trained on) by their distance to the closest normal image."""
+    from gan_uad.jobs.score import score as job
+
+    print(job(run, data, out, split, inverter, threshold, overrides, maps, pixel_quantile, max_images, seed, device))
+
+
+@main.command()
+@click.argument("scores", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Where figures and pictures go. [default: the first SCORES folder]"
+)
+@click.option("--threshold", metavar="RULE", help="Another rule than the scored one, set on the validation scores.")
+@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
+def evaluate(scores: tuple[Path, ...], out: Path | None, threshold: str | None, resamples: int, seed: int) -> None:
+    """Figures with intervals, tables, ROC and more, from SCORES: folders of `gan-uad score`, or scores.csv files."""
+    from gan_uad.jobs.evaluate import evaluate as job
+
+    job(list(scores), out, threshold, resamples, seed)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True)
+def models(as_json: bool) -> None:
+    """List presets, networks, tasks, inverters and scorers."""
+    from gan_uad.jobs.models import models as job
+
+    job(as_json)
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable: a list of {check, status, detail, mend}.")
+def doctor(as_json: bool) -> None:
+    """Check this machine and installation: PASS, WARN or FAIL, and the mend."""
+    from gan_uad.jobs.doctor import doctor as job
+
+    sys.exit(job(as_json=as_json))
+
+
+@main.group()
+def data() -> None:
+    """Look at a set of patches before training on it."""
+
+
+@data.command()
+@click.argument("path")
+@click.option(
+    "--resolution", type=int, default=64, show_default=True, help="Side in px that the images would be brought to."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for class_samples.png and class_balance.png.")
+@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Data settings, e.g. -o data.crop=center.")
+@click.option("--json", "as_json", is_flag=True)
+def check(path: str, resolution: int, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Counts by label, group and split, sizes, broken files, and groups on two sides of PATH."""
+    from gan_uad.config import data_config
+    from gan_uad.jobs.data_check import data_check
+
+    sys.exit(data_check(path, data_config(path, overrides), resolution, out, as_json))
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--quick", is_flag=True, help="A reduced form of under a minute, for tests; its figures mean little.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+def demo(out: Path, quick: bool, seed: int) -> None:
+    """The whole way on made-up tissue: patches, WGAN-GP, izi_f encoder, scores, ROC, pictures; a few minutes on 2 CPU cores."""
+    from gan_uad.jobs.demo import demo as job
+
+    job(out, quick, seed)
 
 
 if __name__ == "__main__":

@@ -26,13 +26,21 @@ class DataConfig(_Strict):
 
     path: str | None = Field(None, description="folder, zip, .npz or .h5 of patches")
     crop: Literal["none", "center"] = Field("none", description="center: cut the middle `crop_size` px before resizing")
-    crop_size: int | None = Field(None, ge=1, description="side of the centre crop in source px; default: the resolution")
-    resize: Literal["bicubic", "bilinear", "lanczos", "box"] = Field("bicubic", description="antialiased resampling rule")
+    crop_size: int | None = Field(
+        None, ge=1, description="side of the centre crop in source px; default: the resolution"
+    )
+    resize: Literal["bicubic", "bilinear", "lanczos", "box"] = Field(
+        "bicubic", description="antialiased resampling rule"
+    )
     grayscale: bool = Field(False, description="drop colour (luma, repeated to three channels)")
     min_tissue: float = Field(0.0, ge=0, le=1, description="least share of tissue (not white) in a patch")
-    label: Literal["normal", "anomalous", "all"] = Field("normal", description="which patches a generator is trained on")
+    label: Literal["normal", "anomalous", "all"] = Field(
+        "normal", description="which patches a generator is trained on"
+    )
     normal_classes: list[str] = Field([], description="class names that are normal, where the names do not tell")
-    split_fractions: tuple[float, float, float] = Field((0.6, 0.2, 0.2), description="train, val, test shares of the groups")
+    split_fractions: tuple[float, float, float] = Field(
+        (0.6, 0.2, 0.2), description="train, val, test shares of the groups"
+    )
     split_seed: int = Field(0, description="seed of the split, where the source brings none")
     flips: bool = Field(True, description="random horizontal and vertical flips in training")
     turns: bool = Field(True, description="random quarter turns in training")
@@ -56,7 +64,9 @@ class TrainingConfig(_Strict):
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="tf32: CUDA matrix units; bf16: autocast")
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
     tick_kimg: float = Field(1.0, gt=0, description="a log line every so many kimg")
-    snapshot_kimg: float = Field(10.0, gt=0, description="a picture every so many kimg (and early ones at 0, 1/16, 1/4 of it)")
+    snapshot_kimg: float = Field(
+        10.0, gt=0, description="a picture every so many kimg (and early ones at 0, 1/16, 1/4 of it)"
+    )
     checkpoint_kimg: float = Field(10.0, gt=0, description="a resumable checkpoint every so many kimg")
 
 
@@ -64,7 +74,9 @@ class ScoringConfig(_Strict):
     """How a trained run scores images, unless told otherwise on the command line."""
 
     scorer: str = Field("gan_inversion", description="a registered scorer")
-    inverter: str | None = Field(None, description="a registered inverter; default: what the run trained, else the search in z")
+    inverter: str | None = Field(
+        None, description="a registered inverter; default: what the run trained, else the search in z"
+    )
     options: dict[str, Any] = Field({}, description="options of the inverter")
     threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
     calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
@@ -104,12 +116,25 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
         if str(source) not in presets():
-            raise UserError(f"no preset is called {str(source)!r} (and it is no .yaml file): {near(str(source), presets())}")
+            raise UserError(
+                f"no preset is called {str(source)!r} (and it is no .yaml file): {near(str(source), presets())}"
+            )
         path = presets()[str(source)]
     return resolve(read_yaml(path), overrides, default_name=path.stem, where=str(source))
 
 
-def resolve(raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, where: str) -> RunConfig:
+def data_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> DataConfig:
+    """Data settings alone, from `data.key=value` overrides."""
+    raw: dict[str, Any] = {"model": "", "task": "", "training": {"total_kimg": 1}, "data": {"path": path}}
+    for override in overrides:
+        if not override.startswith("data."):
+            raise UserError(f"-o {override}: only data.* settings apply here")
+    return resolve(raw, overrides, default_name="", where="-o").data
+
+
+def resolve(
+    raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, where: str
+) -> RunConfig:
     """Check a raw mapping after applying overrides; `where` names its origin in errors."""
     raw = {"name": default_name, **raw}
     for override in overrides:

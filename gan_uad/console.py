@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import click
@@ -68,3 +68,17 @@ def progress(what: str, total: float, unit: str = "images", done: float = 0) -> 
         yield bar
     finally:
         bar.finish()
+
+
+def counter(what: str, unit: str = "images") -> Callable[[int, int], None]:
+    """A callback `(done, total)` that shows progress, for work that does not know about the console."""
+    bars: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress(what, total, unit))
+        bars[0].update(done)
+        if done == total:
+            bars[0].finish()
+
+    return show

@@ -56,5 +56,9 @@ def make_folder(path: Path) -> Path:
 
 def _explain(error: OSError, path: Path) -> UserError | JobFailed:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return JobFailed(f"no space left to write {path}; what was there before is kept. Free some disk, then run again")
-    return UserError(f"cannot write {path}: {error.strerror or error}. Choose another folder with --out or mend its permissions")
+        return JobFailed(
+            f"no space left to write {path}; what was there before is kept. Free some disk, then run again"
+        )
+    return UserError(
+        f"cannot write {path}: {error.strerror or error}. Choose another folder with --out or mend its permissions"
+    )

@@ -125,7 +125,9 @@ def _read(module: str, file: Path) -> Iterator[Entry]:
             continue
         for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", None) == "register":
-                values = [ast.literal_eval(a) for a in decorator.args] + [ast.literal_eval(k.value) for k in decorator.keywords]
+                values = [ast.literal_eval(a) for a in decorator.args] + [
+                    ast.literal_eval(k.value) for k in decorator.keywords
+                ]
                 name, kind = (*values, "network")[:2]
                 doc = ast.get_docstring(node) or ""
                 yield Entry(kind, name, module, node.name, doc.partition("\n")[0])

@@ -1,6 +1,6 @@
 """A run folder: made, described, logged into, found again.
 
-    runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  fakes/  state.pt  model.safetensors
+runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  fakes/  state.pt  model.safetensors
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Run:
         self.folder = folder
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not a run folder: it has no config.yaml")
-        self.config: RunConfig = resolve(read_yaml(folder / "config.yaml"), default_name=folder.name, where=f"{folder}/config.yaml")
+        self.config: RunConfig = resolve(
+            read_yaml(folder / "config.yaml"), default_name=folder.name, where=f"{folder}/config.yaml"
+        )
 
     @classmethod
     def create(cls, out: Path, config: RunConfig) -> Run:
@@ -124,7 +126,10 @@ def _git_revision() -> str | None:
         return None
     try:
         described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"], capture_output=True, text=True, timeout=10
+            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"],
+            capture_output=True,
+            text=True,
+            timeout=10,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -63,7 +63,9 @@ def model_file(path: str | Path) -> Path:
     if path.is_dir():
         file = path / "model.safetensors"
         if not file.is_file():
-            raise UserError(f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder")
+            raise UserError(
+                f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder"
+            )
         return file
     if not path.exists():
         raise UserError(f"no such run folder or model file: {path}")
@@ -77,7 +79,7 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     config = resolve(description["config"], default_name=file.stem, where=str(file))
     device = device or torch.device("cpu")
     for net in networks.values():
-        net.to(device, memory_format=torch.channels_last)
+        net.to(device).to(memory_format=torch.channels_last)
     return Model(Path(path), networks, config, description["nimg"], device)
 
 
@@ -97,14 +99,20 @@ def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: in
     What the user left out is taken from the generator's run; what contradicts it is a `UserError`.
     """
     if resolution != generator.resolution:
-        raise UserError(f"the generator makes {generator.resolution} px images, this configuration says resolution {resolution}")
+        raise UserError(
+            f"the generator makes {generator.resolution} px images, this configuration says resolution {resolution}"
+        )
     theirs = generator.data
     changes: dict[str, Any] = {}
     for key in ("crop", "crop_size", "resize", "grayscale"):
         if key not in data.model_fields_set:
             changes[key] = getattr(theirs, key)
         elif getattr(data, key) != getattr(theirs, key):
-            raise UserError(f"data.{key} is {getattr(data, key)!r}, but the generator was trained with {getattr(theirs, key)!r}")
+            raise UserError(
+                f"data.{key} is {getattr(data, key)!r}, but the generator was trained with {getattr(theirs, key)!r}"
+            )
     if data.path is None:
-        changes |= {k: getattr(theirs, k) for k in ("path", "normal_classes", "split_fractions", "split_seed", "min_tissue")}
+        changes |= {
+            k: getattr(theirs, k) for k in ("path", "normal_classes", "split_fractions", "split_seed", "min_tissue")
+        }
     return data.model_copy(update=changes)

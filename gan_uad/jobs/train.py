@@ -11,15 +11,18 @@ import yaml
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve
-from gan_uad.data.patches import PatchSet, TrainStream, load_patches
+from gan_uad.data.patches import TrainStream, load_patches
 from gan_uad.errors import UserError
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.run import Run
-from gan_uad.training.engine import Task, save_grid, train as run_training
+from gan_uad.training.engine import Task, save_grid
+from gan_uad.training.engine import train as run_training
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
 # What a resumed run may be told anew: nothing that changes what the next step computes.
-RESUMABLE = {f"training.{key}" for key in ("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "threads", "device")}
+RESUMABLE = {
+    f"training.{key}" for key in ("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "threads", "device")
+}
 
 
 def train(
@@ -54,12 +57,14 @@ def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
     console.say(f"{config.name}: {config.model} trained by {config.task} at {config.resolution} px on {where}")
     torch.manual_seed(config.training.seed)
     task = build_task(config, where)
-    patches = load_patches(config.data, config.resolution, progress=_reading())
+    patches = load_patches(config.data, config.resolution, progress=console.counter("reading patches"))
     for note in patches.notes:
         console.say(f"note: {note}")
     chosen = patches.select("train", LABELS[config.data.label])
     if len(chosen) == 0:
-        raise UserError(f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there")
+        raise UserError(
+            f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there"
+        )
     settings = config.training
     stream = TrainStream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
     if existing is None:
@@ -69,7 +74,11 @@ def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
         run = existing
         run.update_config(config)
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
-    description = {"config": config.model_dump(mode="json"), "train_images": len(chosen), "train_data": patches.fingerprint}
+    description = {
+        "config": config.model_dump(mode="json"),
+        "train_images": len(chosen),
+        "train_data": patches.fingerprint,
+    }
     run_training(task, stream, run, where, description, resume=existing is not None)
     console.say(f"done: {run.folder} ({config.training.total_kimg:g} kimg)")
     return run
@@ -96,7 +105,9 @@ def _completed(config: RunConfig) -> RunConfig:
     theirs = load_model(config.generator).config
     network = {"z_dim": _z_dim(theirs), **config.network}
     data = inherit_preprocessing(config.data, theirs, config.resolution)
-    return config.model_copy(update={"data": data, "network": network, "generator": str(Path(config.generator).resolve())})
+    return config.model_copy(
+        update={"data": data, "network": network, "generator": str(Path(config.generator).resolve())}
+    )
 
 
 def _z_dim(config: RunConfig) -> int:
@@ -111,7 +122,11 @@ def _existing(source: str, out: Path, resume: bool) -> Run | None:
         return Run(Path(source))
     if not resume:
         return None
-    name = load_config(source, ("training.total_kimg=1",)).name if not source.endswith((".yaml", ".yml")) else Path(source).stem
+    name = (
+        load_config(source, ("training.total_kimg=1",)).name
+        if not source.endswith((".yaml", ".yml"))
+        else Path(source).stem
+    )
     run = Run.latest(out, name)
     if run is None:
         console.say(f"nothing to resume: no run of {name} under {out}; starting anew")
@@ -119,11 +134,15 @@ def _existing(source: str, out: Path, resume: bool) -> Run | None:
 
 
 def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
-    config = resolve(read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, where=str(run.folder))
+    config = resolve(
+        read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, where=str(run.folder)
+    )
     for key, was in _flat(run.config.model_dump()).items():
         now = _flat(config.model_dump())[key]
         if now != was and key not in RESUMABLE:
-            raise UserError(f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that")
+            raise UserError(
+                f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that"
+            )
     return config
 
 
@@ -139,19 +158,3 @@ def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _quoted(text: str) -> str:
     return yaml.safe_dump(text, default_style='"').strip()
-
-
-def _reading() -> Any:
-    bar: list[console.Progress] = []
-
-    def show(done: int, total: int) -> None:
-        if not bar:
-            bar.append(console.Progress("reading patches", total, "images"))
-        bar[0].update(done)
-        if done == total:
-            bar[0].finish()
-
-    return show
-
-
-__all__ = ["PatchSet", "build_task", "train"]

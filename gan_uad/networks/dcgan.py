@@ -61,7 +61,9 @@ class Discriminator(nn.Module):
 class DCGAN(nn.Module):
     """DCGAN: generator `G` and discriminator `D`, both with batch norm."""
 
-    def __init__(self, resolution: int = 64, z_dim: int = 100, channel_base: int = 4096, channel_max: int = 1024) -> None:
+    def __init__(
+        self, resolution: int = 64, z_dim: int = 100, channel_base: int = 4096, channel_max: int = 1024
+    ) -> None:
         super().__init__()
         self.G = Generator(resolution, z_dim, channel_base, channel_max)
         self.D = Discriminator(resolution, channel_base, channel_max)

@@ -61,17 +61,15 @@ class LayerNorm2d(nn.GroupNorm):
         super().__init__(1, channels)
 
 
-def he_init(module: nn.Module, relu: bool) -> None:
+def he_init(module: nn.Conv2d | nn.Linear, relu: bool) -> None:
     """Uniform fan-in initialisation of Improved WGAN's residual nets: He's gain before a ReLU, LeCun's elsewhere; zero biases.
 
     The fan is that of the layer as written (3×3), not of its 4×4 form.
     """
-    weight = module.weight
-    fan_in = weight[0].numel()
-    bound = (3 * (2 if relu else 1) / fan_in) ** 0.5  # type: ignore[operator]
-    nn.init.uniform_(weight, -bound, bound)  # type: ignore[arg-type]
+    bound = (3 * (2 if relu else 1) / module.weight[0].numel()) ** 0.5
+    nn.init.uniform_(module.weight, -bound, bound)
     if module.bias is not None:
-        nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(module.bias)
 
 
 def as_images(x: Tensor) -> Tensor:

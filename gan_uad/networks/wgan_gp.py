@@ -115,7 +115,9 @@ class Critic(Trunk):
 class WGANGP(nn.Module):
     """f-AnoGAN's residual WGAN-GP: generator `G` (batch norm) and critic `D` (layer norm)."""
 
-    def __init__(self, resolution: int = 64, z_dim: int = 128, channel_base: int = 4096, channel_max: int = 512) -> None:
+    def __init__(
+        self, resolution: int = 64, z_dim: int = 128, channel_base: int = 4096, channel_max: int = 512
+    ) -> None:
         super().__init__()
         self.G = Generator(resolution, z_dim, channel_base, channel_max)
         self.D = Critic(resolution, channel_base, channel_max)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +17,9 @@ from gan_uad import registry
 from gan_uad.errors import UserError
 from gan_uad.files import atomic
 
-Batches = Iterable[tuple[Tensor, Tensor]]  # images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown)
+Batches = Iterable[
+    tuple[Tensor, Tensor]
+]  # images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown)
 
 
 @dataclass
@@ -42,8 +43,12 @@ class Scores:
 
     def first(self, count: int) -> Scores:
         """The scores of the first `count` images."""
-        cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "parts"}
-        return Scores(parts={k: v[:count] for k, v in self.parts.items()}, **{k: None if v is None else v[:count] for k, v in cut.items()})
+        return Scores(
+            self.image[:count],
+            {name: values[:count] for name, values in self.parts.items()},
+            None if self.map is None else self.map[:count],
+            None if self.reconstruction is None else self.reconstruction[:count],
+        )
 
 
 class Scorer(ABC):
@@ -63,7 +68,9 @@ class Scorer(ABC):
         if validation is not None:
             kept = [self.score(images[labels == 0]).image for images, labels in validation if bool((labels == 0).any())]
             if not kept:
-                raise UserError("the validation set holds no normal images (label 0), so nothing can be calibrated on it")
+                raise UserError(
+                    "the validation set holds no normal images (label 0), so nothing can be calibrated on it"
+                )
             self.calibration = torch.cat(kept)
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:

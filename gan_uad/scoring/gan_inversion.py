@@ -25,6 +25,9 @@ class Inverts(Protocol):
     def invert(self, images: Tensor) -> Any:
         """Images -> an object with `latent`, `reconstruction`."""
 
+    def networks(self) -> dict[str, Any]:
+        """The nets by role."""
+
     def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor | None:
         """`[N]`, or None where the inverter has no such figure."""
 
@@ -59,7 +62,9 @@ class GanInversionScorer(Scorer):
     def tensors(self) -> dict[str, Tensor]:
         """The inverter's networks."""
         return {
-            f"{role}.{name}": tensor for role, net in self.inverter.networks().items() for name, tensor in net.state_dict().items()
+            f"{role}.{name}": tensor
+            for role, net in self.inverter.networks().items()
+            for name, tensor in net.state_dict().items()
         }
 
     def take(self, tensors: dict[str, Tensor]) -> None:

@@ -26,7 +26,14 @@ class AdversarialTask(Task):
     """
 
     def __init__(
-        self, model: Any, device: torch.device, seed: int, lr: float, lr_D: float, betas: tuple[float, float], ema_kimg: float
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float,
+        lr_D: float,
+        betas: tuple[float, float],
+        ema_kimg: float,
     ) -> None:
         self.model, self.device = model.to(device, memory_format=torch.channels_last), device
         self.G, self.D = model.G.train(), model.D.train()

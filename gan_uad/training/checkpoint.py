@@ -50,7 +50,9 @@ def load_state(path: Path) -> dict[str, Any]:
                 raise ValueError("not a training state")
             return state
         except pickle.UnpicklingError:
-            problems.append(f"{candidate.name} holds pickled code or is no checkpoint; it is not opened, since code in it could run")
+            problems.append(
+                f"{candidate.name} holds pickled code or is no checkpoint; it is not opened, since code in it could run"
+            )
         except (RuntimeError, ValueError, EOFError, OSError) as error:
             problems.append(f"{candidate.name} is damaged ({str(error).splitlines()[0]})")
     raise UserError(f"no checkpoint to resume from in {path.parent}: {'; '.join(problems)}")
@@ -72,7 +74,9 @@ def save_model(path: Path, networks: dict[str, nn.Module], description: dict[str
     for role, net in networks.items():
         for name, tensor in net.state_dict().items():
             small = half and tensor.is_floating_point()
-            tensors[f"{role}.{name}"] = tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous().clone()
+            tensors[f"{role}.{name}"] = (
+                tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous().clone()
+            )
     specs = {role: net.spec for role, net in networks.items()}
     text = json.dumps({"format": FORMAT, "networks": specs, **description})
     with atomic(path) as temporary:
@@ -102,7 +106,9 @@ def build_networks(path: Path) -> tuple[dict[str, Any], dict[str, nn.Module]]:
     """Build the networks of a model file with its weights, in evaluation mode, float32, without gradients."""
     description, tensors = read_model(path)
     if description.get("format") != FORMAT:
-        raise UserError(f"{path} is of format {description.get('format')}; this program reads format {FORMAT}. Update gan_uad")
+        raise UserError(
+            f"{path} is of format {description.get('format')}; this program reads format {FORMAT}. Update gan_uad"
+        )
     networks = {}
     for role, spec in description["networks"].items():
         net = registry.build("network", spec["name"], spec["options"])
@@ -118,7 +124,9 @@ def load_weights(net: nn.Module, tensors: dict[str, Any], where: str) -> None:
     expected = net.state_dict()
     for name in [*expected, *tensors]:
         if name not in tensors or name not in expected:
-            raise UserError(f"{where} is of another architecture: {name!r} is only in the {'file' if name in tensors else 'network'}")
+            raise UserError(
+                f"{where} is of another architecture: {name!r} is only in the {'file' if name in tensors else 'network'}"
+            )
         if tensors[name].shape != expected[name].shape:
             raise UserError(
                 f"{where} is of another architecture: {name!r} is {list(tensors[name].shape)} in the file, "

@@ -25,8 +25,8 @@ class EMA:
         keep = 0.5 ** (images / self.half_life) if self.half_life > 0 else 0.0
         for mine, theirs in zip(self.net.parameters(), self.source.parameters(), strict=True):
             mine.lerp_(theirs, 1 - keep)
-        for mine, theirs in zip(self.net.buffers(), self.source.buffers(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(theirs, 1 - keep)
+        for kept, new in zip(self.net.buffers(), self.source.buffers(), strict=True):
+            if kept.is_floating_point():
+                kept.lerp_(new, 1 - keep)
             else:
-                mine.copy_(theirs)
+                kept.copy_(new)

@@ -61,7 +61,9 @@ class Stream(Protocol):
         """The batch `[N, 3, R, R]` in [-1, 1] that follows the first `nimg` images."""
 
 
-def train(task: Task, stream: Stream, run: Run, device: torch.device, description: dict[str, Any], resume: bool = False) -> None:
+def train(
+    task: Task, stream: Stream, run: Run, device: torch.device, description: dict[str, Any], resume: bool = False
+) -> None:
     """Train `task` until the run's `total_kimg`, logging, drawing and saving on the way.
 
     Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM, and `JobFailed` when a figure is not finite or the disk is full;
@@ -88,7 +90,9 @@ def train(task: Task, stream: Stream, run: Run, device: torch.device, descriptio
             if done or stop or _crossed(before, nimg, settings.checkpoint_kimg):
                 loop.save(nimg)
             if stop and not done:
-                raise Interrupted(f"stopped at {nimg / 1000:.1f} kimg, all saved. Go on with: gan-uad train {run.folder} --resume")
+                raise Interrupted(
+                    f"stopped at {nimg / 1000:.1f} kimg, all saved. Go on with: gan-uad train {run.folder} --resume"
+                )
 
 
 class _Loop:
@@ -118,11 +122,21 @@ class _Loop:
         self.tick_time, self.tick_nimg = now, nimg
         for name, value in means.items():
             if not math.isfinite(value):
-                kept = f"the checkpoint at {self.saved_nimg / 1000:.1f} kimg is kept" if self.saved_nimg else "nothing was saved yet"
+                kept = (
+                    f"the checkpoint at {self.saved_nimg / 1000:.1f} kimg is kept"
+                    if self.saved_nimg
+                    else "nothing was saved yet"
+                )
                 raise JobFailed(
                     f"training diverged: {name} is {value} at {nimg / 1000:.1f} kimg ({kept}). Try a lower learning rate or another seed"
                 )
-        row = {"nimg": nimg, "kimg": nimg / 1000, "seconds_per_kimg": round(per_kimg, 3), "memory_gb": _memory(self.device), **means}
+        row = {
+            "nimg": nimg,
+            "kimg": nimg / 1000,
+            "seconds_per_kimg": round(per_kimg, 3),
+            "memory_gb": _memory(self.device),
+            **means,
+        }
         self.run.log({**row, "time": round(time.time(), 1)})
         for name, value in {**means, "seconds_per_kimg": per_kimg}.items():
             self.board.add_scalar(name, value, nimg)
@@ -131,7 +145,10 @@ class _Loop:
 
     def snapshot(self, nimg: int) -> None:
         images = to_uint8(self.task.sample().float().cpu())
-        save_grid(images, self.run.folder / "fakes" / f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png")
+        save_grid(
+            images,
+            self.run.folder / "fakes" / f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png",
+        )
 
     def save(self, nimg: int) -> None:
         state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}

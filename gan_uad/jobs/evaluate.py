@@ -1,0 +1,229 @@
+"""`gan-uad evaluate`: from score files with labels to figures with intervals, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gan_uad import console
+from gan_uad.errors import UserError
+from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.metrics.detection import (
+    Threshold,
+    auroc,
+    fit_threshold,
+    parse_threshold,
+    pvalue_calibration,
+    tail_probability,
+)
+from gan_uad.metrics.detection import (
+    evaluate as figures_of,
+)
+from gan_uad.report.tables import format_interval, format_number, table
+
+FIXED = ("image", "group", "label", "score", "model", "threshold", "decision")
+COLUMNS = {
+    "model": "model", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC", "rule": "threshold", "accuracy": "accuracy",
+    "f1": "F1", "sensitivity": "sensitivity", "specificity": "specificity",
+}  # fmt: skip
+
+
+@dataclass
+class ScoreFile:
+    """One score file: columns as arrays; `label` -1 where unknown; `parts` by name."""
+
+    path: Path
+    model: str
+    label: NDArray[np.int64]
+    group: list[str]
+    score: NDArray[np.float64]
+    parts: dict[str, NDArray[np.float64]]
+    threshold: float | None
+
+    def labelled(self) -> ScoreFile:
+        """Without the rows whose label is unknown."""
+        keep = self.label >= 0
+        groups = [g for g, k in zip(self.group, keep, strict=True) if k]
+        parts = {name: values[keep] for name, values in self.parts.items()}
+        return ScoreFile(self.path, self.model, self.label[keep], groups, self.score[keep], parts, self.threshold)
+
+
+def evaluate(
+    sources: list[Path], out: Path | None = None, threshold: str | None = None, resamples: int = 1000, seed: int = 0
+) -> Path:
+    """Figures of every score file named, or found in the folders named; returns the folder with `metrics.json` and pictures.
+
+    `threshold` sets another rule than the one in the files, on the validation scores beside them, without scoring anew.
+    """
+    files = [file for source in sources for file in _files(source)]
+    folder = make_folder(out or (sources[0] if sources[0].is_dir() else sources[0].parent))
+    results: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    curves, tails = {}, {}
+    for path in files:
+        scores = read_scores(path).labelled()
+        if len(scores.label) == 0 or len(set(scores.label.tolist())) < 2:
+            raise UserError(
+                f"{path}: needs labelled images of both kinds (label 0 and 1) to be evaluated, it has only one or none"
+            )
+        name = _unique(scores.model, results)
+        validation = _validation_of(path)
+        fitted = _threshold(scores, validation, threshold)
+        result = figures_of(scores.label, scores.score, scores.group, fitted, n=resamples, seed=seed)
+        result["parts"] = {part: auroc(scores.label, values) for part, values in scores.parts.items()}
+        results[name] = {"file": str(path), **result}
+        rows.append(_row(name, result))
+        curves[name] = (scores.label, scores.score)
+        if validation is not None and (validation.label == 0).any():
+            p_values = tail_probability(validation.score[validation.label == 0], scores.score)
+            tails[name] = pvalue_calibration(scores.label, p_values)
+        _own_pictures(scores, fitted, result, folder, path.stem)
+    pixels = _pixel_figures(sources)
+    if pixels:
+        results["pixels"] = pixels
+    _write(folder, results, rows, curves, tails)
+    return folder
+
+
+def read_scores(path: Path) -> ScoreFile:
+    """Read one `scores.csv`. Raises `UserError` with the line for a missing column, a bad number or a bad label."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in ("image", "label", "score") if name not in (reader.fieldnames or [])]
+            if missing:
+                raise UserError(f"{path}: no column {missing[0]!r}; a score file has {', '.join(FIXED)}")
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    if not rows:
+        raise UserError(f"{path} holds no scores")
+    parts = [name for name in rows[0] if name not in FIXED]
+    numbers: dict[str, list[float]] = {name: [] for name in ("score", *parts)}
+    labels = []
+    for line, row in enumerate(rows, 2):
+        try:
+            for name, values in numbers.items():
+                values.append(float(row[name]))
+            labels.append({"": -1, "0": 0, "1": 1}[row["label"] or ""])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{path}, line {line}: a score is no number or the label is not 0, 1 or empty") from None
+    first = rows[0]
+    at = first.get("threshold") or None
+    arrays = {name: np.array(values) for name, values in numbers.items()}
+    return ScoreFile(
+        path, first.get("model") or path.stem, np.array(labels), [row.get("group") or "" for row in rows], arrays.pop("score"),
+        arrays, None if at is None else float(at),
+    )  # fmt: skip
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    found = [source / name for name in ("scores.csv", "mean_color.csv") if (source / name).is_file()]
+    if not found:
+        raise UserError(
+            f"{source} is no score file and holds no scores.csv; make one with: gan-uad score RUN DATA --out {source}"
+        )
+    return found
+
+
+def _validation_of(path: Path) -> ScoreFile | None:
+    """Validation scores of the same model: beside `scores.csv`. The baseline keeps none."""
+    beside = path.parent / "validation.csv"
+    return read_scores(beside) if path.name == "scores.csv" and beside.is_file() else None
+
+
+def _threshold(scores: ScoreFile, validation: ScoreFile | None, rule: str | None) -> Threshold:
+    if rule is not None and validation is not None:
+        try:
+            name, params = parse_threshold(rule)
+            known = validation.labelled()
+            return fit_threshold(name, known.score, known.label, known.group, **params)
+        except ValueError as error:
+            raise UserError(f"--threshold {rule}: {error}") from None
+    described = scores.path.parent / "scores.json"
+    if scores.path.name == "scores.csv" and described.is_file():
+        kept = json.loads(described.read_text(encoding="utf-8")).get("threshold")
+        if kept is not None:
+            return Threshold(**{**kept, "value": float(kept["value"])})
+    if scores.threshold is None:
+        return Threshold(float("inf"), "manual", {}, 0, 0, "no threshold was set, so nothing is called anomalous")
+    return Threshold(
+        scores.threshold, "manual", {"value": scores.threshold}, 0, 0, "threshold as written in the score file"
+    )
+
+
+def _unique(name: str, taken: dict[str, Any]) -> str:
+    count = 2
+    new = name
+    while new in taken:
+        new, count = f"{name} ({count})", count + 1
+    return new
+
+
+def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    decisions = result["decisions"]
+    at = result["threshold"]
+    return {
+        "model": name,
+        "n": f"{result['images']['normal']} + {result['images']['anomalous']}",
+        **{
+            key: format_interval(result[key]["value"], result[key]["low"], result[key]["high"])
+            for key in ("auroc", "auprc")
+        },
+        "rule": f"{at['rule']} {format_number(float(at['value']))}",
+        **{key: decisions[key] for key in ("accuracy", "f1", "sensitivity", "specificity")},
+    }
+
+
+def _own_pictures(scores: ScoreFile, fitted: Threshold, result: dict[str, Any], folder: Path, stem: str) -> None:
+    from gan_uad.report import plots
+
+    shown = fitted.value if np.isfinite(fitted.value) else None
+    plots.histogram(scores.label, scores.score, shown, folder / f"{stem}_histogram.png")
+    plots.confusion(result["decisions"]["confusion"], folder / f"{stem}_confusion.png")
+
+
+def _pixel_figures(sources: list[Path]) -> dict[str, Any] | None:
+    """Pixel AUROC, AUPRO and Dice where a scored folder has maps and annotations."""
+    from gan_uad.jobs.maps import pixel_figures
+
+    for source in sources:
+        if source.is_dir() and (source / "truth").is_dir():
+            return pixel_figures(source)
+    return None
+
+
+def _write(
+    folder: Path, results: dict[str, Any], rows: list[dict[str, Any]], curves: dict[str, Any], tails: dict[str, Any]
+) -> None:
+    from gan_uad.report import plots
+
+    write_json(folder / "metrics.json", results)
+    for ending, fmt in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
+        write_text(folder / f"metrics.{ending}", table(rows, COLUMNS, fmt))
+    plots.roc(curves, folder / "roc.png")
+    plots.pr(curves, folder / "pr.png")
+    if tails:
+        drawn = {name: (tail.levels, tail.observed) for name, tail in tails.items()}
+        plots.calibration(
+            drawn, folder / "calibration.png", "p-value from validation normals", "share of test normals at or below"
+        )
+    print(table(rows, COLUMNS, "text"), end="")
+    for name, result in results.items():
+        if name == "pixels":
+            continue
+        for part, value in result["parts"].items():
+            print(f"{name}, {part} alone: AUROC {value:.3f}")
+        for warning in result["warnings"]:
+            print(f"{name}: {warning}")
+    if "pixels" in results:
+        print("pixels: " + ", ".join(f"{key} {format_number(value)}" for key, value in results["pixels"].items()))
+    console.say(f"figures and pictures -> {folder}")

@@ -1,0 +1,69 @@
+"""Difference maps of a scored folder as files, the masks cut from them, and their figures where annotations exist.
+
+maps/000012.png   16-bit, value / 65535 · 2 = mean absolute difference   segments/000012.png  0 or 255   truth/000012.png  0 or 255
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gan_uad.files import atomic
+from gan_uad.metrics import pixel
+
+MAP_TOP = 2.0  # largest possible value: images lie in [-1, 1]
+
+
+def write_maps(maps: NDArray[np.floating[Any]], start: int, folder: Path) -> None:
+    """Write maps `[N, H, W]` as `maps/<start + i>.png`."""
+    pixels = np.round(np.clip(maps / MAP_TOP, 0, 1) * 65535).astype(np.uint16)
+    _write(pixels, start, folder / "maps")
+
+
+def write_masks(masks: NDArray[np.bool_], folder: Path) -> None:
+    """Write masks `[N, H, W]` into `folder` as 8-bit PNG, 255 = anomalous."""
+    _write(masks.astype(np.uint8) * 255, 0, folder)
+
+
+def read_maps(folder: Path) -> NDArray[np.float32]:
+    """All maps of a scored folder, `[N, H, W]` in [0, 2]."""
+    return _read(folder / "maps").astype(np.float32) * (MAP_TOP / 65535)
+
+
+def pixel_threshold(maps: NDArray[np.floating[Any]], quantile: float) -> float:
+    """The value that the given share of the pixels of validation normals does not exceed."""
+    return float(np.quantile(maps, quantile, method="inverted_cdf"))
+
+
+def write_segments(folder: Path, threshold: float) -> None:
+    """Cut every map of a scored folder at `threshold`."""
+    write_masks(pixel.segment(read_maps(folder), threshold), folder / "segments")
+
+
+def pixel_figures(folder: Path) -> dict[str, float]:
+    """Pixel AUROC, AUPRO (to 30 % false positives), and Dice and IoU of the segments of a scored folder with `truth/`."""
+    maps, truth, segments = read_maps(folder), _read(folder / "truth") > 0, _read(folder / "segments") > 0
+    settings = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return {
+        "pixel_auroc": pixel.pixel_auroc(truth, maps),
+        "aupro": pixel.aupro(truth, maps),
+        "dice": pixel.dice(truth, segments),
+        "iou": pixel.iou(truth, segments),
+        "threshold": settings["pixel_threshold"],
+    }
+
+
+def _write(pictures: NDArray[Any], start: int, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for i, picture in enumerate(pictures):
+        with atomic(folder / f"{start + i:06d}.png") as temporary:
+            Image.fromarray(picture).save(temporary, format="png")
+
+
+def _read(folder: Path) -> NDArray[Any]:
+    return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))])

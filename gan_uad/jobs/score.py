@@ -1,0 +1,347 @@
+"""`gan-uad score`: from a trained run and a set of patches to `scores.csv`, the baseline beside it, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gan_uad import console, device
+from gan_uad.config import DataConfig, RunConfig, resolve
+from gan_uad.data.patches import PatchSet, batches, load_patches, to_tensor, to_uint8
+from gan_uad.data.sources import open_source
+from gan_uad.errors import UserError
+from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
+from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
+from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
+from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.mean_color import MeanColorScorer
+
+CHUNK = 64  # images between two writes of the partial results
+SHOWN = 5  # pictures of each kind in triplets.png
+PIXEL_IMAGES = 128  # validation normals whose pixels set the threshold of the segments
+
+
+@dataclass
+class ScoreSets:
+    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline is fitted on."""
+
+    target: PatchSet
+    validation: PatchSet | None
+    train: PatchSet | None
+
+
+def score(
+    run: str,
+    data: str | None = None,
+    out: Path | None = None,
+    split: str | None = None,
+    inverter: str | None = None,
+    threshold: str | None = None,
+    overrides: tuple[str, ...] = (),
+    maps: bool = False,
+    pixel_quantile: float = 0.99,
+    max_images: int | None = None,
+    seed: int = 0,
+    where: str = "auto",
+) -> Path:
+    """Score a set of patches; returns the folder with `scores.csv`. Run again after an interruption, it goes on.
+
+    `split`: train, val, test or all; default: test where the source brings splits or is what the run was trained on, else all.
+    `maps` writes difference maps, and masks cut where a map exceeds `pixel_quantile` of the pixels of validation normals.
+    The threshold of the decisions is set on the validation split of the scored set, or else of the set that the run was trained on.
+    """
+    model = load_model(run, device.prepare(where))
+    config = _with_overrides(model.config, overrides)
+    rule = threshold or config.scoring.threshold
+    parsed = _parsed(rule)
+    model.config = config
+    scorer = make_scorer(model, inverter)
+    sets = _sets(model, data, split, max_images, seed)
+    used = scorer.inverter.spec  # type: ignore[attr-defined]
+    folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
+    key = _key(run, used, sets)
+    settings = {
+        "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
+        "inverter": used, "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
+        "notes": sets.target.notes, "skipped": sets.target.skipped,
+    }  # fmt: skip
+    _claim(folder, key)
+    _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
+    return folder
+
+
+def _score_all(
+    scorer: Scorer,
+    sets: ScoreSets,
+    folder: Path,
+    settings: dict[str, Any],
+    rule: tuple[str, dict[str, Any]],
+    maps: bool,
+    pixel_quantile: float,
+) -> None:
+    key = settings["key"]
+    label = f"{settings['name']}/{settings['inverter']['name']}"
+    validation = None
+    if sets.validation is not None:
+        validation = _score_set(
+            scorer, sets.validation, folder / ".validation.jsonl", key, "scoring validation images", None
+        )
+        _write_csv(folder / "validation.csv", sets.validation, validation, label, None)
+    fitted = _threshold(rule, sets.validation, validation)
+    rows = _score_set(scorer, sets.target, folder / ".scores.jsonl", key, "scoring", folder if maps else None)
+    _write_csv(folder / "scores.csv", sets.target, rows, label, fitted)
+    if maps:
+        settings["pixel_threshold"] = _segment(scorer, sets, folder, pixel_quantile)
+    baseline = _baseline(sets, folder, rule)
+    _pictures(scorer, sets.target, rows, folder)
+    write_json(
+        folder / "scores.json",
+        {
+            **settings,
+            "threshold": None if fitted is None else _json_threshold(fitted),
+            "baseline": baseline,
+            "maps": maps,
+        },
+    )
+    for partial in (".validation.jsonl", ".scores.jsonl"):
+        (folder / partial).unlink(missing_ok=True)
+    console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
+    if fitted is None:
+        console.say("note: no validation normals at hand, so no threshold was set and no decisions were made")
+
+
+def _with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:
+    for override in overrides:
+        if not override.startswith(("data.", "scoring.")):
+            raise UserError(f"-o {override}: a trained run can only be told data.* and scoring.* anew")
+    return resolve(config.model_dump(mode="json"), overrides, default_name=config.name, where="-o")
+
+
+def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
+    try:
+        return parse_threshold(rule)
+    except ValueError as error:
+        raise UserError(f"--threshold {rule}: {error}") from None
+
+
+def _sets(model: Model, data: str | None, split: str | None, max_images: int | None, seed: int) -> ScoreSets:
+    own = model.config.data
+    path = data or own.path
+    if path is None:
+        raise UserError("nothing to score: name a folder, zip, .npz or .h5 of patches after the run")
+    settings = own.model_copy(update={"path": path})
+    target = _load(settings, model.resolution)
+    same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
+    splits_hold = same or any(open_source(path, settings).manifest.split)
+    chosen = split or ("test" if splits_hold else "all")
+    picked = target if chosen == "all" else target.select(chosen)
+    if len(picked) == 0:
+        raise UserError(f"{path} has no image in the {chosen} split; --split takes train, val, test or all")
+    reference = (
+        target
+        if splits_hold and chosen not in {"all", "val"}
+        else _reference(own, model.resolution, target if same else None)
+    )
+    picked = _some(picked, max_images, seed)
+    if reference is None:
+        return ScoreSets(picked, None, None)
+    validation = _some(reference.select("val"), model.config.scoring.calibration_images, seed)
+    train = reference.select("train", label=0)
+    return ScoreSets(picked, validation if len(validation.select(label=0)) else None, train if len(train) else None)
+
+
+def _reference(own: DataConfig, resolution: int, loaded: PatchSet | None) -> PatchSet | None:
+    """The set that the run was trained on, if it is still there."""
+    if loaded is not None or own.path is None or not Path(own.path).exists():
+        return loaded
+    return _load(own, resolution)
+
+
+def _load(settings: DataConfig, resolution: int) -> PatchSet:
+    patches = load_patches(settings, resolution, progress=console.counter("reading patches"))
+    for note in patches.notes:
+        console.say(f"note: {note}")
+    return patches
+
+
+def _some(patches: PatchSet, most: int | None, seed: int) -> PatchSet:
+    if most is None or len(patches) <= most:
+        return patches
+    return patches.take(np.sort(np.random.default_rng(seed).choice(len(patches), most, replace=False)))
+
+
+def _default_folder(run: str, data: str, inverter: str, split: str | None) -> Path:
+    parent = Path(run) if Path(run).is_dir() else Path(run).parent
+    return parent / "scores" / "-".join(part for part in (Path(data).stem, split, inverter) if part)
+
+
+def _key(run: str, inverter: dict[str, Any], sets: ScoreSets) -> str:
+    hashed = hashlib.sha256(model_file(run).read_bytes())
+    parts = (inverter, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None)
+    hashed.update(json.dumps(parts, sort_keys=True).encode())
+    return hashed.hexdigest()
+
+
+def _claim(folder: Path, key: str) -> None:
+    """Make the folder; refuse one that holds scores of something else."""
+    make_folder(folder)
+    described = folder / "scores.json"
+    if described.is_file() and json.loads(described.read_text(encoding="utf-8")).get("key") != key:
+        raise UserError(
+            f"{folder} holds scores of another model, data set or setting; choose another folder with --out"
+        )
+
+
+def _score_set(
+    scorer: Scorer, patches: PatchSet, partial: Path, key: str, what: str, maps: Path | None
+) -> list[dict[str, float]]:
+    """One `{score, parts...}` an image, in order; what an interrupted call left in `partial` is taken over."""
+    rows = _partial_rows(partial, key)
+    if not rows:
+        write_text(partial, json.dumps({"key": key}) + "\n")
+    with console.progress(what, len(patches), done=len(rows)) as bar, open(partial, "a", encoding="utf-8") as file:
+        rest = patches.take(np.arange(len(rows), len(patches)))
+        for images, _ in batches(rest, CHUNK):
+            scores = scorer.score(images)
+            new = _rows(scores)
+            if maps is not None:
+                write_maps(_maps_of(scores), len(rows), maps)
+            file.write("".join(json.dumps(row) + "\n" for row in new))
+            file.flush()
+            rows += new
+            bar.update(len(rows))
+    return rows
+
+
+def _partial_rows(partial: Path, key: str) -> list[dict[str, float]]:
+    if not partial.is_file():
+        return []
+    rows = []
+    for line in partial.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that was being written when the process was killed
+            break
+    if not rows or rows[0].get("key") != key:
+        return []
+    # A killed process may have left half a line: write the whole ones back before going on.
+    write_text(partial, "".join(json.dumps(row) + "\n" for row in rows))
+    return rows[1:]
+
+
+def _rows(scores: Scores) -> list[dict[str, float]]:
+    columns = {"score": scores.image, **scores.parts}
+    for name, values in columns.items():
+        if not bool(values.isfinite().all()):
+            raise UserError(
+                f"the model gives {name} = NaN or infinity for some images: it diverged in training, or its file is damaged"
+            )
+    return [dict(zip(columns, map(float, values), strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _threshold(
+    rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows: list[dict[str, float]] | None
+) -> Threshold | None:
+    name, params = rule
+    if patches is None or rows is None:
+        return fit_threshold(name, None, **params) if name == "manual" else None
+    labels = patches.manifest.label
+    known = labels >= 0
+    scores = np.array([row["score"] for row in rows])
+    groups = [group for group, keep in zip(patches.manifest.group, known, strict=True) if keep]
+    try:
+        return fit_threshold(name, scores[known], labels=labels[known], groups=groups, **params)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _write_csv(
+    path: Path, patches: PatchSet, rows: list[dict[str, float]], model: str, threshold: Threshold | None
+) -> None:
+    """`image, group, label, score, <parts>, model, threshold, decision` (METHOD: decision is score > threshold)."""
+    parts = [name for name in rows[0] if name != "score"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "group", "label", "score", *parts, "model", "threshold", "decision"])
+    manifest = patches.manifest
+    for image, group, label, row in zip(manifest.image, manifest.group, manifest.label, rows, strict=True):
+        decision = "" if threshold is None else int(row["score"] > threshold.value)
+        value = "" if threshold is None else f"{threshold.value:.9g}"
+        numbers = [f"{row[name]:.9g}" for name in ("score", *parts)]
+        writer.writerow([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
+    write_text(path, text.getvalue())
+
+
+def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -> str | None:
+    """Mean colour, fitted on the same train normals and scored on the same images: what any detector must beat."""
+    if sets.train is None or len(sets.train) < 4:
+        return None
+    scorer = MeanColorScorer()
+    scorer.fit(batches(sets.train, 256))
+    validation = None
+    if sets.validation is not None:
+        validation = [row for images, _ in batches(sets.validation, 256) for row in _rows(scorer.score(images))]
+    if rule[0] == "manual":
+        rule = ("fpr", {"alpha": 0.05})  # a value given by hand is one of the other score
+    fitted = _threshold(rule, sets.validation, validation)
+    rows = [row for images, _ in batches(sets.target, 256) for row in _rows(scorer.score(images))]
+    _write_csv(folder / "mean_color.csv", sets.target, rows, "mean_color", fitted)
+    return f"mean_color fitted on {len(sets.train)} train normals"
+
+
+def _json_threshold(threshold: Threshold) -> dict[str, Any]:
+    values = asdict(threshold)
+    return values | {"value": str(threshold.value) if np.isinf(threshold.value) else threshold.value}
+
+
+def _maps_of(scores: Scores) -> NDArray[np.floating[Any]]:
+    if scores.map is None:
+        raise UserError("this scorer makes no maps; leave --maps out")
+    maps: NDArray[np.floating[Any]] = scores.map.numpy()
+    return maps
+
+
+def _segment(scorer: Scorer, sets: ScoreSets, folder: Path, quantile: float) -> float | None:
+    """Threshold the maps where validation normals tell how; put the annotations beside them where there are any."""
+    if any(sets.target.manifest.mask):
+        write_masks(sets.target.masks(), folder / "truth")
+    if sets.validation is None:
+        console.say("note: no validation normals at hand, so the maps were not cut into masks")
+        return None
+    normals = _some(sets.validation.select(label=0), PIXEL_IMAGES, 0)
+    value = pixel_threshold(
+        np.concatenate([_maps_of(scorer.score(images)) for images, _ in batches(normals, CHUNK)]), quantile
+    )
+    write_segments(folder, value)
+    return value
+
+
+def _pictures(scorer: Scorer, patches: PatchSet, rows: list[dict[str, float]], folder: Path) -> None:
+    """triplets.png: images spread evenly over the ranks of each label, least to most anomalous."""
+    from gan_uad.report.pictures import triplets
+
+    values, labels = np.array([row["score"] for row in rows]), patches.manifest.label
+    picked: list[int] = []
+    for label in sorted(set(labels.tolist())):
+        ranked = np.flatnonzero(labels == label)[np.argsort(values[labels == label], kind="stable")]
+        picked += ranked[np.unique(np.linspace(0, len(ranked) - 1, SHOWN).round().astype(int))].tolist()
+    images = patches.gather(picked)
+    scores = scorer.score(to_tensor(images))
+    if scores.reconstruction is None or scores.map is None:
+        return
+    names = {0: "normal", 1: "anomalous", -1: "unknown"}
+    captions = [f"{names[int(labels[i])]}\n{values[i]:.4g}" for i in picked]
+    masks = patches.take(picked).masks() if any(patches.manifest.mask) else None
+    vmax = float(np.quantile(scores.map.numpy(), 0.995))
+    triplets(
+        images, to_uint8(scores.reconstruction), scores.map.numpy(), folder / "triplets.png", captions, vmax, masks
+    )

@@ -1,0 +1,250 @@
+"""The pixel cache, and how patches reach a network."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gan_uad.config import DataConfig
+from gan_uad.data import cache as cache_module
+from gan_uad.data.patches import PatchSet, TrainStream, batches, load_patches, to_tensor, to_uint8
+from gan_uad.errors import JobFailed, UserError
+
+REAL = Path(os.environ.get("GAN_UAD_DATA", "/nowhere"))
+needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="GAN_UAD_DATA names no folder of real data")
+
+
+def make(root: Path, n: int = 10, size: int = 8) -> Path:
+    """n normal pictures; the first pixel of picture k is k."""
+    (root / "normal").mkdir(parents=True, exist_ok=True)
+    for k in range(n):
+        array = np.random.default_rng(k).integers(100, 256, (size, size, 3), dtype=np.uint8)
+        array[0, 0] = k
+        Image.fromarray(array).save(root / "normal" / f"{k:03d}.png")
+    return root
+
+
+def load(root: Path, cache: Path, progress: Any = None, resolution: int = 8, **settings: Any) -> PatchSet:
+    return load_patches(DataConfig(path=str(root), **settings), resolution, cache=cache, progress=progress)
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> PatchSet:
+    return load(make(tmp_path / "set"), tmp_path / "cache")
+
+
+# ---------------------------------------------------------------- cache
+
+
+def test_the_cache_is_reused_until_something_changes(tmp_path: Path) -> None:
+    root, cache = make(tmp_path / "set"), tmp_path / "cache"
+    seen: list[tuple[int, int]] = []
+
+    def reads(**settings: Any) -> int:
+        seen.clear()
+        load(root, cache, progress=lambda done, total: seen.append((done, total)), **settings)
+        return len(seen)
+
+    assert reads() == 10
+    assert seen[-1] == (10, 10)
+    assert reads() == 0
+    assert reads(split_seed=5, normal_classes=["normal"], flips=False) == 0  # the pixels are the same
+    assert reads(resize="box") == 10
+    assert reads(resolution=4) == 10
+    assert reads(grayscale=True) == 10
+    assert reads(crop="center") == 10
+    assert reads(crop="center", crop_size=8) == 0  # the default, said aloud
+    Image.new("RGB", (8, 8)).save(root / "normal" / "003.png")
+    assert reads() == 10
+    assert isinstance(load(root, cache).images, np.memmap)
+    assert not list(cache.glob(".*")), "temporary files stay behind"
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "json", "no json", "header"])
+def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
+    root, cache = make(tmp_path / "set"), tmp_path / "cache"
+    before = np.array(load(root, cache).images)
+    (array,) = cache.glob("*.npy")
+    content = bytearray(array.read_bytes())
+    if damage == "flip":
+        content[1000] ^= 1
+        array.write_bytes(content)
+    elif damage == "truncate":
+        array.write_bytes(content[:-100])
+    elif damage == "header":
+        array.write_bytes(b"junk" + content[4:])
+    elif damage == "json":
+        array.with_suffix(".json").write_text('{"rows": [')
+    else:
+        array.with_suffix(".json").unlink()
+    reads: list[int] = []
+    after = load(root, cache, progress=lambda done, total: reads.append(done))
+    assert len(reads) == 10
+    np.testing.assert_array_equal(after.images, before)
+    json.loads(array.with_suffix(".json").read_text())
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
+    root, cache = make(tmp_path / "set"), tmp_path / "cache"
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load(root, cache, progress=stop)
+    assert list(cache.iterdir()) == []
+    assert len(load(root, cache)) == 10
+
+
+def test_without_a_cache_folder_pictures_stay_in_memory(tmp_path: Path) -> None:
+    root = make(tmp_path / "set")
+    (tmp_path / "file").write_text("in the way")
+    patches = load(root, tmp_path / "file" / "cache")
+    np.testing.assert_array_equal(patches.images, load(root, tmp_path / "cache").images)
+    assert any("kept in memory" in note for note in patches.notes)
+
+
+def test_a_full_disk_falls_back_to_memory_or_says_how_much_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    root = make(tmp_path / "set")
+    monkeypatch.setattr(cache_module, "_header", full)
+    patches = load(root, tmp_path / "cache")
+    assert len(patches) == 10
+    assert any("no space left" in note for note in patches.notes)
+    assert list((tmp_path / "cache").iterdir()) == []
+    monkeypatch.setattr(os, "sysconf", lambda name: 1)
+    with pytest.raises(JobFailed, match="GAN_UAD_CACHE"):
+        load(root, tmp_path / "cache")
+
+
+def test_the_cache_folder_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GAN_UAD_CACHE", str(tmp_path / "own"))
+    load_patches(DataConfig(path=str(make(tmp_path / "set"))), 8)
+    assert list((tmp_path / "own").glob("set-8-*.npy"))
+
+
+# ---------------------------------------------------------------- sets
+
+
+def test_a_selection_is_a_view_with_its_own_fingerprint(patches: PatchSet) -> None:
+    train = patches.select("train", label=0)
+    assert 0 < len(train) < len(patches)
+    assert set(train.manifest.split) == {"train"}
+    rows = [patches.manifest.image.index(name) for name in train.manifest.image]
+    np.testing.assert_array_equal(train.images, patches.images[rows])
+    np.testing.assert_array_equal(train.take([2, 0]).images, patches.images[[rows[2], rows[0]]])
+    assert len({patches.fingerprint, train.fingerprint, patches.select("val").fingerprint}) == 3
+    assert train.fingerprint == patches.select("train").fingerprint
+    assert len(patches.select("train", label=1)) == 0
+
+
+def test_uint8_goes_to_tensor_and_back_exactly() -> None:
+    every = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
+    tensor = to_tensor(every)
+    assert (tensor.shape, tensor.dtype) == ((1, 3, 16, 16), torch.float32)
+    assert tensor.is_contiguous(memory_format=torch.channels_last)
+    assert (tensor.min().item(), tensor.max().item()) == (-1.0, 1.0)
+    np.testing.assert_allclose(tensor[0, 0].numpy().ravel(), np.arange(256) / 127.5 - 1, atol=1e-7)
+    np.testing.assert_array_equal(to_uint8(tensor), every)
+    assert to_uint8(torch.full((1, 3, 2, 2), 7.0)).max() == 255
+    assert to_uint8(torch.full((1, 3, 2, 2), -7.0)).max() == 0
+
+
+def test_batches_are_in_order_with_the_short_one(patches: PatchSet) -> None:
+    found = list(batches(patches, 4))
+    assert [len(images) for images, _ in found] == [4, 4, 2]
+    np.testing.assert_array_equal(to_uint8(torch.cat([images for images, _ in found])), patches.images)
+    assert torch.cat([labels for _, labels in found]).tolist() == [0] * 10
+
+
+# ---------------------------------------------------------------- stream
+
+
+def shown(stream: TrainStream, nimg: int) -> list[int]:
+    """Which pictures of `make` are in a batch that was neither flipped nor turned."""
+    return to_uint8(stream.at(nimg))[:, 0, 0, 0].tolist()
+
+
+def test_every_image_is_shown_once_an_epoch(patches: PatchSet) -> None:
+    stream = TrainStream(patches, 4, seed=0, flips=False, turns=False)
+    names = [k for nimg in range(0, 40, 4) for k in shown(stream, nimg)]
+    epochs = [names[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+    assert names != [k for nimg in range(0, 40, 4) for k in shown(TrainStream(patches, 4, 1, False, False), nimg)]
+
+
+def test_a_batch_may_be_larger_than_the_set(patches: PatchSet) -> None:
+    assert Counter(shown(TrainStream(patches, 25, 0, False, False), 5)).most_common()[0][1] <= 3
+    assert sorted(shown(TrainStream(patches, 30, 0, False, False), 0)) == sorted(list(range(10)) * 3)
+
+
+def test_the_stream_has_no_state(patches: PatchSet) -> None:
+    stream = TrainStream(patches, 4, 7, True, True)
+    forward = [stream.at(nimg) for nimg in range(0, 60, 4)]
+    for k in (9, 2, 14, 0):
+        assert torch.equal(stream.at(4 * k), forward[k])
+        assert torch.equal(TrainStream(patches, 4, 7, True, True).at(4 * k), forward[k])
+    assert torch.equal(torch.cat([forward[3], forward[4]]), TrainStream(patches, 8, 7, True, True).at(12))
+
+
+def test_processes_share_each_batch(patches: PatchSet) -> None:
+    whole = TrainStream(patches, 6, 7, True, True).at(18)
+    parts = [TrainStream(patches, 6, 7, True, True, rank=rank, world=2).at(18) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [3, 3]
+    assert torch.equal(torch.cat(parts), whole)
+    with pytest.raises(UserError, match="cannot be shared evenly by 4"):
+        TrainStream(patches, 6, 7, True, True, world=4)
+
+
+@pytest.mark.parametrize(
+    ("flips", "turns", "expected"),
+    [
+        (False, False, [(0, False)]),
+        (True, False, [(0, False), (2, False), (0, True), (2, True)]),
+        (False, True, [(0, False), (1, False), (2, False), (3, False)]),
+        (True, True, [(k, flip) for k in range(4) for flip in (False, True)]),
+    ],
+)
+def test_flips_and_turns(patches: PatchSet, flips: bool, turns: bool, expected: list[tuple[int, bool]]) -> None:
+    """(quarter turns, mirrored) of one picture: all that are allowed, equally often, and no other."""
+    one = patches.take([4])
+    picture = np.array(one.images[0])
+    ways = {np.rot90(picture[:, ::-1] if flip else picture, k).tobytes(): (k, flip) for k in range(4) for flip in (0, 1)}
+    assert len(ways) == 8
+    stream = TrainStream(one, 800, 0, flips, turns)
+    counts = Counter(ways[np.ascontiguousarray(image).tobytes()] for image in to_uint8(stream.at(0)))
+    assert set(counts) == set(expected)
+    assert all(abs(n - 800 / len(expected)) < 60 for n in counts.values())
+
+
+def test_an_empty_selection_cannot_be_trained_on(patches: PatchSet) -> None:
+    with pytest.raises(UserError, match="no image to train on"):
+        TrainStream(patches.select("train", label=1), 4, 0, True, True)
+
+
+# ---------------------------------------------------------------- real data
+
+
+@needs_data
+def test_real_sets(tmp_path: Path) -> None:
+    idc = load(REAL / "idc", tmp_path, resolution=64)
+    assert (len(idc), len(set(idc.manifest.group)), idc.skipped) == (192, 6, [])
+    assert not idc.manifest.groups_on_two_sides()
+    colon = load_patches(DataConfig(path=str(REAL / "colon")), 32, cache=tmp_path)
+    counted = {split: tuple(len(colon.select(split, label)) for label in (0, 1)) for split in ("train", "val", "test")}
+    assert counted == {"train": (563, 0), "val": (98, 101), "test": (335, 574)}
