@@ -131,7 +131,7 @@ def _used(
         chosen = np.flatnonzero(classes == 0)
         if not chosen.size:
             raise ValueError(f"threshold rule {rule!r} needs normal validation images (label 0), got none")
-    codes, n_unknown = group_codes(None if groups is None else [groups[i] for i in chosen], len(chosen))
+    codes, n_unknown = group_codes(None if groups is None else [groups[i] for i in chosen.tolist()], len(chosen))
     return values[chosen], classes[chosen], codes, n_unknown
 
 
