@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,9 +21,6 @@ from gan_uad.config import DataConfig
 from gan_uad.data import cache as cache_module
 from gan_uad.data.patches import PatchSet, TrainStream, batches, load_patches, to_tensor, to_uint8
 from gan_uad.errors import JobFailed, UserError
-
-REAL = Path(os.environ.get("GAN_UAD_DATA", "/nowhere"))
-needs_data = pytest.mark.skipif(not REAL.is_dir(), reason="GAN_UAD_DATA names no folder of real data")
 
 
 def make(root: Path, n: int = 10, size: int = 8) -> Path:
@@ -91,6 +91,26 @@ def test_a_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
     assert len(reads) == 10
     np.testing.assert_array_equal(after.images, before)
     json.loads(array.with_suffix(".json").read_text())
+
+
+def test_processes_that_build_the_same_cache_at_once_agree(tmp_path: Path) -> None:
+    root, cache = make(tmp_path / "set", n=300), tmp_path / "cache"
+    code = """
+import sys, zlib
+from pathlib import Path
+from gan_uad.config import DataConfig
+from gan_uad.data.cache import prepare
+from gan_uad.data.sources import open_source
+data = DataConfig(path=sys.argv[1])
+made = prepare(open_source(data.path, data), data, 8, Path(sys.argv[2]))
+print(len(made.rows), made.notes, zlib.crc32(made.images.tobytes()))
+"""
+    command = [sys.executable, "-c", code, str(root), str(cache)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0] for process in running]
+    assert said[0].startswith("300 [] ")
+    assert len(set(said)) == 1
+    assert sorted(file.suffix for file in cache.iterdir()) == [".json", ".npy"]
 
 
 def test_an_interrupted_build_leaves_nothing(tmp_path: Path) -> None:
@@ -165,6 +185,8 @@ def test_uint8_goes_to_tensor_and_back_exactly() -> None:
 
 
 def test_batches_are_in_order_with_the_short_one(patches: PatchSet) -> None:
+    with warnings.catch_warnings(action="error"):  # torch does not like read-only arrays
+        assert torch.equal(to_tensor(patches.images[:4]), next(batches(patches, 4))[0])
     found = list(batches(patches, 4))
     assert [len(images) for images, _ in found] == [4, 4, 2]
     np.testing.assert_array_equal(to_uint8(torch.cat([images for images, _ in found])), patches.images)
@@ -240,11 +262,10 @@ def test_an_empty_selection_cannot_be_trained_on(patches: PatchSet) -> None:
 # ---------------------------------------------------------------- real data
 
 
-@needs_data
-def test_real_sets(tmp_path: Path) -> None:
-    idc = load(REAL / "idc", tmp_path, resolution=64)
+def test_real_sets(shared_data: Path, tmp_path: Path) -> None:
+    idc = load(shared_data / "idc", tmp_path, resolution=64)
     assert (len(idc), len(set(idc.manifest.group)), idc.skipped) == (192, 6, [])
     assert not idc.manifest.groups_on_two_sides()
-    colon = load_patches(DataConfig(path=str(REAL / "colon")), 32, cache=tmp_path)
+    colon = load_patches(DataConfig(path=str(shared_data / "colon")), 32, cache=tmp_path)
     counted = {split: tuple(len(colon.select(split, label)) for label in (0, 1)) for split in ("train", "val", "test")}
     assert counted == {"train": (563, 0), "val": (98, 101), "test": (335, 574)}

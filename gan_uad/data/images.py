@@ -17,7 +17,7 @@ from gan_uad.errors import UserError
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
-FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 64_000_000  # more is a slide, not a patch (and could be a decompression bomb)
 WHITE = 200  # a pixel is white (no tissue) when R, G and B are all above this
@@ -73,7 +73,7 @@ def _reading(name: str) -> Iterator[None]:
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
-        raise BadImage(name, f"is no {', '.join(f for f in FORMATS if f != 'MPO')} image") from None
+        raise BadImage(name, f"is no {', '.join(FORMATS)} image") from None
     except Exception as error:
         raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from None
 

@@ -219,12 +219,16 @@ def deal(groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float
     sides = [s for s, share in enumerate(fractions) if share > 0]
     excess = {s: [-fractions[s] * float(t) for t in total] for s in sides}
     chosen = np.zeros(len(keys), np.int64)
-    for key in order:
+    empty = set(sides)
+    for dealt, key in enumerate(order):
         row = counts[key].tolist()
+        last_chance = len(empty) >= len(keys) - dealt  # every side gets a group where there are enough of them
         cost = {
-            s: sum(n * (2 * e + n) * w for n, e, w in zip(row, excess[s], weights, strict=True) if n) for s in sides
+            s: sum(n * (2 * e + n) * w for n, e, w in zip(row, excess[s], weights, strict=True) if n)
+            for s in (sorted(empty) if empty and last_chance else sides)
         }
-        best = min(sides, key=cost.__getitem__)
+        best = min(cost, key=cost.__getitem__)
+        empty.discard(best)
         chosen[key] = best
         excess[best] = [e + n for e, n in zip(excess[best], row, strict=True)]
     return chosen[of_row]

@@ -157,7 +157,8 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
 
 def to_tensor(images: Pixels) -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1], channels_last in memory."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(1 / 127.5)
+    writable = images if images.flags.writeable else images.copy()  # torch warns of the read-only memory map
+    return torch.from_numpy(writable).permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(1 / 127.5)
 
 
 def to_uint8(images: Tensor) -> Pixels:

@@ -172,8 +172,8 @@ class ImageSource:
             layout = read_names(images, data, str(path))
             self.kind, self.manifest, self.notes = layout.kind, layout.manifest, layout.notes
         else:
-            if len(indices) > 1:
-                raise UserError(f"{path} holds {len(indices)} files {INDEX} ({', '.join(indices[:3])}); give the folder of one")
+            if len(rivals := [name for name in indices if name.count("/") == top.count("/")]) > 1:
+                raise UserError(f"{path} holds {len(rivals)} files {INDEX} ({', '.join(rivals[:3])}); give the folder of one")
             self.kind = INDEX
             self.manifest, self.notes = self._indexed(top, images, data)
 
