@@ -65,12 +65,16 @@ def test_class_folders_are_labelled_and_split(tmp_path: Path) -> None:
     assert any("normal: Normal; anomalous: tumour" in note for note in patches.notes)
 
 
-@pytest.mark.parametrize("name", ["normal", "Benign", "GOOD", "healthy", "0", "non_idc", "Non-Tumor", "colon_n", "0_normal", "NEGATIVE"])
+@pytest.mark.parametrize(
+    "name", ["normal", "Benign", "GOOD", "healthy", "0", "non_idc", "Non-Tumor", "colon_n", "0_normal", "NEGATIVE"]
+)
 def test_names_of_normal_tissue(name: str) -> None:
     assert is_normal_name(name)
 
 
-@pytest.mark.parametrize("name", ["abnormal", "Ungood", "not_normal", "non_benign", "1", "idc", "nonnormal", "necrosis"])
+@pytest.mark.parametrize(
+    "name", ["abnormal", "Ungood", "not_normal", "non_benign", "1", "idc", "nonnormal", "necrosis"]
+)
 def test_names_that_are_not_normal(name: str) -> None:
     assert not is_normal_name(name)
 
@@ -85,7 +89,10 @@ def test_undecidable_classes_are_asked_for_by_name(tmp_path: Path) -> None:
 
 
 def test_split_folders_keep_their_splits(tmp_path: Path) -> None:
-    root = write(tmp_path / "set", ["train/good/1.png", "valid/good/2.png", "valid/bad/3.png", "test/good/4.png", "test/bad/5.png"])
+    root = write(
+        tmp_path / "set",
+        ["train/good/1.png", "valid/good/2.png", "valid/bad/3.png", "test/good/4.png", "test/bad/5.png"],
+    )
     found = load(root, tmp_path).manifest
     by_name = dict(zip(found.image, zip(found.split, found.label.tolist(), strict=True), strict=True))
     assert by_name == {
@@ -107,7 +114,12 @@ def test_missing_validation_split_is_cut_out_of_train(tmp_path: Path) -> None:
 def test_masks_of_mvtec_and_bmad(tmp_path: Path, masks: tuple[str, str]) -> None:
     marked = np.zeros((8, 8), np.uint8)
     marked[:4, 2:6] = 255
-    names = {"train/good/1.png": png(picture(1)), "test/good/7.png": png(picture(2)), masks[1]: png(picture(3)), masks[0]: png(marked)}
+    names = {
+        "train/good/1.png": png(picture(1)),
+        "test/good/7.png": png(picture(2)),
+        masks[1]: png(picture(3)),
+        masks[0]: png(marked),
+    }
     patches = load(write(tmp_path / "set", names), tmp_path, resolution=4)
     assert len(patches) == 3
     found = patches.select("test").masks()
@@ -124,13 +136,21 @@ def test_an_anomalous_patch_without_mask_is_not_taken_for_empty(tmp_path: Path) 
 
 
 def test_idc_names(tmp_path: Path) -> None:
-    names = [f"{p}/{c}/{p}_idx5_x{x}_y51_class{c}.png" for p in ("8863", "8864", "8865") for c in (0, 1) for x in (1, 101)]
+    names = [
+        f"{p}/{c}/{p}_idx5_x{x}_y51_class{c}.png" for p in ("8863", "8864", "8865") for c in (0, 1) for x in (1, 101)
+    ]
     twice = f"IDC_regular_ps50_idx5/{names[0]}"
     patches = load(write(tmp_path / "set", [*names, twice]), tmp_path)
     found = patches.manifest
     assert len(found) == 12
     row = found.image.index("8864/1/8864_idx5_x101_y51_class1.png")
-    assert (found.group[row], found.slide[row], found.x[row], found.y[row], found.label[row]) == ("8864", "8864", 101, 51, 1)
+    assert (found.group[row], found.slide[row], found.x[row], found.y[row], found.label[row]) == (
+        "8864",
+        "8864",
+        101,
+        51,
+        1,
+    )
     assert not found.groups_on_two_sides()
     assert set(found.split) == {"train", "val", "test"}
     with pytest.raises(UserError, match="1 such as readme"):
@@ -182,7 +202,12 @@ def test_index_csv_and_what_it_holds(tmp_path: Path) -> None:
     header = "image,group,label,split,slide,x,y,level,tissue,class,mask,remark"
     root = index(tmp_path, "a.png,p1,0,train,s1,10,20,0,0.5,ok,,hm", "b.png,,1,test,s2,,,,,bad,c.png,", header=header)
     found = load(root, tmp_path).manifest
-    assert (found.image, found.group, found.split, found.klass) == (["a.png", "b.png"], ["p1", "s2"], ["train", "test"], ["ok", "bad"])
+    assert (found.image, found.group, found.split, found.klass) == (
+        ["a.png", "b.png"],
+        ["p1", "s2"],
+        ["train", "test"],
+        ["ok", "bad"],
+    )
     assert (found.x[0], found.y[0], found.tissue[0], found.mask) == (10, 20, 0.5, ["", "c.png"])
     assert np.isnan(found.x[1])
     found.to_csv(tmp_path / "again.csv")
@@ -312,7 +337,9 @@ def test_preprocess_crop_and_grey() -> None:
     image = picture(0, 96, 96)
     np.testing.assert_array_equal(preprocess(image, DataConfig(crop="center"), 64), image[16:80, 16:80])
     half = preprocess(image, DataConfig(crop="center", crop_size=32, resize="box"), 16)
-    np.testing.assert_allclose(half, image[32:64, 32:64].reshape(16, 2, 16, 2, 3).mean((1, 3)), atol=1)  # Pillow rounds twice
+    np.testing.assert_allclose(
+        half, image[32:64, 32:64].reshape(16, 2, 16, 2, 3).mean((1, 3)), atol=1
+    )  # Pillow rounds twice
     grey = preprocess(image, DataConfig(grayscale=True), 96)
     luma = np.round(image @ np.array([0.299, 0.587, 0.114]))
     assert np.abs(grey.astype(int) - luma[..., None]).max() <= 1
@@ -321,7 +348,12 @@ def test_preprocess_crop_and_grey() -> None:
 
 
 def test_bad_images_are_skipped_listed_or_refused(tmp_path: Path) -> None:
-    contents = {"good/a.png": png(picture(1)), "good/b.png": png(picture(2))[:60], "bad/c.png": b"", "bad/d.png": png(picture(3))}
+    contents = {
+        "good/a.png": png(picture(1)),
+        "good/b.png": png(picture(2))[:60],
+        "bad/c.png": b"",
+        "bad/d.png": png(picture(3)),
+    }
     root = write(tmp_path / "set", contents)
     for _ in "built", "cached":
         patches = load(root, tmp_path)
@@ -356,7 +388,9 @@ def test_the_tissue_column_decides_where_there_is_one(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- zips and arrays
 
 
-@pytest.mark.parametrize("evil", ["../evil.png", "good/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png"])
+@pytest.mark.parametrize(
+    "evil", ["../evil.png", "good/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png"]
+)
 def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path: Path, evil: str) -> None:
     with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
         archive.writestr("good/a.png", png(picture(0)))

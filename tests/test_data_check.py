@@ -25,7 +25,9 @@ def make(root: Path, rows: list[tuple[str, str, int, str]]) -> Path:
     return root
 
 
-def check(root: Path, capsys: pytest.CaptureFixture[str], resolution: int = 8, **settings: Any) -> tuple[int, dict[str, Any]]:
+def check(
+    root: Path, capsys: pytest.CaptureFixture[str], resolution: int = 8, **settings: Any
+) -> tuple[int, dict[str, Any]]:
     code = data_check(root, DataConfig(**settings), resolution, as_json=True)
     return code, json.loads(capsys.readouterr().out)
 

@@ -246,7 +246,9 @@ def test_flips_and_turns(patches: PatchSet, flips: bool, turns: bool, expected: 
     """(quarter turns, mirrored) of one picture: all that are allowed, equally often, and no other."""
     one = patches.take([4])
     picture = np.array(one.images[0])
-    ways = {np.rot90(picture[:, ::-1] if flip else picture, k).tobytes(): (k, flip) for k in range(4) for flip in (0, 1)}
+    ways = {
+        np.rot90(picture[:, ::-1] if flip else picture, k).tobytes(): (k, flip) for k in range(4) for flip in (0, 1)
+    }
     assert len(ways) == 8
     stream = TrainStream(one, 800, 0, flips, turns)
     counts = Counter(ways[np.ascontiguousarray(image).tobytes()] for image in to_uint8(stream.at(0)))

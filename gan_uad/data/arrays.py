@@ -47,7 +47,9 @@ class NpzSource:
         keys = [name.removesuffix(".npy") for name, _, _ in self._keys]
         splits = [s for s in SPLIT_NAMES if f"{s}_images" in keys]
         if not splits:
-            raise UserError(f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; a MedMNIST file has train_images, train_labels, ...")
+            raise UserError(
+                f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; a MedMNIST file has train_images, train_labels, ..."
+            )
         self._rows: list[tuple[str, int]] = []
         klass: list[str] = []
         for split in splits:
@@ -67,7 +69,9 @@ class NpzSource:
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
             raise UserError(f"{where} must be uint8 [N,H,W] or [N,H,W,3], not {images.dtype} {list(images.shape)}")
         if labels.size != len(images) or len(labels) != len(images):
-            raise UserError(f"{where} are {len(images)}, but the labels are {list(labels.shape)}: one label an image is needed")
+            raise UserError(
+                f"{where} are {len(images)}, but the labels are {list(labels.shape)}: one label an image is needed"
+            )
         if not np.issubdtype(labels.dtype, np.integer):
             raise UserError(f"{self.path}: {split}_labels must be integers, not {labels.dtype}")
         return [int(value) for value in labels.ravel()]
@@ -79,7 +83,11 @@ class NpzSource:
                     with np.load(self.path, allow_pickle=False) as archive:
                         self._arrays[key] = archive[key]
                 except ValueError as error:
-                    why = "holds pickled objects, which are never loaded" if "allow_pickle" in str(error) else f"is damaged: {error}"
+                    why = (
+                        "holds pickled objects, which are never loaded"
+                        if "allow_pickle" in str(error)
+                        else f"is damaged: {error}"
+                    )
                     raise UserError(f"{self.path}: {key} {why}") from None
                 except (zipfile.BadZipFile, zlib.error, EOFError) as error:
                     raise UserError(f"{self.path}: {key} is damaged: {error}") from None
@@ -111,7 +119,9 @@ def h5_siblings(path: Path) -> list[Path]:
     """The files that belong to one PCam `..._x.h5` or `..._y.h5`. Raises `UserError` for another name."""
     match = H5_NAME.match(path.name)
     if not match:
-        raise UserError(f"{path} is no PCam file: the name must end in _x.h5 (pictures) with a _y.h5 (labels) beside it")
+        raise UserError(
+            f"{path} is no PCam file: the name must end in _x.h5 (pictures) with a _y.h5 (labels) beside it"
+        )
     return [file for file in sorted(path.parent.iterdir()) if file.name.startswith(match["stem"] + "_")]
 
 
@@ -134,7 +144,10 @@ class H5Source:
 
     def _part(self, stem: str, files: dict[str, Path]) -> dict[str, list[Any]]:
         """The columns of one pair of files."""
-        pair = [next((files[n] for n in files if re.fullmatch(re.escape(stem) + rf"_{k}\.(h5|hdf5)", n, re.I)), None) for k in "xy"]
+        pair = [
+            next((files[n] for n in files if re.fullmatch(re.escape(stem) + rf"_{k}\.(h5|hdf5)", n, re.I)), None)
+            for k in "xy"
+        ]
         if pair[0] is None or pair[1] is None:
             have, lacks = ("_y", "_x") if pair[0] is None else ("_x", "_y")
             raise UserError(f"{self.path}: {stem}{have}.h5 needs {stem}{lacks}.h5 beside it")

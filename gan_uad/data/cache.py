@@ -81,7 +81,10 @@ def prepare(
             _write(target, key, source, data, resolution, progress)
             found = _load(target, key, resolution)
             problem = f"{target} does not read back as written"
-        except (UserError, JobFailed) as error:  # what `files` makes of a folder that cannot be written and of a full disk
+        except (
+            UserError,
+            JobFailed,
+        ) as error:  # what `files` makes of a folder that cannot be written and of a full disk
             problem = error.message
         if found is None:
             found = _in_memory(key, source, data, resolution, progress, f"no cache ({problem})")
@@ -97,7 +100,12 @@ def _load(target: Path, key: str, resolution: int) -> Prepared | None:
         facts = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
         images = np.load(target, mmap_mode="r", allow_pickle=False)
         shape = (len(facts["rows"]), resolution, resolution, 3)
-        if facts["key"] != key or images.shape != shape or images.dtype != np.uint8 or _checksum(target) != facts["crc32"]:
+        if (
+            facts["key"] != key
+            or images.shape != shape
+            or images.dtype != np.uint8
+            or _checksum(target) != facts["crc32"]
+        ):
             return None
         skipped = [(str(bad), str(reason)) for bad, reason in facts["skipped"]]
         return Prepared(images, facts["rows"], skipped, facts["white"], facts["cut"], key, [])
@@ -121,7 +129,9 @@ class _Tally:
     cut: int = 0
 
 
-def _write(target: Path, key: str, source: Source, data: DataConfig, resolution: int, progress: Progress | None) -> None:
+def _write(
+    target: Path, key: str, source: Source, data: DataConfig, resolution: int, progress: Progress | None
+) -> None:
     """Build the cache. Written as a plain file: a full disk is then an OSError, where a memory map would die of SIGBUS."""
     _sweep(make_folder(target.parent))
     tally = _Tally([], [])

@@ -66,7 +66,10 @@ def labels_of(classes: Sequence[str], data: DataConfig, where: str) -> tuple[NDA
             f"{where}: which of the classes {listed} is normal? Say so with -o data.normal_classes=[{names[0]}] ({RULE})"
         )
     label = {name: NORMAL if name in normal else ANOMALOUS for name in names} | {"": UNKNOWN}
-    sides = [f"{word}: {', '.join(n for n in names if label[n] == value)}" for value, word in ((0, "normal"), (1, "anomalous"))]
+    sides = [
+        f"{word}: {', '.join(n for n in names if label[n] == value)}"
+        for value, word in ((0, "normal"), (1, "anomalous"))
+    ]
     notes = ["classes taken as " + "; ".join(s for s in sides if not s.endswith(": "))] if names else []
     return np.array([label[c] for c in classes], np.int8), notes
 
@@ -96,7 +99,11 @@ def _without_wrapper(parts: list[tuple[str, ...]], data: DataConfig) -> list[tup
     """Drop a single folder around everything, as zips often have, unless its name means a class or a split."""
     while all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
         top = parts[0][0]
-        if top.lower() in SPLIT_NAMES or top in data.normal_classes or (not data.normal_classes and is_normal_name(top)):
+        if (
+            top.lower() in SPLIT_NAMES
+            or top in data.normal_classes
+            or (not data.normal_classes and is_normal_name(top))
+        ):
             break
         parts = [p[1:] for p in parts]
     return parts
@@ -162,7 +169,9 @@ def _mask_note(masks: dict[tuple[str, ...], str], used: list[str]) -> list[str]:
     if not masks:
         return []
     paired = sum(bool(m) for m in used)
-    return [f"{len(masks)} files in mask folders ({', '.join(sorted(MASK_FOLDERS))}) are masks, {paired} of them of an image"]
+    return [
+        f"{len(masks)} files in mask folders ({', '.join(sorted(MASK_FOLDERS))}) are masks, {paired} of them of an image"
+    ]
 
 
 def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig, where: str) -> Layout:
@@ -177,7 +186,11 @@ def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig
     for i, name in enumerate(names):
         first.setdefault(PurePosixPath(name).name, i)
     rows = [(names[i], match) for i in first.values() if (match := matches[i])]
-    notes = [f"{len(names) - len(rows)} images are there twice by name; one of each is used"] if len(rows) < len(names) else []
+    notes = (
+        [f"{len(names) - len(rows)} images are there twice by name; one of each is used"]
+        if len(rows) < len(names)
+        else []
+    )
     patient = [m["patient"] for _, m in rows]
     klass = [m["label"] for _, m in rows]
     label, taken = labels_of(klass, data, where) if data.normal_classes else (np.array(klass).astype(np.int8), [])

@@ -62,7 +62,9 @@ class Manifest:
         blank["label"] = [UNKNOWN] * n
         blank.update({name: [np.nan] * n for name in ("x", "y", "tissue")})
         types: dict[str, Any] = {"label": np.int8, "x": np.float64, "y": np.float64, "tissue": np.float64}
-        made: dict[str, Any] = {k: np.array(v, types[k]) if k in types else list(v) for k, v in (blank | columns).items()}
+        made: dict[str, Any] = {
+            k: np.array(v, types[k]) if k in types else list(v) for k, v in (blank | columns).items()
+        }
         return cls(image=list(image), **made)
 
     def __len__(self) -> int:
@@ -110,7 +112,9 @@ class Manifest:
         An image of unknown group is a group of its own; a group that already has a split keeps it. The same rows,
         fractions and seed give the same splits.
         """
-        side = dict(zip(self.group, self.split, strict=True)) | {g: s for g, s in zip(self.group, self.split, strict=True) if s}
+        side = dict(zip(self.group, self.split, strict=True)) | {
+            g: s for g, s in zip(self.group, self.split, strict=True) if s
+        }
         split = [s or (side[g] if g else "") for g, s in zip(self.group, self.split, strict=True)]
         open_rows = [i for i, s in enumerate(split) if not s]
         groups = [self.group[i] or i for i in open_rows]

@@ -32,7 +32,9 @@ QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axe
 class PatchSet:
     """Square uint8 RGB patches of one resolution with their manifest. A selection shares the pixels of its parent."""
 
-    def __init__(self, source: Source, data: DataConfig, prepared: Prepared, manifest: Manifest, notes: list[str]) -> None:
+    def __init__(
+        self, source: Source, data: DataConfig, prepared: Prepared, manifest: Manifest, notes: list[str]
+    ) -> None:
         """`manifest` has a row for each row of `source`; the set has those that `prepared` kept."""
         self._source, self._data, self._all = source, data, prepared
         self._rows = np.array(prepared.rows, np.int64)
@@ -56,6 +58,11 @@ class PatchSet:
         """A key of everything that tells this set from another: pixels, rows, labels, groups and splits."""
         m = self.manifest
         return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split)
+
+    @property
+    def brings_splits(self) -> bool:
+        """Whether the source itself says what is train, val or test (else the splits were made here)."""
+        return any(self._source.manifest.split)
 
     def gather(self, indices: ArrayLike, transforms: NDArray[np.uint8] | None = None) -> Pixels:
         """A copy of some patches, uint8 [n, R, R, 3], each turned by its transform.
@@ -149,7 +156,9 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
         notes.append(f"{what}: train/val/test are made {shares}, {grouped}")
     elif "train" in manifest.split and "val" not in manifest.split and data.split_fractions[1] > 0:
         manifest = manifest.with_val_from_train(data.split_fractions, data.split_seed)
-        notes.append(f"no validation split is given: {manifest.split.count('val')} images are cut out of train, {grouped}")
+        notes.append(
+            f"no validation split is given: {manifest.split.count('val')} images are cut out of train, {grouped}"
+        )
     if not known:
         notes.append("groups (patients or slides) are unknown: each image counts as its own")
     return manifest, notes

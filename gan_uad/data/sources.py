@@ -124,14 +124,18 @@ class Archive:
     def _usable(self, info: zipfile.ZipInfo) -> bool:
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
         if ".." in parts or info.filename.startswith(("/", "\\")) or re.match("[A-Za-z]:", info.filename):
-            raise UserError(f"{self.path} holds the path {info.filename!r}, which leads out of the archive; it is not opened")
+            raise UserError(
+                f"{self.path} holds the path {info.filename!r}, which leads out of the archive; it is not opened"
+            )
         if info.flag_bits & 1:
             raise UserError(f"{self.path} is encrypted; unpack it and give the folder")
         return not info.is_dir() and not any(_hidden(part) for part in parts)
 
     def _zip(self) -> zipfile.ZipFile:
         with self._lock:
-            if self._handle is None or self._handle[0] != os.getpid():  # a forked child must not share the file position
+            if (
+                self._handle is None or self._handle[0] != os.getpid()
+            ):  # a forked child must not share the file position
                 try:
                     self._handle = (os.getpid(), zipfile.ZipFile(self.path))
                 except zipfile.BadZipFile as error:
@@ -173,7 +177,9 @@ class ImageSource:
             self.kind, self.manifest, self.notes = layout.kind, layout.manifest, layout.notes
         else:
             if len(rivals := [name for name in indices if name.count("/") == top.count("/")]) > 1:
-                raise UserError(f"{path} holds {len(rivals)} files {INDEX} ({', '.join(rivals[:3])}); give the folder of one")
+                raise UserError(
+                    f"{path} holds {len(rivals)} files {INDEX} ({', '.join(rivals[:3])}); give the folder of one"
+                )
             self.kind = INDEX
             self.manifest, self.notes = self._indexed(top, images, data)
 
@@ -184,7 +190,9 @@ class ImageSource:
         image = [(root / name).as_posix() for name in manifest.image]
         mask = [(root / name).as_posix() if name else "" for name in manifest.mask]
         known = set(self.files.names)
-        for given, name in zip(manifest.image + [m for m in manifest.mask if m], image + [m for m in mask if m], strict=True):
+        for given, name in zip(
+            manifest.image + [m for m in manifest.mask if m], image + [m for m in mask if m], strict=True
+        ):
             if name not in known:
                 outside = PurePosixPath(given).is_absolute() or ".." in PurePosixPath(given).parts
                 why = "lies outside; names must be relative to the index" if outside else "is not there"
@@ -194,7 +202,9 @@ class ImageSource:
             notes.append(f"{unlisted} images are not named in {INDEX} and left out")
         if data.normal_classes:
             if not any(manifest.klass):
-                raise UserError(f"{where} has no class names, so data.normal_classes cannot apply; its label column decides")
+                raise UserError(
+                    f"{where} has no class names, so data.normal_classes cannot apply; its label column decides"
+                )
             label, taken = labels_of(manifest.klass, data, where)
             manifest, notes = manifest.replace(label=label), notes + taken
         return manifest.replace(image=image, mask=mask), notes

@@ -149,8 +149,8 @@ def _threshold(scores: ScoreFile, validation: ScoreFile | None, rule: str | None
         except ValueError as error:
             raise UserError(f"--threshold {rule}: {error}") from None
     described = scores.path.parent / "scores.json"
-    if scores.path.name == "scores.csv" and described.is_file():
-        kept = json.loads(described.read_text(encoding="utf-8")).get("threshold")
+    if described.is_file():
+        kept = json.loads(described.read_text(encoding="utf-8"))["thresholds"].get(scores.path.name)
         if kept is not None:
             return Threshold(**{**kept, "value": float(kept["value"])})
     if scores.threshold is None:

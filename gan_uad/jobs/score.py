@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from gan_uad import console, device
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import PatchSet, batches, load_patches, to_tensor, to_uint8
-from gan_uad.data.sources import open_source
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
 from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
@@ -101,17 +100,10 @@ def _score_all(
     _write_csv(folder / "scores.csv", sets.target, rows, label, fitted)
     if maps:
         settings["pixel_threshold"] = _segment(scorer, sets, folder, pixel_quantile)
-    baseline = _baseline(sets, folder, rule)
+    thresholds = {"scores.csv": fitted, "mean_color.csv": _baseline(sets, folder, rule)}
     _pictures(scorer, sets.target, rows, folder)
-    write_json(
-        folder / "scores.json",
-        {
-            **settings,
-            "threshold": None if fitted is None else _json_threshold(fitted),
-            "baseline": baseline,
-            "maps": maps,
-        },
-    )
+    settings["thresholds"] = {name: _json_threshold(found) for name, found in thresholds.items() if found is not None}
+    write_json(folder / "scores.json", settings)
     for partial in (".validation.jsonl", ".scores.jsonl"):
         (folder / partial).unlink(missing_ok=True)
     console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
@@ -141,7 +133,7 @@ def _sets(model: Model, data: str | None, split: str | None, max_images: int | N
     settings = own.model_copy(update={"path": path})
     target = _load(settings, model.resolution)
     same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
-    splits_hold = same or any(open_source(path, settings).manifest.split)
+    splits_hold = same or target.brings_splits
     chosen = split or ("test" if splits_hold else "all")
     picked = target if chosen == "all" else target.select(chosen)
     if len(picked) == 0:
@@ -281,21 +273,22 @@ def _write_csv(
     write_text(path, text.getvalue())
 
 
-def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -> str | None:
+def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -> Threshold | None:
     """Mean colour, fitted on the same train normals and scored on the same images: what any detector must beat."""
     if sets.train is None or len(sets.train) < 4:
+        console.say("note: no train normals at hand, so the mean-colour baseline is missing")
         return None
     scorer = MeanColorScorer()
     scorer.fit(batches(sets.train, 256))
-    validation = None
-    if sets.validation is not None:
-        validation = [row for images, _ in batches(sets.validation, 256) for row in _rows(scorer.score(images))]
+
+    def rows_of(patches: PatchSet) -> list[dict[str, float]]:
+        return [row for images, _ in batches(patches, 256) for row in _rows(scorer.score(images))]
+
     if rule[0] == "manual":
         rule = ("fpr", {"alpha": 0.05})  # a value given by hand is one of the other score
-    fitted = _threshold(rule, sets.validation, validation)
-    rows = [row for images, _ in batches(sets.target, 256) for row in _rows(scorer.score(images))]
-    _write_csv(folder / "mean_color.csv", sets.target, rows, "mean_color", fitted)
-    return f"mean_color fitted on {len(sets.train)} train normals"
+    fitted = _threshold(rule, sets.validation, rows_of(sets.validation) if sets.validation else None)
+    _write_csv(folder / "mean_color.csv", sets.target, rows_of(sets.target), "mean_color", fitted)
+    return fitted
 
 
 def _json_threshold(threshold: Threshold) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class DCGANTask(AdversarialTask):
         loss_G.backward()
         self.D.requires_grad_(True)
         self.opt_G.step()
-        self.ema.update(len(real))
+        self.ema.update(len(real), nimg + len(real))
         signs = {"real_sign": on_real.detach().sign().mean(), "fake_sign": on_fake.detach().sign().mean()}
         return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach(), **signs}
 
@@ -140,7 +140,7 @@ class WGANGPTask(AdversarialTask):
         """One critic step, and a generator step when it is due."""
         figures = self.critic_step(real)
         if (nimg // len(real) + 1) % self.n_critic == 0:
-            figures |= self.generator_step(len(real))
+            figures |= self.generator_step(len(real), nimg + len(real))
         return figures
 
     def critic_step(self, real: Tensor) -> dict[str, Tensor]:
@@ -156,13 +156,13 @@ class WGANGPTask(AdversarialTask):
         self.opt_D.step()
         return {"wasserstein": wasserstein.detach(), "penalty": penalty.detach()}
 
-    def generator_step(self, count: int) -> dict[str, Tensor]:
-        """Minimise −E[D(G(z))] over the generator."""
+    def generator_step(self, count: int, nimg: int) -> dict[str, Tensor]:
+        """Minimise −E[D(G(z))] over the generator; `nimg` images have been seen in all, for the average."""
         self.D.requires_grad_(False)
         loss = -self.D(self.G(self.draw_z(count))).mean()
         self.opt_G.zero_grad()
         loss.backward()
         self.D.requires_grad_(True)
         self.opt_G.step()
-        self.ema.update(count * self.n_critic)
+        self.ema.update(count * self.n_critic, nimg)
         return {"loss_G": loss.detach()}

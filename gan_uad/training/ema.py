@@ -7,11 +7,14 @@ import copy
 import torch
 from torch import nn
 
+RAMP_UP = 0.05  # of the images seen: StyleGAN2-ADA's
+
 
 class EMA:
     """Holds `net`, an averaged copy of a network: evaluation mode, no gradients.
 
-    Weights decay by 0.5^(images / half-life). Floating-point buffers (batch-norm statistics, which belong to the weights that
+    Weights decay by 0.5^(images / half-life). The half-life grows with training up to its full value, so that early averages
+    are not made of initial weights. Floating-point buffers (batch-norm statistics, which belong to the weights that
     made them) are averaged with the weights, integer buffers copied. With `half_life_kimg` 0 the copy simply follows.
     """
 
@@ -20,9 +23,10 @@ class EMA:
         self.net = copy.deepcopy(source).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, images: int) -> None:
-        """Move towards the source after a step that saw `images` images."""
-        keep = 0.5 ** (images / self.half_life) if self.half_life > 0 else 0.0
+    def update(self, images: int, nimg: int) -> None:
+        """Move towards the source after a step that saw `images` images, `nimg` having been seen in all."""
+        half_life = min(self.half_life, RAMP_UP * nimg)
+        keep = 0.5 ** (images / half_life) if half_life > 0 else 0.0
         for mine, theirs in zip(self.net.parameters(), self.source.parameters(), strict=True):
             mine.lerp_(theirs, 1 - keep)
         for kept, new in zip(self.net.buffers(), self.source.buffers(), strict=True):
