@@ -21,7 +21,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from gan_uad.errors import UserError, near
 
@@ -75,22 +75,37 @@ def build(kind: str, name: str, options: dict[str, Any], **given: Any) -> Any:
     Raises `UserError` for an option that the class does not take (with near matches) or refuses (`ValueError`).
     """
     cls = find(kind, name)
-    check_options(cls, options, f"{kind} {name}")
+    checked = check_options(cls, options, f"{kind} {name}", tuple(given))
     try:
-        built = cls(**given, **options)
+        built = cls(**given, **checked)
     except (ValueError, TypeError) as error:
         raise UserError(f"{kind} {name}: {error}") from error
     built.spec = {"name": name, "options": options}
     return built
 
 
-def check_options(cls: Callable[..., Any], options: dict[str, Any], where: str) -> None:
-    """Raise `UserError` for any key of `options` that `cls` does not take by keyword."""
+def check_options(
+    cls: Callable[..., Any], options: dict[str, Any], where: str, given: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The options as the types that `cls` declares: 5.0 for a float told as 5, a tuple for a list.
+
+    Raises `UserError` for a key that `cls` does not take by keyword, or that the program gives itself, and for a wrong type.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
     parameters = inspect.signature(cls).parameters.values()
-    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    for key in options:
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
+    hints = get_type_hints(cls.__init__)
+    checked = {}
+    for key, value in options.items():
         if key not in known:
             raise UserError(f"{where} has no option {key!r}: {near(key, known)}")
+        try:
+            checked[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise UserError(f"{where}, option {key}: {reason[0].lower()}{reason[1:]}, got {value!r}") from None
+    return checked
 
 
 @functools.cache

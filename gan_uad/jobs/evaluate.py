@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from gan_uad import console
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.jobs.maps import pixel_figures
 from gan_uad.metrics.detection import (
     Threshold,
     auroc,
@@ -27,6 +29,8 @@ from gan_uad.metrics.detection import (
 )
 from gan_uad.report.tables import format_interval, format_number, table
 
+SCORES, BASELINE = "scores.csv", "mean_color.csv"
+LABELS = {"": -1, "0": 0, "1": 1}
 FIXED = ("image", "group", "label", "score", "model", "threshold", "decision")
 COLUMNS = {
     "model": "model", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC", "rule": "threshold", "accuracy": "accuracy",
@@ -68,65 +72,87 @@ def evaluate(
     curves, tails = {}, {}
     for path in files:
         scores = read_scores(path).labelled()
-        if len(scores.label) == 0 or len(set(scores.label.tolist())) < 2:
+        if len(set(scores.label.tolist())) < 2:
             raise UserError(
                 f"{path}: needs labelled images of both kinds (label 0 and 1) to be evaluated, it has only one or none"
             )
-        name = _unique(scores.model, results)
+        name = _unique(scores.model if len(sources) == 1 else f"{path.parent.name}: {scores.model}", results)
         validation = _validation_of(path)
         fitted = _threshold(scores, validation, threshold)
         result = figures_of(scores.label, scores.score, scores.group, fitted, n=resamples, seed=seed)
         result["parts"] = {part: auroc(scores.label, values) for part, values in scores.parts.items()}
+        result["warnings"] += _described(path).get("warnings", [])
+        if path.name == SCORES and (path.parent / "truth").is_dir():
+            result["pixels"] = pixel_figures(path.parent)
         results[name] = {"file": str(path), **result}
         rows.append(_row(name, result))
         curves[name] = (scores.label, scores.score)
         if validation is not None and (validation.label == 0).any():
             p_values = tail_probability(validation.score[validation.label == 0], scores.score)
             tails[name] = pvalue_calibration(scores.label, p_values)
-        _own_pictures(scores, fitted, result, folder, path.stem)
-    pixels = _pixel_figures(sources)
-    if pixels:
-        results["pixels"] = pixels
+        _own_pictures(scores, fitted, result, folder, re.sub(r"[^\w.]+", "-", name).strip("-"))
     _write(folder, results, rows, curves, tails)
     return folder
 
 
 def read_scores(path: Path) -> ScoreFile:
     """Read one `scores.csv`. Raises `UserError` with the line for a missing column, a bad number or a bad label."""
+    labels, groups = [], []
+    numbers: dict[str, list[float]] = {}
+    same: dict[str, set[str]] = {"model": set(), "threshold": set()}
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in ("image", "label", "score") if name not in (reader.fieldnames or [])]
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="surplus")
+            header = list(reader.fieldnames or [])
+            missing = [name for name in ("image", "label", "score") if name not in header]
             if missing:
                 raise UserError(f"{path}: no column {missing[0]!r}; a score file has {', '.join(FIXED)}")
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError) as error:
+            numbers = {name: [] for name in ("score", *(name for name in header if name not in FIXED))}
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if "surplus" in row or None in row.values():
+                    raise UserError(f"{where}: more or fewer cells than the header has columns")
+                for name, values in numbers.items():
+                    values.append(_finite(row[name], name, where))
+                if row["label"] not in LABELS:
+                    raise UserError(f"{where}: label {row['label']!r} is neither 0 (normal), 1 (anomalous) nor empty")
+                labels.append(LABELS[row["label"]])
+                groups.append(row.get("group", ""))
+                for name, found in same.items():
+                    found.add(row.get(name, ""))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    if not rows:
+    if not labels:
         raise UserError(f"{path} holds no scores")
-    parts = [name for name in rows[0] if name not in FIXED]
-    numbers: dict[str, list[float]] = {name: [] for name in ("score", *parts)}
-    labels = []
-    for line, row in enumerate(rows, 2):
-        try:
-            for name, values in numbers.items():
-                values.append(float(row[name]))
-            labels.append({"": -1, "0": 0, "1": 1}[row["label"] or ""])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}, line {line}: a score is no number or the label is not 0, 1 or empty") from None
-    first = rows[0]
-    at = first.get("threshold") or None
-    arrays = {name: np.array(values) for name, values in numbers.items()}
-    return ScoreFile(
-        path, first.get("model") or path.stem, np.array(labels), [row.get("group") or "" for row in rows], arrays.pop("score"),
-        arrays, None if at is None else float(at),
-    )  # fmt: skip
+    for name, found in same.items():
+        if len(found) > 1:
+            raise UserError(
+                f"{path}: rows of more than one {name} ({', '.join(sorted(found)[:3])}); give each its own file"
+            )
+    model, at = (found.pop() for found in same.values())
+    parts = {name: np.array(values) for name, values in numbers.items() if name != "score"}
+    threshold = _number(at, "threshold", str(path)) if at else None
+    return ScoreFile(path, model or path.stem, np.array(labels), groups, np.array(numbers["score"]), parts, threshold)
+
+
+def _number(text: str, name: str, where: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{where}: {name} {text!r} is not a number") from None
+
+
+def _finite(text: str, name: str, where: str) -> float:
+    value = _number(text, name, where)
+    if not np.isfinite(value):
+        raise UserError(f"{where}: {name} is {value}; an image without a finite score cannot be ranked")
+    return value
 
 
 def _files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
-    found = [source / name for name in ("scores.csv", "mean_color.csv") if (source / name).is_file()]
+    found = [source / name for name in (SCORES, BASELINE) if (source / name).is_file()]
     if not found:
         raise UserError(
             f"{source} is no score file and holds no scores.csv; make one with: gan-uad score RUN DATA --out {source}"
@@ -135,24 +161,38 @@ def _files(source: Path) -> list[Path]:
 
 
 def _validation_of(path: Path) -> ScoreFile | None:
-    """Validation scores of the same model: beside `scores.csv`. The baseline keeps none."""
-    beside = path.parent / "validation.csv"
-    return read_scores(beside) if path.name == "scores.csv" and beside.is_file() else None
+    """Scores of the validation images by the same model, which `gan-uad score` writes beside `<name>.csv`."""
+    beside = path.with_name(f"{path.stem}_validation.csv")
+    return read_scores(beside) if beside.is_file() else None
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """What `gan-uad score` says of a score file in the `scores.json` beside it."""
+    beside = path.with_name("scores.json")
+    if path.name not in {SCORES, BASELINE} or not beside.is_file():
+        return {}
+    try:
+        described: dict[str, Any] = json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{beside} is damaged ({error}); score again, or move it away") from None
+    return described
 
 
 def _threshold(scores: ScoreFile, validation: ScoreFile | None, rule: str | None) -> Threshold:
-    if rule is not None and validation is not None:
+    if rule is not None:
         try:
             name, params = parse_threshold(rule)
-            known = validation.labelled()
-            return fit_threshold(name, known.score, known.label, known.group, **params)
+            # A value given by hand is one of the score itself, not of the baseline.
+            if not (name == "manual" and scores.path.name == BASELINE):
+                if validation is None:
+                    return fit_threshold(name, None, None, None, **params)
+                known = validation.labelled()
+                return fit_threshold(name, known.score, known.label, known.group, **params)
         except ValueError as error:
-            raise UserError(f"--threshold {rule}: {error}") from None
-    described = scores.path.parent / "scores.json"
-    if described.is_file():
-        kept = json.loads(described.read_text(encoding="utf-8"))["thresholds"].get(scores.path.name)
-        if kept is not None:
-            return Threshold(**{**kept, "value": float(kept["value"])})
+            raise UserError(f"{scores.path}: --threshold {rule}: {error}") from None
+    kept = _described(scores.path).get("thresholds", {}).get(scores.path.name)
+    if kept is not None:
+        return Threshold(**{**kept, "value": float(kept["value"])})
     if scores.threshold is None:
         return Threshold(float("inf"), "manual", {}, 0, 0, "no threshold was set, so nothing is called anomalous")
     return Threshold(
@@ -191,16 +231,6 @@ def _own_pictures(scores: ScoreFile, fitted: Threshold, result: dict[str, Any], 
     plots.confusion(result["decisions"]["confusion"], folder / f"{stem}_confusion.png")
 
 
-def _pixel_figures(sources: list[Path]) -> dict[str, Any] | None:
-    """Pixel AUROC, AUPRO and Dice where a scored folder has maps and annotations."""
-    from gan_uad.jobs.maps import pixel_figures
-
-    for source in sources:
-        if source.is_dir() and (source / "truth").is_dir():
-            return pixel_figures(source)
-    return None
-
-
 def _write(
     folder: Path, results: dict[str, Any], rows: list[dict[str, Any]], curves: dict[str, Any], tails: dict[str, Any]
 ) -> None:
@@ -218,12 +248,10 @@ def _write(
         )
     print(table(rows, COLUMNS, "text"), end="")
     for name, result in results.items():
-        if name == "pixels":
-            continue
         for part, value in result["parts"].items():
             print(f"{name}, {part} alone: AUROC {value:.3f}")
         for warning in result["warnings"]:
             print(f"{name}: {warning}")
-    if "pixels" in results:
-        print("pixels: " + ", ".join(f"{key} {format_number(value)}" for key, value in results["pixels"].items()))
+        if "pixels" in result:
+            print(f"{name}, pixels: " + ", ".join(f"{k} {format_number(v)}" for k, v in result["pixels"].items()))
     console.say(f"figures and pictures -> {folder}")

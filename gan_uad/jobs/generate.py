@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from gan_uad.jobs.load import load_model
 from gan_uad.report.pictures import image_grid
 
 CHUNK = 256
+MOST = 1_000_000  # seeds of a range: more is a slip of the finger
 
 
 def generate(run: str, seeds: list[int], out: Path, grid: bool = False, npz: bool = False, where: str = "auto") -> Path:
@@ -43,13 +45,16 @@ def generate(run: str, seeds: list[int], out: Path, grid: bool = False, npz: boo
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`"0-63"` and `"1,5,9"` and mixtures -> seeds, in that order. Raises `UserError` for anything else."""
+    """`"0-63"` and `"1,5,9"` and mixtures -> seeds of at most 18 digits, in that order. Raises `UserError` for anything else."""
     seeds: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        found = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
+        if found is None:
             raise UserError(f"--seeds {text!r}: expected numbers and ranges such as 0-63 or 1,5,9")
-        seeds += range(int(first), int(last or first) + 1)
-    if not seeds:
-        raise UserError(f"--seeds {text!r} names no seed: a range goes upwards, such as 0-63")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise UserError(f"--seeds {text!r}: a range goes upwards, such as 0-63")
+        if last - first >= MOST:
+            raise UserError(f"--seeds {text!r}: a range holds at most {MOST:,} seeds; generate in several calls")
+        seeds += range(first, last + 1)
     return seeds

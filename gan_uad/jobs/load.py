@@ -26,6 +26,7 @@ class Model:
     config: RunConfig
     nimg: int
     device: torch.device
+    train_data: str = ""  # fingerprint of the patch set that it was trained on
 
     @property
     def name(self) -> str:
@@ -80,13 +81,18 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     device = device or torch.device("cpu")
     for net in networks.values():
         net.to(device).to(memory_format=torch.channels_last)
-    return Model(Path(path), networks, config, description["nimg"], device)
+    return Model(Path(path), networks, config, description["nimg"], device, description.get("train_data", ""))
+
+
+def inverter_of(model: Model) -> str:
+    """The inverter that the run's configuration names or implies: what it trained, else the search in z."""
+    return model.config.scoring.inverter or (model.config.task if "encoder" in model.networks else "anogan")
 
 
 def make_scorer(model: Model, inverter: str | None = None, options: dict[str, Any] | None = None) -> Scorer:
     """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones."""
     settings = model.config.scoring
-    configured = settings.inverter or (model.config.task if "encoder" in model.networks else "anogan")
+    configured = inverter_of(model)
     chosen = inverter or configured
     base = settings.options if chosen == configured else {}
     found = registry.build("inverter", chosen, {**base, **(options or {})}, nets=model.networks, device=model.device)

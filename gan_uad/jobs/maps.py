@@ -5,7 +5,6 @@ maps/000012.png   16-bit, value / 65535 · 2 = mean absolute difference   segmen
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +45,13 @@ def write_segments(folder: Path, threshold: float) -> None:
 
 
 def pixel_figures(folder: Path) -> dict[str, float]:
-    """Pixel AUROC, AUPRO (to 30 % false positives), and Dice and IoU of the segments of a scored folder with `truth/`."""
-    maps, truth, segments = read_maps(folder), _read(folder / "truth") > 0, _read(folder / "segments") > 0
-    settings = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
-    return {
-        "pixel_auroc": pixel.pixel_auroc(truth, maps),
-        "aupro": pixel.aupro(truth, maps),
-        "dice": pixel.dice(truth, segments),
-        "iou": pixel.iou(truth, segments),
-        "threshold": settings["pixel_threshold"],
-    }
+    """Pixel AUROC and AUPRO (to 30 % false positives) of a scored folder with `truth/`; Dice and IoU where it has segments."""
+    maps, truth = read_maps(folder), _read(folder / "truth") > 0
+    figures = {"pixel_auroc": pixel.pixel_auroc(truth, maps), "aupro": pixel.aupro(truth, maps)}
+    if (folder / "segments").is_dir():
+        segments = _read(folder / "segments") > 0
+        figures |= {"dice": pixel.dice(truth, segments), "iou": pixel.iou(truth, segments)}
+    return figures
 
 
 def _write(pictures: NDArray[Any], start: int, folder: Path) -> None:

@@ -18,7 +18,7 @@ from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import PatchSet, batches, load_patches, to_tensor, to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
-from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
+from gan_uad.jobs.load import Model, inverter_of, load_model, make_scorer, model_file
 from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
 from gan_uad.scoring.base import Scorer, Scores
@@ -27,6 +27,8 @@ from gan_uad.scoring.mean_color import MeanColorScorer
 CHUNK = 64  # images between two writes of the partial results
 SHOWN = 5  # pictures of each kind in triplets.png
 PIXEL_IMAGES = 128  # validation normals whose pixels set the threshold of the segments
+LISTED = 10  # broken images named at the end; scores.json has all
+DEALT_BY = ("split_fractions", "split_seed", "normal_classes")  # settings that decide which image is in which split
 
 
 @dataclass
@@ -36,6 +38,7 @@ class ScoreSets:
     target: PatchSet
     validation: PatchSet | None
     train: PatchSet | None
+    warnings: list[str]  # why figures of these scores would flatter
 
 
 def score(
@@ -59,21 +62,20 @@ def score(
     The threshold of the decisions is set on the validation split of the scored set, or else of the set that the run was trained on.
     """
     model = load_model(run, device.prepare(where))
-    config = _with_overrides(model.config, overrides)
-    rule = threshold or config.scoring.threshold
-    parsed = _parsed(rule)
-    model.config = config
-    scorer = make_scorer(model, inverter)
-    sets = _sets(model, data, split, max_images, seed)
+    trained_on = model.config.data
+    config = model.config = _told_anew(model, overrides, inverter)
+    parsed = _parsed(threshold or config.scoring.threshold)
+    scorer = make_scorer(model)
+    sets = _sets(model, trained_on, data, split, max_images, seed)
     used = scorer.inverter.spec  # type: ignore[attr-defined]
     folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
     key = _key(run, used, sets)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
         "inverter": used, "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
-        "notes": sets.target.notes, "skipped": sets.target.skipped,
+        "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
-    _claim(folder, key)
+    _claim(folder, settings)
     _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
     return folder
 
@@ -94,7 +96,7 @@ def _score_all(
         validation = _score_set(
             scorer, sets.validation, folder / ".validation.jsonl", key, "scoring validation images", None
         )
-        _write_csv(folder / "validation.csv", sets.validation, validation, label, None)
+        _write_csv(folder / "scores_validation.csv", sets.validation, validation, label, None)
     fitted = _threshold(rule, sets.validation, validation)
     rows = _score_set(scorer, sets.target, folder / ".scores.jsonl", key, "scoring", folder if maps else None)
     _write_csv(folder / "scores.csv", sets.target, rows, label, fitted)
@@ -109,13 +111,30 @@ def _score_all(
     console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
     if fitted is None:
         console.say("note: no validation normals at hand, so no threshold was set and no decisions were made")
+    for warning in sets.warnings:
+        console.say(f"warning: {warning}")
+    _list_skipped(sets.target)
 
 
-def _with_overrides(config: RunConfig, overrides: tuple[str, ...]) -> RunConfig:
+def _list_skipped(patches: PatchSet) -> None:
+    for name, reason in patches.skipped[:LISTED]:
+        console.say(f"skipped: {name}: {reason}")
+    if len(patches.skipped) > LISTED:
+        console.say(f"skipped: {len(patches.skipped) - LISTED} more, all in scores.json")
+
+
+def _told_anew(model: Model, overrides: tuple[str, ...], inverter: str | None) -> RunConfig:
+    """The run's configuration with what the user says now. Another inverter than the run's starts from its own defaults."""
     for override in overrides:
         if not override.startswith(("data.", "scoring.")):
             raise UserError(f"-o {override}: a trained run can only be told data.* and scoring.* anew")
-    return resolve(config.model_dump(mode="json"), overrides, default_name=config.name, where="-o")
+    if inverter is not None:
+        overrides = (*overrides, f"scoring.inverter={inverter}")
+    name, raw = model.name, model.config.model_dump(mode="json")
+    wanted = resolve(raw, overrides, default_name=name, where="-o").scoring.inverter
+    if wanted not in {None, inverter_of(model)}:
+        raw["scoring"]["options"] = {}
+    return resolve(raw, overrides, default_name=name, where="-o")
 
 
 def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
@@ -125,37 +144,68 @@ def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--threshold {rule}: {error}") from None
 
 
-def _sets(model: Model, data: str | None, split: str | None, max_images: int | None, seed: int) -> ScoreSets:
+def _sets(
+    model: Model, trained_on: DataConfig, data: str | None, split: str | None, max_images: int | None, seed: int
+) -> ScoreSets:
     own = model.config.data
     path = data or own.path
     if path is None:
         raise UserError("nothing to score: name a folder, zip, .npz or .h5 of patches after the run")
-    settings = own.model_copy(update={"path": path})
-    target = _load(settings, model.resolution)
     same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
-    splits_hold = same or target.brings_splits
-    chosen = split or ("test" if splits_hold else "all")
+    for key in DEALT_BY if same else ():
+        if getattr(own, key) != getattr(trained_on, key):
+            raise UserError(
+                f"-o data.{key}: these are the patches that the run was trained on; dealt anew, what was trained on "
+                "would be tested on"
+            )
+    target = _load(own.model_copy(update={"path": path}), model.resolution)
+    chosen = split or ("test" if same or target.brings_splits else "all")
     picked = target if chosen == "all" else target.select(chosen)
     if len(picked) == 0:
         raise UserError(f"{path} has no image in the {chosen} split; --split takes train, val, test or all")
-    reference = (
-        target
-        if splits_hold and chosen not in {"all", "val"}
-        else _reference(own, model.resolution, target if same else None)
-    )
     picked = _some(picked, max_images, seed)
+    apart = target.brings_splits and chosen in {"train", "test"} and len(target.select("val", 0)) > 0
+    reference = (
+        target if same or apart else _reference(trained_on.model_copy(update={"path": own.path}), model.resolution)
+    )
+    warnings = _warnings(model, trained_on, target, chosen) if same else []
     if reference is None:
-        return ScoreSets(picked, None, None)
+        return ScoreSets(picked, None, None, warnings)
     validation = _some(reference.select("val"), model.config.scoring.calibration_images, seed)
     train = reference.select("train", label=0)
-    return ScoreSets(picked, validation if len(validation.select(label=0)) else None, train if len(train) else None)
+    return ScoreSets(
+        picked,
+        validation if len(validation.select(label=0)) else None,
+        train if len(train) else None,
+        warnings,
+    )
 
 
-def _reference(own: DataConfig, resolution: int, loaded: PatchSet | None) -> PatchSet | None:
-    """The set that the run was trained on, if it is still there."""
-    if loaded is not None or own.path is None or not Path(own.path).exists():
-        return loaded
-    return _load(own, resolution)
+def _warnings(model: Model, trained_on: DataConfig, target: PatchSet, chosen: str) -> list[str]:
+    """What makes figures of the run's own patches better than they are."""
+    found = []
+    if chosen in {"train", "all"}:
+        found.append("the model was trained on some of the scored images: its figures are better than on new ones")
+    if chosen in {"val", "all"}:
+        found.append("the threshold was set on some of the scored images themselves")
+    unchanged = target.fingerprint == model.train_data or model.config.data != trained_on
+    if not (target.brings_splits or unchanged):
+        found.append(
+            f"{target.source} has changed since the training: its splits may have moved, and images that were trained on "
+            "may be among those scored"
+        )
+    return found
+
+
+def _reference(trained_on: DataConfig, resolution: int) -> PatchSet | None:
+    """The set that the run was trained on, as it was prepared for that, if it is still there."""
+    if trained_on.path is None:
+        return None
+    try:
+        return _load(trained_on, resolution)
+    except UserError as error:
+        console.say(f"note: the patches that the run was trained on cannot be read ({error.message})")
+        return None
 
 
 def _load(settings: DataConfig, resolution: int) -> PatchSet:
@@ -183,23 +233,29 @@ def _key(run: str, inverter: dict[str, Any], sets: ScoreSets) -> str:
     return hashed.hexdigest()
 
 
-def _claim(folder: Path, key: str) -> None:
-    """Make the folder; refuse one that holds scores of something else."""
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder and say in `scores.json` whose it is; refuse one that holds scores of something else."""
     make_folder(folder)
     described = folder / "scores.json"
-    if described.is_file() and json.loads(described.read_text(encoding="utf-8")).get("key") != key:
-        raise UserError(
-            f"{folder} holds scores of another model, data set or setting; choose another folder with --out"
-        )
+    if described.is_file() or (folder / "scores.csv").exists():
+        try:
+            mine = json.loads(described.read_text(encoding="utf-8"))["key"] == settings["key"]
+        except (OSError, ValueError, TypeError, KeyError):
+            mine = False
+        if not mine:
+            raise UserError(
+                f"{folder} holds scores of another model, data set or setting; choose another folder with --out"
+            )
+    write_json(described, settings)
 
 
 def _score_set(
     scorer: Scorer, patches: PatchSet, partial: Path, key: str, what: str, maps: Path | None
 ) -> list[dict[str, float]]:
     """One `{score, parts...}` an image, in order; what an interrupted call left in `partial` is taken over."""
-    rows = _partial_rows(partial, key)
-    if not rows:
-        write_text(partial, json.dumps({"key": key}) + "\n")
+    header = {"key": key, "maps": maps is not None}
+    rows = _partial_rows(partial, header)
+    write_text(partial, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
     with console.progress(what, len(patches), done=len(rows)) as bar, open(partial, "a", encoding="utf-8") as file:
         rest = patches.take(np.arange(len(rows), len(patches)))
         for images, _ in batches(rest, CHUNK):
@@ -214,7 +270,8 @@ def _score_set(
     return rows
 
 
-def _partial_rows(partial: Path, key: str) -> list[dict[str, float]]:
+def _partial_rows(partial: Path, header: dict[str, Any]) -> list[dict[str, float]]:
+    """The rows of whole chunks: a search that goes on then meets the same micro-batches as an uninterrupted one."""
     if not partial.is_file():
         return []
     rows = []
@@ -223,11 +280,9 @@ def _partial_rows(partial: Path, key: str) -> list[dict[str, float]]:
             rows.append(json.loads(line))
         except json.JSONDecodeError:  # the line that was being written when the process was killed
             break
-    if not rows or rows[0].get("key") != key:
+    if not rows or rows.pop(0) != header:
         return []
-    # A killed process may have left half a line: write the whole ones back before going on.
-    write_text(partial, "".join(json.dumps(row) + "\n" for row in rows))
-    return rows[1:]
+    return rows[: len(rows) // CHUNK * CHUNK]
 
 
 def _rows(scores: Scores) -> list[dict[str, float]]:
@@ -237,7 +292,9 @@ def _rows(scores: Scores) -> list[dict[str, float]]:
             raise UserError(
                 f"the model gives {name} = NaN or infinity for some images: it diverged in training, or its file is damaged"
             )
-    return [dict(zip(columns, map(float, values), strict=True)) for values in zip(*columns.values(), strict=True)]
+    # Nine digits hold a float32. Thresholds are set on what is written, so that a file's decisions follow from its numbers.
+    written = ([float(f"{value:.9g}") for value in values.tolist()] for values in columns.values())
+    return [dict(zip(columns, values, strict=True)) for values in zip(*written, strict=True)]
 
 
 def _threshold(
@@ -259,7 +316,7 @@ def _threshold(
 def _write_csv(
     path: Path, patches: PatchSet, rows: list[dict[str, float]], model: str, threshold: Threshold | None
 ) -> None:
-    """`image, group, label, score, <parts>, model, threshold, decision` (METHOD: decision is score > threshold)."""
+    """`image, group, label, score, <parts>, model, threshold, decision` (decision: score > threshold)."""
     parts = [name for name in rows[0] if name != "score"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -267,7 +324,7 @@ def _write_csv(
     manifest = patches.manifest
     for image, group, label, row in zip(manifest.image, manifest.group, manifest.label, rows, strict=True):
         decision = "" if threshold is None else int(row["score"] > threshold.value)
-        value = "" if threshold is None else f"{threshold.value:.9g}"
+        value = "" if threshold is None else repr(threshold.value)
         numbers = [f"{row[name]:.9g}" for name in ("score", *parts)]
         writer.writerow([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
     write_text(path, text.getvalue())
@@ -286,7 +343,11 @@ def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -
 
     if rule[0] == "manual":
         rule = ("fpr", {"alpha": 0.05})  # a value given by hand is one of the other score
-    fitted = _threshold(rule, sets.validation, rows_of(sets.validation) if sets.validation else None)
+    validation = None
+    if sets.validation is not None:
+        validation = rows_of(sets.validation)
+        _write_csv(folder / "mean_color_validation.csv", sets.validation, validation, "mean_color", None)
+    fitted = _threshold(rule, sets.validation, validation)
     _write_csv(folder / "mean_color.csv", sets.target, rows_of(sets.target), "mean_color", fitted)
     return fitted
 
@@ -305,8 +366,9 @@ def _maps_of(scores: Scores) -> NDArray[np.floating[Any]]:
 
 def _segment(scorer: Scorer, sets: ScoreSets, folder: Path, quantile: float) -> float | None:
     """Threshold the maps where validation normals tell how; put the annotations beside them where there are any."""
-    if any(sets.target.manifest.mask):
-        write_masks(sets.target.masks(), folder / "truth")
+    truth = _truth(sets.target)
+    if truth is not None:
+        write_masks(truth, folder / "truth")
     if sets.validation is None:
         console.say("note: no validation normals at hand, so the maps were not cut into masks")
         return None
@@ -316,6 +378,17 @@ def _segment(scorer: Scorer, sets: ScoreSets, folder: Path, quantile: float) -> 
     )
     write_segments(folder, value)
     return value
+
+
+def _truth(patches: PatchSet) -> NDArray[np.bool_] | None:
+    """Annotations of the patches; None where there are none, or not of every anomalous patch."""
+    if not any(patches.manifest.mask):
+        return None
+    try:
+        return patches.masks()
+    except UserError as error:
+        console.say(f"note: the masks are left out ({error.message})")
+        return None
 
 
 def _pictures(scorer: Scorer, patches: PatchSet, rows: list[dict[str, float]], folder: Path) -> None:
@@ -333,7 +406,7 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[dict[str, float]], f
         return
     names = {0: "normal", 1: "anomalous", -1: "unknown"}
     captions = [f"{names[int(labels[i])]}\n{values[i]:.4g}" for i in picked]
-    masks = patches.take(picked).masks() if any(patches.manifest.mask) else None
+    masks = _truth(patches.take(picked))
     vmax = float(np.quantile(scores.map.numpy(), 0.995))
     triplets(
         images, to_uint8(scores.reconstruction), scores.map.numpy(), folder / "triplets.png", captions, vmax, masks

@@ -22,8 +22,8 @@ class MeanColorScorer(Scorer):
         self.mean, self.precision = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
-        """Mean and covariance (n − 1 in the denominator) of at least four normal images; a degenerate covariance is a `UserError`."""
-        colors = torch.cat([images.double().mean((2, 3)) for images in train])
+        """Mean and covariance (n − 1 in the denominator) of at least four normal images; a `UserError` for fewer."""
+        colors = torch.cat([self.mean.new_zeros(0, 3), *(images.double().mean((2, 3)) for images in train)])
         if len(colors) < 4:
             raise UserError(f"the mean-colour baseline needs at least 4 normal images to fit, got {len(colors)}")
         self.mean = colors.mean(0)
