@@ -33,8 +33,10 @@ class AnoGANInverter(Inverter):
         seed: int = 0,
         micro_batch: int = 16,
     ) -> None:
-        if steps < 1 or not 0 <= weight <= 1:
-            raise ValueError(f"steps must be at least 1 and weight (λ) in [0, 1], got {steps} and {weight}")
+        if steps < 1 or lr <= 0 or not 0 <= weight <= 1:
+            raise ValueError(
+                f"steps must be at least 1, lr above 0 and weight (λ) in [0, 1], got {steps}, {lr} and {weight}"
+            )
         super().__init__(nets, device, ImageDistance(norm, "sum", 1 - weight, weight), micro_batch)
         self.steps, self.lr, self.seed = steps, lr, seed
 

@@ -34,6 +34,8 @@ class Inverter(ABC):
     spec: dict[str, Any]
 
     def __init__(self, nets: dict[str, Any], device: torch.device, distance: ImageDistance, micro_batch: int) -> None:
+        if micro_batch < 1:
+            raise ValueError(f"micro_batch must be at least 1, got {micro_batch}")
         self.nets = {
             role: net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
             for role, net in nets.items()

@@ -1,0 +1,184 @@
+"""From an image back to a latent: the losses are the published ones, the search lowers them and finds what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gan_uad
+from gan_uad import registry
+from gan_uad.config import DataConfig
+from gan_uad.data.patches import load_patches, to_tensor
+from gan_uad.errors import UserError
+from gan_uad.jobs.load import Model
+
+# A search of 30 steps carries the rounding of a batched matrix product on; one that is independent differs by no more.
+SEARCH = 1e-4
+
+
+@pytest.fixture(scope="module")
+def model(trained: Any) -> Model:
+    return gan_uad.load(str(trained.encoder))
+
+
+@pytest.fixture(scope="module")
+def images(trained: Any) -> Tensor:
+    chosen = load_patches(DataConfig(path=str(trained.patches)), 32).select("test")
+    return to_tensor(chosen.gather(range(0, 40, 4)))
+
+
+def inverter(model: Model, name: str, **options: Any) -> Any:
+    return registry.build("inverter", name, options, nets=model.networks, device=torch.device("cpu"))
+
+
+def loss_of(model: Model, x: Tensor, y: Tensor, weight: float, power: int) -> Tensor:
+    """(1 − λ)·Σ|x − y|^p + λ·Σ|f(x) − f(y)|^p in float64."""
+    D = model.networks["gan"].D
+    with torch.no_grad():
+        terms = [(x - y).double(), (D.features(x) - D.features(y)).double()]
+    pixels, features = (t.abs().pow(power).flatten(1).sum(1) for t in terms)
+    return (1 - weight) * pixels + weight * features
+
+
+@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+def test_the_anogan_loss(model: Model, images: Tensor, norm: str, power: int, weight: float) -> None:
+    found = inverter(model, "anogan", steps=2, norm=norm, weight=weight, lr=1e-12).invert(images)
+    # With a rate of nearly zero the last loss is that of the start, whose reconstruction is what is returned.
+    torch.testing.assert_close(
+        found.loss_history[-1].double(), loss_of(model, images, found.reconstruction, weight, power), rtol=1e-5, atol=1e-6
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(model.networks["gan"].G(found.latent), found.reconstruction)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_search_lowers_the_loss(model: Model, images: Tensor, norm: str) -> None:
+    found = inverter(model, "anogan", steps=60, norm=norm).invert(images)
+    assert found.loss_history.shape == (60, len(images))
+    assert found.latent.shape == (len(images), model.networks["gan"].G.z_dim)
+    assert found.reconstruction.shape == images.shape
+    assert found.steps == 60
+    assert bool((found.loss_history[-1] < 0.97 * found.loss_history[0]).all())
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_the_search_finds_generated_images(model: Model, norm: str) -> None:
+    made = model.generate(list(range(100, 108)))
+    found = inverter(model, "anogan", steps=200, norm=norm).invert(made)
+    error = (made - found.reconstruction).square().mean((1, 2, 3))
+    chance = (made - made.roll(1, 0)).square().mean((1, 2, 3))  # another image of the same generator
+    assert float(error.mean()) < 0.1 * float(chance.mean())
+
+
+def test_an_image_does_not_feel_its_neighbours(model: Model, images: Tensor) -> None:
+    search = inverter(model, "anogan", steps=30)
+    together = search.invert(images)
+    alone = torch.cat([search.invert(images[i : i + 1]).latent for i in range(4)])
+    torch.testing.assert_close(alone, together.latent[:4], rtol=SEARCH, atol=SEARCH)
+    backwards = search.invert(images.flip(0)).latent.flip(0)
+    torch.testing.assert_close(backwards, together.latent, rtol=SEARCH, atol=SEARCH)
+
+
+def test_the_start_depends_on_the_seed_and_nothing_else(model: Model, images: Tensor) -> None:
+    torch.manual_seed(1)
+    first = inverter(model, "anogan", steps=3).invert(images).latent
+    torch.manual_seed(2)
+    assert torch.equal(first, inverter(model, "anogan", steps=3).invert(images).latent)
+    other = inverter(model, "anogan", steps=3, seed=1).invert(images).latent
+    assert float((first - other).abs().mean()) > 0.5
+    assert float((first[0] - first[1]).abs().mean()) > 0.5  # two images do not start at the same latent
+
+
+def test_a_search_leaves_the_networks_alone(model: Model, images: Tensor) -> None:
+    before = {k: v.clone() for k, v in model.networks["gan"].state_dict().items()}
+    inverter(model, "anogan", steps=3).invert(images)
+    assert all(torch.equal(before[k], v) for k, v in model.networks["gan"].state_dict().items())
+    assert all(p.grad is None and not p.requires_grad for p in model.networks["gan"].parameters())
+
+
+def test_one_pass_of_the_encoder(model: Model, images: Tensor) -> None:
+    E, G = model.networks["encoder"], model.networks["gan"].G
+    search = inverter(model, "izi_f")
+    found = search.invert(images)
+    with torch.no_grad():
+        torch.testing.assert_close(found.latent, E(images))
+        torch.testing.assert_close(found.reconstruction, G(E(images)))
+        again = E(found.reconstruction)
+    expected = (found.latent - again).square().mean(1)
+    torch.testing.assert_close(search.latent_distance(found.latent, found.reconstruction), expected)
+    assert (found.steps, found.loss_history.shape) == (0, (0, len(images)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1, lr"),
+        ({"steps": 2.5}, "option steps: input should be a valid integer"),
+        ({"weight": 1.5}, r"weight \(λ\) in \[0, 1\]"),
+        ({"norm": "l3"}, "norm must be l1 or l2"),
+        ({"lr": "fast"}, "option lr: input should be a valid number"),
+        ({"lr": -1.0}, "lr above 0"),
+        ({"micro_batch": 0}, "micro_batch must be at least 1"),
+        ({"step": 5}, "did you mean 'steps'"),
+        ({"device": "cpu"}, "no option 'device'"),
+    ],
+)
+def test_bad_options_are_one_line(model: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        inverter(model, "anogan", **options)
+    assert "\n" not in caught.value.message
+
+
+def test_an_encoder_that_is_not_there(trained: Any) -> None:
+    generator = gan_uad.load(str(trained.generator))
+    for name in ("izi_f", "izi", "ziz"):
+        with pytest.raises(UserError, match="this model has no encoder; train one"):
+            generator.scorer(name)
+
+
+def task(trained: Any, name: str, **options: Any) -> Any:
+    encoder, generator = gan_uad.load(str(trained.encoder)), gan_uad.load(str(trained.generator))
+    net = encoder.networks["encoder"].requires_grad_(True)
+    given = {"model": net, "device": torch.device("cpu"), "seed": 3, "generator": generator.networks["gan"]}
+    return registry.build("task", name, options, **given)
+
+
+def test_the_losses_of_the_three_trainings(trained: Any, images: Tensor) -> None:
+    """izi, ziz and izi_f as f-AnoGAN (section 2.2) states them."""
+    izi, izi_f, ziz = task(trained, "izi"), task(trained, "izi_f", kappa=0.5), task(trained, "ziz")
+    gan = izi.gan
+    made = gan.G(izi.E(images))
+    pixels = (images - made).square().mean()
+    features = (gan.D.features(images) - gan.D.features(made)).square().mean()
+    torch.testing.assert_close(izi.loss(images)[0], pixels)
+    total, parts = izi_f.loss(images)
+    torch.testing.assert_close(total, pixels + 0.5 * features, rtol=1e-5, atol=1e-6)
+    assert set(parts) == {"residual", "features"}
+    z = torch.randn(len(images), gan.G.z_dim, generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(ziz.loss(images)[0], (z - ziz.E(gan.G(z))).square().mean())
+
+
+@pytest.mark.parametrize("name", ["izi", "izi_f", "ziz"])
+def test_a_training_lowers_its_loss_and_touches_only_the_encoder(trained: Any, images: Tensor, name: str) -> None:
+    job = task(trained, name, lr=5e-3)
+    before = {k: v.clone() for k, v in job.gan.state_dict().items()}
+    losses = [float(job.step(images, 0)["loss"]) for _ in range(25)]
+    assert sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert all(torch.equal(before[k], v) for k, v in job.gan.state_dict().items())
+
+
+def test_an_encoder_of_another_size_is_refused(trained: Any) -> None:
+    generator = gan_uad.load(str(trained.generator)).networks["gan"]
+    net = registry.build("network", "residual_encoder", {"resolution": 32, "z_dim": 7, "channel_base": 64})
+    with pytest.raises(UserError, match=r"z_dim 7, 32 px\) does not fit"):
+        registry.build("task", "izi", {}, model=net, device=torch.device("cpu"), seed=0, generator=generator)
+
+
+def test_the_run_says_which_inverter_it_trained(trained: Any, tmp_path: Path) -> None:
+    assert gan_uad.load(str(trained.encoder)).scorer().inverter.spec["name"] == "izi_f"  # type: ignore[attr-defined]
+    assert gan_uad.load(str(trained.generator)).scorer().inverter.spec["name"] == "anogan"  # type: ignore[attr-defined]
