@@ -10,6 +10,7 @@ import click
 
 import gan_uad
 from gan_uad import console
+from gan_uad.device import share_cores
 from gan_uad.errors import Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
@@ -43,6 +44,7 @@ def main(quiet: bool) -> None:
     Research software, not a medical device.
     """
     console.set_quiet(quiet)
+    share_cores()
 
 
 @main.command()

@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from gan_uad.device import share_cores
+
+share_cores()
+
 if TYPE_CHECKING:
     from click.testing import Result
 
@@ -89,7 +93,10 @@ def trained(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempP
 
     root = tmp_path_factory.mktemp("trained")
     patches = write_phantom(root / "patches", resolution=32, train=48, val=20, test=20, groups=(8, 4, 4))
-    tiny = [f"network.channel_{what}=64" for what in ("base", "max")] + ["training.batch=16", "training.total_kimg=0.32"]
+    tiny = [f"network.channel_{what}=64" for what in ("base", "max")] + [
+        "training.batch=16",
+        "training.total_kimg=0.32",
+    ]
     options = [word for override in tiny for word in ("-o", override)]
     folders = []
     for preset in ("demo_wgan_gp", "demo_izi_f"):
