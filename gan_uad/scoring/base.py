@@ -59,6 +59,7 @@ class Scorer(ABC):
     """
 
     micro_batch = 16
+    resolution: int | None = None  # the only side that the networks take; None: any
     spec: dict[str, Any]
     calibration: Tensor | None = None  # scores of validation normals, after `fit`
 
@@ -82,7 +83,7 @@ class Scorer(ABC):
 
     def score(self, images: Tensor) -> Scores:
         """Score `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
-        check_images(images)
+        check_images(images, self.resolution)
         pieces = []
         for part in images.split(self.micro_batch):
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(part)))
@@ -141,10 +142,12 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
     return scorer
 
 
-def check_images(images: Tensor) -> None:
-    """Raise `ValueError` unless `images` is a float `[N, 3, H, W]` with N ≥ 1, finite, in [-1, 1]."""
+def check_images(images: Tensor, resolution: int | None = None) -> None:
+    """Raise `ValueError` unless `images` is a float `[N, 3, H, W]` of that side with N ≥ 1, finite, in [-1, 1]."""
     if images.ndim != 4 or images.shape[1] != 3 or len(images) == 0 or not images.is_floating_point():
         raise ValueError(f"images must be float [N, 3, H, W] with N >= 1, got {images.dtype} {list(images.shape)}")
+    if resolution is not None and tuple(images.shape[2:]) != (resolution, resolution):
+        raise ValueError(f"this model takes {resolution}x{resolution} px, got images of {list(images.shape)}")
     low, high = float(images.amin()), float(images.amax())
     if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):  # also false for NaN
         raise ValueError(f"images must be finite and in [-1, 1], got values from {low:.4g} to {high:.4g}")

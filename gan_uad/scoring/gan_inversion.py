@@ -43,7 +43,7 @@ class GanInversionScorer(Scorer):
 
     def __init__(self, inverter: Inverts) -> None:
         self.inverter = inverter
-        self.micro_batch = inverter.micro_batch
+        self.micro_batch, self.resolution = inverter.micro_batch, inverter.generator.resolution
 
     def score_batch(self, images: Tensor) -> Scores:
         """See `Scorer`."""
