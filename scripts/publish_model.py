@@ -1,0 +1,84 @@
+"""Put a trained run's networks under models/, as float16, with a model card.
+
+    python scripts/publish_model.py RUN NAME --data "what it was trained on" --licence CC0 --command "gan-uad train ..." \
+        [--scores FOLDER_OF_EVALUATE]
+
+The file says nothing of the machine: paths of data and generator are left out. The card's figures are those of `metrics.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from gan_uad.errors import UserError
+from gan_uad.files import write_text
+from gan_uad.jobs.load import model_file
+from gan_uad.report.tables import format_interval
+from gan_uad.training.checkpoint import build_networks, save_model
+
+MODELS = Path(__file__).parents[1] / "models"
+LARGEST = 12 << 20  # bytes
+
+
+def publish(run: Path, name: str) -> tuple[Path, dict[str, object]]:
+    """Write `models/NAME.safetensors`; returns it and its description."""
+    description, networks = build_networks(model_file(run))
+    config = description["config"]
+    config["name"], config["generator"] = name, None
+    config["data"]["path"] = None
+    kept = {key: value for key, value in description.items() if key not in {"format", "networks"}}
+    file = MODELS / f"{name}.safetensors"
+    save_model(file, networks, kept, half=True)
+    if file.stat().st_size > LARGEST:
+        file.unlink()
+        raise UserError(f"{file.name} would be larger than {LARGEST >> 20} MiB; models/ takes small ones only")
+    return file, description
+
+
+def card(file: Path, description: dict, args: argparse.Namespace) -> str:  # type: ignore[type-arg]
+    """The model card as Markdown."""
+    environment = json.loads((args.run / "environment.json").read_text(encoding="utf-8"))
+    config = description["config"]
+    lines = [
+        f"# {args.name}",
+        "",
+        "Research software, not a medical device.",
+        "",
+        f"- networks: {', '.join(spec['name'] for spec in description['networks'].values())}, {config['resolution']} px, float16",
+        f"- trained by `{config['task']}` for {description['nimg'] / 1000:g} kimg on {description['train_images']:,} images: {args.data}",
+        f"- licence of the data: {args.licence}",
+        f"- commands: {'; '.join(f'`{command}`' for command in args.command)}",
+        f"- commit {environment['git']}, torch {environment['packages']['torch']}, seed {environment['seed']}",
+        f"- sha256 `{hashlib.sha256(file.read_bytes()).hexdigest()}`",
+    ]
+    for folder in args.scores:
+        for model, result in json.loads((folder / "metrics.json").read_text(encoding="utf-8")).items():
+            if "auroc" in result:
+                area = format_interval(*(result["auroc"][key] for key in ("value", "low", "high")))
+                images = result["images"]
+                lines.append(
+                    f"- {folder.name}: AUROC of {model} {area}, {images['normal']} + {images['anomalous']} images"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("name")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--licence", required=True)
+    parser.add_argument("--command", action="append", required=True)
+    parser.add_argument("--scores", type=Path, action="append", default=[])
+    args = parser.parse_args()
+    file, description = publish(args.run, args.name)
+    write_text(file.with_suffix(".md"), card(file, description, args))
+    print(f"{file} ({file.stat().st_size / 1e6:.1f} MB)")
+
+
+if __name__ == "__main__":
+    main()
