@@ -360,6 +360,17 @@ def read_model(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         return json.loads(file.metadata()["gan_uad"]), load_file(path)
 
 
+def test_a_run_knows_its_data_from_everywhere(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.patches.parent)
+    result = cli("train", "demo_wgan_gp", "--data", trained.patches.name, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"path: {trained.patches}\n" in result.stdout
+    result = cli("train", trained.generator, "--resume", "--data", trained.patches.name, "--dry-run")
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.usefixtures("fast")
 def test_a_set_that_changed_since_training(cli: Any, trained: Any, tmp_path: Path) -> None:
     """Splits that are made here are dealt anew when images come or go: what was trained on may then be tested on."""

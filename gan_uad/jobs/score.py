@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan_uad import console, device
-from gan_uad.config import DataConfig, RunConfig, resolve
-from gan_uad.data.patches import PatchSet, batches, load_patches, to_tensor, to_uint8
+from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
-from gan_uad.jobs.load import Model, inverter_of, load_model, make_scorer, model_file
+from gan_uad.jobs.load import load_model, make_scorer, model_file
 from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
+from gan_uad.jobs.score_sets import ScoreSets, choose_sets, some, told_anew
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
 from gan_uad.scoring.base import Scorer, Scores
 from gan_uad.scoring.mean_color import MeanColorScorer
@@ -28,17 +28,6 @@ CHUNK = 64  # images between two writes of the partial results
 SHOWN = 5  # pictures of each kind in triplets.png
 PIXEL_IMAGES = 128  # validation normals whose pixels set the threshold of the segments
 LISTED = 10  # broken images named at the end; scores.json has all
-DEALT_BY = ("split_fractions", "split_seed", "normal_classes")  # settings that decide which image is in which split
-
-
-@dataclass
-class ScoreSets:
-    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline is fitted on."""
-
-    target: PatchSet
-    validation: PatchSet | None
-    train: PatchSet | None
-    warnings: list[str]  # why figures of these scores would flatter
 
 
 def score(
@@ -63,10 +52,10 @@ def score(
     """
     model = load_model(run, device.prepare(where))
     trained_on = model.config.data
-    config = model.config = _told_anew(model, overrides, inverter)
+    config = model.config = told_anew(model, overrides, inverter)
     parsed = _parsed(threshold or config.scoring.threshold)
     scorer = make_scorer(model)
-    sets = _sets(model, trained_on, data, split, max_images, seed)
+    sets = choose_sets(model, trained_on, data, split, max_images, seed)
     used = scorer.inverter.spec  # type: ignore[attr-defined]
     folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
     key = _key(run, used, sets)
@@ -123,102 +112,11 @@ def _list_skipped(patches: PatchSet) -> None:
         console.say(f"skipped: {len(patches.skipped) - LISTED} more, all in scores.json")
 
 
-def _told_anew(model: Model, overrides: tuple[str, ...], inverter: str | None) -> RunConfig:
-    """The run's configuration with what the user says now. Another inverter than the run's starts from its own defaults."""
-    for override in overrides:
-        if not override.startswith(("data.", "scoring.")):
-            raise UserError(f"-o {override}: a trained run can only be told data.* and scoring.* anew")
-    if inverter is not None:
-        overrides = (*overrides, f"scoring.inverter={inverter}")
-    name, raw = model.name, model.config.model_dump(mode="json")
-    wanted = resolve(raw, overrides, default_name=name, where="-o").scoring.inverter
-    if wanted not in {None, inverter_of(model)}:
-        raw["scoring"]["options"] = {}
-    return resolve(raw, overrides, default_name=name, where="-o")
-
-
 def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
     try:
         return parse_threshold(rule)
     except ValueError as error:
         raise UserError(f"--threshold {rule}: {error}") from None
-
-
-def _sets(
-    model: Model, trained_on: DataConfig, data: str | None, split: str | None, max_images: int | None, seed: int
-) -> ScoreSets:
-    own = model.config.data
-    path = data or own.path
-    if path is None:
-        raise UserError("nothing to score: name a folder, zip, .npz or .h5 of patches after the run")
-    same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
-    for key in DEALT_BY if same else ():
-        if getattr(own, key) != getattr(trained_on, key):
-            raise UserError(
-                f"-o data.{key}: these are the patches that the run was trained on; dealt anew, what was trained on "
-                "would be tested on"
-            )
-    target = _load(own.model_copy(update={"path": path}), model.resolution)
-    chosen = split or ("test" if same or target.brings_splits else "all")
-    picked = target if chosen == "all" else target.select(chosen)
-    if len(picked) == 0:
-        raise UserError(f"{path} has no image in the {chosen} split; --split takes train, val, test or all")
-    picked = _some(picked, max_images, seed)
-    apart = target.brings_splits and chosen in {"train", "test"} and len(target.select("val", 0)) > 0
-    reference = (
-        target if same or apart else _reference(trained_on.model_copy(update={"path": own.path}), model.resolution)
-    )
-    warnings = _warnings(model, trained_on, target, chosen) if same else []
-    if reference is None:
-        return ScoreSets(picked, None, None, warnings)
-    validation = _some(reference.select("val"), model.config.scoring.calibration_images, seed)
-    train = reference.select("train", label=0)
-    return ScoreSets(
-        picked,
-        validation if len(validation.select(label=0)) else None,
-        train if len(train) else None,
-        warnings,
-    )
-
-
-def _warnings(model: Model, trained_on: DataConfig, target: PatchSet, chosen: str) -> list[str]:
-    """What makes figures of the run's own patches better than they are."""
-    found = []
-    if chosen in {"train", "all"}:
-        found.append("the model was trained on some of the scored images: its figures are better than on new ones")
-    if chosen in {"val", "all"}:
-        found.append("the threshold was set on some of the scored images themselves")
-    unchanged = target.fingerprint == model.train_data or model.config.data != trained_on
-    if not (target.brings_splits or unchanged):
-        found.append(
-            f"{target.source} has changed since the training: its splits may have moved, and images that were trained on "
-            "may be among those scored"
-        )
-    return found
-
-
-def _reference(trained_on: DataConfig, resolution: int) -> PatchSet | None:
-    """The set that the run was trained on, as it was prepared for that, if it is still there."""
-    if trained_on.path is None:
-        return None
-    try:
-        return _load(trained_on, resolution)
-    except UserError as error:
-        console.say(f"note: the patches that the run was trained on cannot be read ({error.message})")
-        return None
-
-
-def _load(settings: DataConfig, resolution: int) -> PatchSet:
-    patches = load_patches(settings, resolution, progress=console.counter("reading patches"))
-    for note in patches.notes:
-        console.say(f"note: {note}")
-    return patches
-
-
-def _some(patches: PatchSet, most: int | None, seed: int) -> PatchSet:
-    if most is None or len(patches) <= most:
-        return patches
-    return patches.take(np.sort(np.random.default_rng(seed).choice(len(patches), most, replace=False)))
 
 
 def _default_folder(run: str, data: str, inverter: str, split: str | None) -> Path:
@@ -372,7 +270,7 @@ def _segment(scorer: Scorer, sets: ScoreSets, folder: Path, quantile: float) -> 
     if sets.validation is None:
         console.say("note: no validation normals at hand, so the maps were not cut into masks")
         return None
-    normals = _some(sets.validation.select(label=0), PIXEL_IMAGES, 0)
+    normals = some(sets.validation.select(label=0), PIXEL_IMAGES, 0)
     value = pixel_threshold(
         np.concatenate([_maps_of(scorer.score(images)) for images, _ in batches(normals, CHUNK)]), quantile
     )

@@ -38,8 +38,8 @@ def train(
 
     With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` goes on.
     """
-    given = [f"data.path={_quoted(data)}"] if data else []
-    given += [f"generator={_quoted(generator)}"] if generator else []
+    given = [f"data.path={_quoted(_absolute(data))}"] if data else []
+    given += [f"generator={_quoted(_absolute(generator))}"] if generator else []
     overrides = (*given, *overrides)
     existing = _existing(source, out, resume)
     if existing is not None:
@@ -99,15 +99,16 @@ def build_task(config: RunConfig, where: torch.device) -> Task:
 
 
 def _completed(config: RunConfig) -> RunConfig:
-    """Settle what follows from the generator, so that the run's configuration says everything."""
+    """Settle what follows from the generator and from where we are, so that the run's configuration says everything."""
+    if config.data.path is not None:
+        # Scoring finds the validation images by this path, from whatever folder it is called.
+        config.data.path = _absolute(config.data.path)
     if config.generator is None:
         return config
     theirs = load_model(config.generator).config
     network = {"z_dim": _z_dim(theirs), **config.network}
     data = inherit_preprocessing(config.data, theirs, config.resolution)
-    return config.model_copy(
-        update={"data": data, "network": network, "generator": str(Path(config.generator).resolve())}
-    )
+    return config.model_copy(update={"data": data, "network": network, "generator": _absolute(config.generator)})
 
 
 def _z_dim(config: RunConfig) -> int:
@@ -154,6 +155,10 @@ def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
 
 
 def _quoted(text: str) -> str:
