@@ -64,8 +64,9 @@ class EncoderTask(Task):
         return {"gan": self.gan, "encoder": self.E}
 
     def state_dict(self) -> dict[str, Any]:
-        """Encoder, optimiser, random numbers. (The frozen GAN comes from the run's `generator`.)"""
+        """Encoder, optimiser, random numbers, and the frozen GAN: its run may have been trained on since."""
         return {
+            "gan": self.gan.state_dict(),
             "encoder": self.E.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": self.rng.get_state(),
@@ -74,6 +75,7 @@ class EncoderTask(Task):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take a state back; raises `UserError` when it is of another architecture."""
+        load_weights(self.gan, state["gan"], "the checkpoint")
         load_weights(self.E, state["encoder"], "the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.set_state(state["rng"])

@@ -18,7 +18,7 @@ from gan_uad.errors import UserError, near
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(_Strict):
@@ -57,7 +57,7 @@ class DataConfig(_Strict):
 class TrainingConfig(_Strict):
     """The engine's settings: how long, on what, how often to write."""
 
-    total_kimg: float = Field(..., gt=0, description="thousands of real images to show")
+    total_kimg: float = Field(..., ge=0.001, description="thousands of real images to show")
     batch: int = Field(64, ge=1, description="images of one step")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
@@ -85,7 +85,9 @@ class ScoringConfig(_Strict):
 class RunConfig(_Strict):
     """One experiment, fully resolved: this is what `config.yaml` of a run folder holds."""
 
-    name: str
+    name: str = Field(
+        pattern=r"^[^/\\\x00-\x1f]+$", max_length=100, description="of the run's folder, after its number"
+    )
     model: str = Field(description="a registered network family")
     task: str = Field(description="a registered training task")
     resolution: int = Field(64, ge=4, le=1024, description="side of the square images in px")
@@ -95,6 +97,13 @@ class RunConfig(_Strict):
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     training: TrainingConfig
     scoring: ScoringConfig = Field(default_factory=lambda: ScoringConfig())
+
+    @field_validator("network")
+    @classmethod
+    def _one_resolution(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "resolution" in value:
+            raise ValueError("the resolution is a key of its own, outside `network`")
+        return value
 
 
 def presets_dir() -> Path:
@@ -129,7 +138,7 @@ def data_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> DataC
     for override in overrides:
         if not override.startswith("data."):
             raise UserError(f"-o {override}: only data.* settings apply here")
-    return resolve(raw, overrides, default_name="", where="-o").data
+    return resolve(raw, overrides, default_name="data", where="-o").data
 
 
 def resolve(

@@ -20,15 +20,29 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises `JobFailed` when the disk is full, `UserError` when the folder cannot be written; what stood under `path` stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with explained(path):
+        try:
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the `OSError` of writing to `path` into `JobFailed` when the disk is full, and into `UserError` otherwise."""
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
     except OSError as error:
         raise _explain(error, path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of `atomic` that a killed process left in a folder that nobody else writes into."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,13 +58,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents; raises `UserError` when that is not allowed or a file is in the way."""
-    try:
+    with explained(path):
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".write_test.{os.getpid()}"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise _explain(error, path) from error
     return path
 
 

@@ -19,7 +19,7 @@ import yaml
 
 from gan_uad.config import RunConfig, read_yaml, resolve
 from gan_uad.errors import UserError
-from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.files import explained, make_folder, write_json, write_text
 
 _NAME = re.compile(r"(\d{5})-(.+)")
 _PACKAGES = ("gan_uad", "torch", "torchvision", "numpy", "scipy", "pillow", "scikit-learn", "safetensors")
@@ -43,20 +43,22 @@ class Run:
         number = 1 + max((int(m[1]) for p in out.iterdir() if (m := _NAME.fullmatch(p.name))), default=-1)
         while True:
             folder = out / f"{number:05d}-{config.name}"
-            try:
-                folder.mkdir()
-                break
-            except FileExistsError:  # another process took the number
-                number += 1
-        (folder / "fakes").mkdir()
+            with explained(folder):
+                try:
+                    folder.mkdir()
+                    (folder / "fakes").mkdir()
+                    break
+                except FileExistsError:  # another process took the number
+                    number += 1
         write_json(folder / "environment.json", environment(config.training.seed))
         write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         return cls(folder)
 
     @classmethod
     def latest(cls, out: Path, name: str) -> Run | None:
-        """The highest-numbered run of this name under `out`, if any."""
-        found = [p for p in out.glob("*") if (m := _NAME.fullmatch(p.name)) and m[2] == name] if out.is_dir() else []
+        """The highest-numbered run of this name under `out`, if any (a folder that was killed before it was described is none)."""
+        described = [file.parent for file in out.glob("*/config.yaml")]
+        found = [p for p in described if (m := _NAME.fullmatch(p.name)) and m[2] == name]
         return cls(max(found)) if found else None
 
     def update_config(self, config: RunConfig) -> None:
@@ -76,7 +78,8 @@ class Run:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
-        with open(self.folder / "log.jsonl", "a", encoding="utf-8") as file:
+        path = self.folder / "log.jsonl"
+        with explained(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:

@@ -41,7 +41,7 @@ def train(
     given = [f"data.path={_quoted(_absolute(data))}"] if data else []
     given += [f"generator={_quoted(_absolute(generator))}"] if generator else []
     overrides = (*given, *overrides)
-    existing = _existing(source, out, resume)
+    existing = _existing(source, overrides, out, resume)
     if existing is not None:
         config = _resumed(existing, overrides)
     else:
@@ -67,12 +67,10 @@ def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
         )
     settings = config.training
     stream = TrainStream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
-    if existing is None:
-        run = Run.create(out, config)
-        save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
-    else:
-        run = existing
-        run.update_config(config)
+    if existing is not None:
+        existing.update_config(config)
+    run = existing or Run.create(out, config)
+    save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
     description = {
         "config": config.model_dump(mode="json"),
@@ -116,18 +114,14 @@ def _z_dim(config: RunConfig) -> int:
     return int(config.network.get("z_dim", default))
 
 
-def _existing(source: str, out: Path, resume: bool) -> Run | None:
+def _existing(source: str, overrides: tuple[str, ...], out: Path, resume: bool) -> Run | None:
     if Path(source).is_dir():
         if not resume:
             raise UserError(f"{source} is a run folder: add --resume to go on with it, or name a preset to start anew")
         return Run(Path(source))
     if not resume:
         return None
-    name = (
-        load_config(source, ("training.total_kimg=1",)).name
-        if not source.endswith((".yaml", ".yml"))
-        else Path(source).stem
-    )
+    name = load_config(source, overrides).name
     run = Run.latest(out, name)
     if run is None:
         console.say(f"nothing to resume: no run of {name} under {out}; starting anew")

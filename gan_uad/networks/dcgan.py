@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.networks.layers import as_images, channels_at, check_resolution
+from gan_uad.networks.layers import as_images, channels_at, check_resolution, check_sizes
 from gan_uad.registry import register
 
 
@@ -65,6 +65,7 @@ class DCGAN(nn.Module):
         self, resolution: int = 64, z_dim: int = 100, channel_base: int = 4096, channel_max: int = 1024
     ) -> None:
         super().__init__()
+        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max)
         self.G = Generator(resolution, z_dim, channel_base, channel_max)
         self.D = Discriminator(resolution, channel_base, channel_max)
 

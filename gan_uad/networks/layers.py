@@ -18,6 +18,13 @@ def check_resolution(resolution: int, least: int = 16) -> None:
         raise ValueError(f"resolution must be a power of two of at least {least} px, got {resolution}")
 
 
+def check_sizes(**sizes: int) -> None:
+    """Raise `ValueError` unless every given size is at least 1."""
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
 def spread(weight: Tensor) -> Tensor:
     """Convolve 3×3 kernels `[O, I, 3, 3]` with a 2×2 box of ones: kernels `[O, I, 4, 4]`."""
     wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))

@@ -17,6 +17,7 @@ from gan_uad.networks.layers import (
     as_images,
     channels_at,
     check_resolution,
+    check_sizes,
     he_init,
 )
 from gan_uad.registry import register
@@ -119,6 +120,7 @@ class WGANGP(nn.Module):
         self, resolution: int = 64, z_dim: int = 128, channel_base: int = 4096, channel_max: int = 512
     ) -> None:
         super().__init__()
+        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max)
         self.G = Generator(resolution, z_dim, channel_base, channel_max)
         self.D = Critic(resolution, channel_base, channel_max)
 
@@ -138,6 +140,7 @@ class ResidualEncoder(Trunk):
         channel_max: int = 512,
         output: str = "linear",
     ) -> None:
+        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max)
         super().__init__(resolution, channel_base, channel_max, nn.BatchNorm2d)
         if output not in {"linear", "tanh"}:
             raise ValueError(f"output must be 'linear' or 'tanh', got {output!r}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gan_uad import registry
+from gan_uad import console, registry
 from gan_uad.errors import UserError
 from gan_uad.files import atomic
 
@@ -28,9 +29,12 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """
     with atomic(path) as temporary:
         try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # torch's zip writer hides the errno of a failed write
-            raise OSError(_errno_of_disk(temporary), str(error)) from error
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:  # torch's zip writer puts its own error on top of the file's
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         if path.exists():
             before = previous(path)
             before.unlink(missing_ok=True)
@@ -38,7 +42,10 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a state, or the one kept before it when `path` is missing or damaged. Raises `UserError` when neither can be read."""
+    """Read a state, or the one kept before it when `path` is missing or damaged (and say so).
+
+    Raises `UserError` when neither can be read.
+    """
     problems = []
     for candidate in (path, previous(path)):
         if not candidate.is_file():
@@ -48,6 +55,8 @@ def load_state(path: Path) -> dict[str, Any]:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or "nimg" not in state:
                 raise ValueError("not a training state")
+            if problems:
+                console.say(f"note: {problems[0]}; going on from {candidate.name}, the checkpoint before it")
             return state
         except pickle.UnpicklingError:
             problems.append(
@@ -56,6 +65,21 @@ def load_state(path: Path) -> dict[str, Any]:
         except (RuntimeError, ValueError, EOFError, OSError) as error:
             problems.append(f"{candidate.name} is damaged ({str(error).splitlines()[0]})")
     raise UserError(f"no checkpoint to resume from in {path.parent}: {'; '.join(problems)}")
+
+
+def has_state(path: Path) -> bool:
+    """Whether anything was ever saved as `path`."""
+    return path.is_file() or previous(path).is_file()
+
+
+def not_finite(value: Any, name: str) -> Iterator[str]:
+    """Names of the tensors in a (nested) state that hold a NaN or an infinity."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not value.isfinite().all():
+            yield name
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from not_finite(inner, f"{name}.{key}")
 
 
 def previous(path: Path) -> Path:
@@ -68,7 +92,7 @@ def save_model(path: Path, networks: dict[str, nn.Module], description: dict[str
 
     `description` goes into the JSON metadata as it is. `half` stores float16, for publishing; loading gives float32 back.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     tensors = {}
     for role, net in networks.items():
@@ -80,7 +104,7 @@ def save_model(path: Path, networks: dict[str, nn.Module], description: dict[str
     specs = {role: net.spec for role, net in networks.items()}
     text = json.dumps({"format": FORMAT, "networks": specs, **description})
     with atomic(path) as temporary:
-        save_file(tensors, temporary, metadata={"gan_uad": text})
+        temporary.write_bytes(save(tensors, metadata={"gan_uad": text}))  # its `save_file` hides the errno
 
 
 def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -133,10 +157,3 @@ def load_weights(net: nn.Module, tensors: dict[str, Any], where: str) -> None:
                 f"{list(expected[name].shape)} in the network (another resolution or channel_base?)"
             )
     net.load_state_dict(tensors)
-
-
-def _errno_of_disk(path: Path) -> int:
-    import errno
-    import shutil
-
-    return errno.ENOSPC if shutil.disk_usage(path.parent).free < 1 << 20 else errno.EIO

@@ -8,7 +8,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
 
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from gan_uad import console
 from gan_uad.data.patches import to_uint8
-from gan_uad.errors import Interrupted, JobFailed
-from gan_uad.files import atomic
+from gan_uad.errors import Interrupted, JobFailed, UserError
+from gan_uad.files import atomic, explained, remove_leftovers
 from gan_uad.run import Run
 from gan_uad.training import checkpoint
 
@@ -72,9 +72,13 @@ def train(
     loop = _Loop(task, run, device, description)
     nimg = loop.restore() if resume else 0
     settings = run.config.training
-    total = math.ceil(settings.total_kimg * 1000)
+    total = round(settings.total_kimg * 1000)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-    with _signals() as stop, console.progress(run.config.name, total / 1000, "kimg", nimg / 1000) as bar:
+    with (
+        loop.writing(nimg),
+        _signals() as stop,
+        console.progress(run.config.name, total / 1000, "kimg", nimg / 1000) as bar,
+    ):
         if nimg == 0:
             loop.snapshot(0)
         while nimg < total:
@@ -82,14 +86,16 @@ def train(
             with autocast:
                 loop.add(task.step(real, nimg))
             before, nimg = nimg, nimg + settings.batch
-            done = nimg >= total
-            if done or stop or _crossed(before, nimg, settings.tick_kimg):
+            done, stopped = nimg >= total, bool(stop)
+            save = done or stopped or _crossed(before, nimg, settings.checkpoint_kimg)
+            # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
+            if save or _crossed(before, nimg, settings.tick_kimg):
                 loop.tick(nimg, bar)
             if done or _crossed(before, nimg, settings.snapshot_kimg) or _early(before, nimg, settings.snapshot_kimg):
                 loop.snapshot(nimg)
-            if done or stop or _crossed(before, nimg, settings.checkpoint_kimg):
+            if save:
                 loop.save(nimg)
-            if stop and not done:
+            if stopped and not done:
                 raise Interrupted(
                     f"stopped at {nimg / 1000:.1f} kimg, all saved. Go on with: gan-uad train {run.folder} --resume"
                 )
@@ -99,14 +105,24 @@ class _Loop:
     """The loop's own small state: figures since the last tick, and the writers."""
 
     def __init__(self, task: Task, run: Run, device: torch.device, description: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self.task, self.run, self.device, self.description = task, run, device, description
-        self.board = SummaryWriter(str(run.folder))
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.tick_time, self.tick_nimg = time.monotonic(), 0
         self.saved_nimg: int | None = None
+
+    @contextmanager
+    def writing(self, nimg: int) -> Iterator[None]:
+        """TensorBoard events from `nimg` on, in place of those that a killed process wrote after it; closed at the end."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with explained(self.run.folder):
+            self.board = SummaryWriter(str(self.run.folder), purge_step=nimg + 1)
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # a full disk was already answered
+                    self.board.close()
 
     def add(self, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():
@@ -122,14 +138,7 @@ class _Loop:
         self.tick_time, self.tick_nimg = now, nimg
         for name, value in means.items():
             if not math.isfinite(value):
-                kept = (
-                    f"the checkpoint at {self.saved_nimg / 1000:.1f} kimg is kept"
-                    if self.saved_nimg
-                    else "nothing was saved yet"
-                )
-                raise JobFailed(
-                    f"training diverged: {name} is {value} at {nimg / 1000:.1f} kimg ({kept}). Try a lower learning rate or another seed"
-                )
+                raise self.diverged(f"{name} is {value}", nimg)
         row = {
             "nimg": nimg,
             "kimg": nimg / 1000,
@@ -143,6 +152,14 @@ class _Loop:
         shown = " ".join(f"{name} {value:.3g}" for name, value in means.items())
         bar.update(nimg / 1000, f"{shown} | {per_kimg:.1f} s/kimg, {row['memory_gb']:.1f} GB", force=not bar.live)
 
+    def diverged(self, what: str, nimg: int) -> JobFailed:
+        kept = "nothing was saved yet"
+        if self.saved_nimg is not None:
+            kept = f"the checkpoint at {self.saved_nimg / 1000:.1f} kimg is kept"
+        return JobFailed(
+            f"training diverged: {what} at {nimg / 1000:.1f} kimg ({kept}). Try a lower learning rate or another seed"
+        )
+
     def snapshot(self, nimg: int) -> None:
         images = to_uint8(self.task.sample().float().cpu())
         save_grid(
@@ -151,19 +168,31 @@ class _Loop:
         )
 
     def save(self, nimg: int) -> None:
+        """Write the model, then the state: a process killed between the two makes the model again when it goes on."""
         state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
-        checkpoint.save_state(self.run.state_path, state)
+        # Figures are those before the last update; the weights after it may be broken all the same.
+        if broken := next(checkpoint.not_finite(state["task"], "state"), None):
+            raise self.diverged(f"{broken} is not finite", nimg)
         checkpoint.save_model(self.run.model_path, self.task.networks(), {**self.description, "nimg": nimg})
+        checkpoint.save_state(self.run.state_path, state)
         self.board.flush()
         self.saved_nimg = nimg
 
     def restore(self) -> int:
-        state = checkpoint.load_state(self.run.state_path)
-        self.task.load_state_dict(state["task"])
-        torch.set_rng_state(state["torch_rng"])
-        self.saved_nimg = self.tick_nimg = state["nimg"]
-        self.run.rewind_log(state["nimg"])
-        return state["nimg"]
+        """Take the last checkpoint back and return its `nimg`; 0 where the run was killed before its first."""
+        remove_leftovers(self.run.folder)
+        nimg = 0
+        if checkpoint.has_state(self.run.state_path):
+            state = checkpoint.load_state(self.run.state_path)
+            nimg = self.saved_nimg = self.tick_nimg = state["nimg"]
+            try:
+                self.task.load_state_dict(state["task"])
+            except KeyError as missing:
+                raise UserError(f"{self.run.state_path} is of another task: it holds no {missing}") from None
+            torch.set_rng_state(state["torch_rng"])
+        console.say(f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning")
+        self.run.rewind_log(nimg)
+        return nimg
 
 
 def save_grid(images: np.ndarray, path: Any) -> None:
@@ -197,12 +226,14 @@ def _memory(device: torch.device) -> float:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives; a second Ctrl-C is not caught."""
+    """A list that fills when SIGINT or SIGTERM arrives; a second Ctrl-C does not wait. (SIGTERM may well come twice:
+    `timeout` sends it to the process and to its group.)
+    """
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if received:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if number == signal.SIGINT and number in received:
+            raise KeyboardInterrupt
         received.append(number)
 
     old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

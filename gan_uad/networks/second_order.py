@@ -1,0 +1,172 @@
+"""Convolution and layer normalisation whose *second* derivatives are fast.
+
+A gradient penalty differentiates a gradient. torch then derives the second derivatives of a convolution from transposed
+convolutions with image-sized kernels, and those of a normalisation from dozens of element-wise steps in another memory layout.
+Here both are written down once, in terms of the kernels of the first derivative. Values and first derivatives are torch's own.
+A third derivative is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+
+aten = torch.ops.aten
+_inputs_only = False
+
+
+@contextmanager
+def input_gradients_only() -> Iterator[None]:
+    """While this holds, the functions below compute no gradients of weights in a backward pass.
+
+    For `autograd.grad(..., inputs=images)`: a custom function cannot see by itself that its weights are not asked for.
+    """
+    global _inputs_only
+    before, _inputs_only = _inputs_only, True
+    try:
+        yield
+    finally:
+        _inputs_only = before
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """`F.conv2d`, differentiable twice at the cost of two first derivatives."""
+    if not torch.is_grad_enabled():
+        return F.conv2d(x, weight, bias, stride, padding)
+    y: Tensor = _Conv.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """`F.group_norm` with one group, differentiable twice in about ten passes over memory."""
+    if not torch.is_grad_enabled():
+        return F.group_norm(x, 1, weight, bias, eps)
+    y: Tensor = _LayerNorm.apply(x.to(weight.dtype), weight, bias, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Conv(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = (stride, padding)
+        return F.conv2d(x, weight, None, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not _inputs_only)
+        return *_ConvBackward.apply(grad, x, weight, *ctx.shape, wanted), None, None  # type: ignore[no-untyped-call]
+
+
+class _ConvBackward(Function):
+    """(dy, x, w) -> (dx, dw)."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]) -> Any:
+        ctx.save_for_backward(grad, x, weight)
+        ctx.shape = (stride, padding)
+        ctx.set_materialize_grads(False)
+        return _conv_grads(grad, x, weight, stride, padding, wanted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, over_x: Tensor | None, over_w: Tensor | None) -> Any:
+        """For L = <over_x, dx(dy, w)> + <over_w, dw(dy, x)>: both are linear in each of their arguments."""
+        grad, x, weight = ctx.saved_tensors
+        to_grad: Any = None
+        to_x = to_weight = None
+        if over_x is not None:
+            to_grad = F.conv2d(over_x, weight, None, *ctx.shape)
+            if ctx.needs_input_grad[2]:
+                to_weight = _conv_grads(grad, over_x, weight, *ctx.shape, (False, True))[1]
+        if over_w is not None:
+            through_w = F.conv2d(x, over_w, None, *ctx.shape)
+            to_grad = through_w if to_grad is None else to_grad + through_w
+            if ctx.needs_input_grad[1]:
+                to_x = _conv_grads(grad, x, over_w, *ctx.shape, (True, False))[0]
+        return to_grad, to_x, to_weight, None, None, None
+
+
+def _conv_grads(grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]) -> Any:
+    shape = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
+    return aten.convolution_backward(grad, x, weight, None, *shape, [*wanted, False])[:2]
+
+
+class _LayerNorm(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        n, c = x.shape[:2]
+        y, mean, rstd = aten.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), 1, eps)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, mean, rstd = ctx.saved_tensors
+        return *_LayerNormBackward.apply(grad, x, weight, mean, rstd, not _inputs_only), None  # type: ignore[no-untyped-call]
+
+
+class _LayerNormBackward(Function):
+    """(dy, x, γ) -> (dx, dγ, dβ); dγ and dβ are not differentiated further.
+
+    With x̂ = (x − μ)·r, ĝ = γ·dy and means over an image: dx = P ĝ, P v = r·(v − mean v − x̂·mean(x̂ v)), P being its own adjoint.
+    For L = <v, P ĝ>, a = mean(x̂ v), b = mean(x̂ ĝ), s = mean(v ĝ) − mean v · mean ĝ − a·b and u = P v:
+    dL/ddy = γ·u, dL/dγ = Σ dy·u, dL/dx = −r²·s·x̂ − r·(b·u + a·dx).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, weights: bool) -> Any:
+        found = _norm_grads(grad, x, weight, mean, rstd, weights)
+        ctx.save_for_backward(grad, x, weight, mean, rstd, found[0])
+        ctx.set_materialize_grads(False)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, v: Tensor | None, over_weight: Tensor | None, over_bias: Tensor | None) -> Any:
+        if over_weight is not None or over_bias is not None:
+            raise RuntimeError("second derivatives through the gradient of a layer norm's weights are not supported")
+        if v is None:
+            return None, None, None, None, None, None
+        grad, x, weight, mean, rstd, dx = ctx.saved_tensors
+        u = _norm_grads(v, x, None, mean, rstd, False)[0]
+        g = grad * weight.view(-1, 1, 1)
+        size = x[0].numel()
+        mean_v, mean_g = _sum(v) / size, _sum(g) / size
+        a = rstd * (_dot(v, x) / size - mean * mean_v)
+        b = rstd * (_dot(g, x) / size - mean * mean_g)
+        s = _dot(v, g) / size - mean_v * mean_g - a * b
+        slope = -(rstd**3) * s
+        to_x = torch.addcmul(_wide(-slope * mean), x, _wide(slope)).addcmul_(u, _wide(-rstd * b)).addcmul_(dx, _wide(-rstd * a))
+        to_weight = torch.einsum("nchw,nchw->c", grad, u)
+        return u.mul_(weight.view(-1, 1, 1)), to_x, to_weight, None, None, None
+
+
+def _norm_grads(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, weights: bool) -> Any:
+    n, c = x.shape[:2]
+    return aten.native_group_norm_backward(grad, x, mean, rstd, weight, n, c, x[0, 0].numel(), 1, [True, weights, weights])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`[N, C, H, W]` -> `[N, C·H·W]` in the order of memory, without a copy where it is channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return torch.bmm(_rows(x)[:, None], _rows(y)[:, :, None]).view(-1, 1)
+
+
+def _sum(x: Tensor) -> Tensor:
+    return _rows(x).sum(1, keepdim=True)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.view(-1, 1, 1, 1)
