@@ -77,6 +77,28 @@ def cli() -> Callable[..., Result]:
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
+# Not presets: what those are tuned to should not move a test.
+TINY = {
+    "tiny_wgan_gp": """
+model: wgan_gp
+task: wgan_gp
+resolution: 32
+network: {z_dim: 64, channel_base: 64, channel_max: 64}
+optim: {lr: 5.0e-4, lr_D: 1.0e-3, n_critic: 2, ema_kimg: 0.01}
+training: {total_kimg: 0.32, batch: 16}
+""",
+    "tiny_izi_f": """
+model: residual_encoder
+task: izi_f
+resolution: 32
+network: {channel_base: 64, channel_max: 64}
+optim: {lr: 1.0e-3}
+training: {total_kimg: 0.32, batch: 16}
+scoring: {inverter: izi_f, options: {kappa: 1.0}}
+""",
+}
+
+
 @dataclass(frozen=True)
 class Trained:
     """A phantom set at 32 px, a tiny WGAN-GP trained on it for seconds, and its izi_f encoder."""
@@ -93,15 +115,69 @@ def trained(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempP
 
     root = tmp_path_factory.mktemp("trained")
     patches = write_phantom(root / "patches", resolution=32, train=48, val=20, test=20, groups=(8, 4, 4))
-    tiny = [f"network.channel_{what}=64" for what in ("base", "max")] + [
-        "training.batch=16",
-        "training.total_kimg=0.32",
-    ]
-    options = [word for override in tiny for word in ("-o", override)]
-    folders = []
-    for preset in ("demo_wgan_gp", "demo_izi_f"):
+    folders: list[Path] = []
+    for name, text in TINY.items():
+        (root / f"{name}.yaml").write_text(text)
         generator = ["--generator", folders[0]] if folders else []
-        result = cli("train", preset, "--data", patches, "--out", root / "runs", *generator, *options)
+        result = cli("train", root / f"{name}.yaml", "--data", patches, "--out", root / "runs", *generator)
         assert result.exit_code == 0, result.output
-        folders.append(next((root / "runs").glob(f"*-{preset}")))
+        folders.append(next((root / "runs").glob(f"*-{name}")))
     return Trained(patches, folders[0], folders[1])
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Random patches and one configuration a task, of nets so small that a step takes milliseconds."""
+
+    root: Path
+    run_cli: Callable[..., Any]
+
+    @property
+    def patches(self) -> Path:
+        """20 normal and 4 anomalous pictures of 32 px."""
+        return self.root / "patches"
+
+    @property
+    def generator(self) -> Path:
+        """A WGAN-GP run of 4 steps."""
+        return self.root / "generator" / "00000-wgan_gp"
+
+    def config(self, task: str) -> Path:
+        """A YAML file that trains `task` for 12 steps of 4 images."""
+        return self.root / f"{task}.yaml"
+
+    def train(self, source: object, out: Path, *words: object, **settings: object) -> Any:
+        """`gan-uad train`; `settings` are those of `training`."""
+        options = [word for key, value in settings.items() for word in ("-o", f"training.{key}={value}")]
+        return self.run_cli("train", source, "--out", out, *words, *options)
+
+
+@pytest.fixture(scope="session")
+def tiny(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """What the tests of training share; runs go elsewhere."""
+    import numpy as np
+    import yaml
+    from PIL import Image
+
+    made = Tiny(tmp_path_factory.mktemp("tiny"), cli)
+    rng = np.random.default_rng(0)
+    for label, count in (("normal", 20), ("anomalous", 4)):
+        folder = made.patches / label
+        folder.mkdir(parents=True)
+        for k in range(count):
+            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+    sizes = {"channel_base": 64, "channel_max": 8}
+    training = {"total_kimg": 0.048, "batch": 4, "threads": 1, "device": "cpu", "tick_kimg": 0.012}
+    training |= {"snapshot_kimg": 0.048, "checkpoint_kimg": 0.02}
+    common = {"resolution": 32, "data": {"path": str(made.patches)}, "training": training}
+    tasks: dict[str, dict[str, Any]] = {
+        "dcgan": {"model": "dcgan", "network": {**sizes, "z_dim": 4}},
+        "wgan_gp": {"model": "wgan_gp", "network": {**sizes, "z_dim": 4}, "optim": {"n_critic": 3, "ema_kimg": 0.01}},
+        "izi_f": {"model": "residual_encoder", "network": sizes, "optim": {"lr": 1e-3}},
+        "ziz": {"model": "residual_encoder", "network": sizes, "optim": {"lr": 1e-3}},
+    }
+    for task, settings in tasks.items():
+        made.config(task).write_text(yaml.safe_dump({"task": task, **common, **settings}))
+    result = made.train(made.config("wgan_gp"), made.root / "generator", total_kimg=0.016)
+    assert result.exit_code == 0, result.output
+    return made

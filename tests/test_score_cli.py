@@ -75,7 +75,7 @@ def test_the_score_file(scored: Path, trained: Any) -> None:
     assert [(r["image"], r["group"], r["label"]) for r in found] == [
         (r["image"], r["group"], r["label"]) for r in expected
     ]
-    assert {r["model"] for r in found} == {"demo_izi_f/izi_f"}
+    assert {r["model"] for r in found} == {"tiny_izi_f/izi_f"}
     assert len({r["threshold"] for r in found}) == 1
     for row in found:
         assert float(row["score"]) == pytest.approx(float(row["residual"]) + float(row["features"]), rel=1e-6)
@@ -172,7 +172,7 @@ def test_splits_and_subsets(cli: Any, trained: Any, scored: Path, tmp_path: Path
     evaluated = cli("evaluate", tmp_path / "val")
     assert "the threshold was set on some of the scored images" in evaluated.stdout
     decided = sum(r["decision"] == "1" for r in rows(tmp_path / "val" / "scores.csv"))
-    confusion = json.loads((tmp_path / "val" / "metrics.json").read_text())["demo_izi_f/izi_f"]["decisions"][
+    confusion = json.loads((tmp_path / "val" / "metrics.json").read_text())["tiny_izi_f/izi_f"]["decisions"][
         "confusion"
     ]
     assert confusion[0][1] + confusion[1][1] == decided
@@ -520,7 +520,7 @@ def test_maps_and_segments(scored: Path, trained: Any) -> None:
 
 def test_the_pictures_are_there(scored: Path) -> None:
     names = ["triplets", "roc", "pr", "calibration"]
-    names += [f"{model}_{kind}" for model in ("demo_izi_f-izi_f", "mean_color") for kind in ("histogram", "confusion")]
+    names += [f"{model}_{kind}" for model in ("tiny_izi_f-izi_f", "mean_color") for kind in ("histogram", "confusion")]
     for name in names:
         with Image.open(scored / f"{name}.png") as image:
             assert image.format == "PNG"
@@ -530,8 +530,8 @@ def test_the_pictures_are_there(scored: Path) -> None:
 
 def test_the_figures_are_those_of_the_file(scored: Path) -> None:
     metrics = json.loads((scored / "metrics.json").read_text())
-    assert list(metrics) == ["demo_izi_f/izi_f", "mean_color"]
-    for name, file in (("demo_izi_f/izi_f", "scores.csv"), ("mean_color", "mean_color.csv")):
+    assert list(metrics) == ["tiny_izi_f/izi_f", "mean_color"]
+    for name, file in (("tiny_izi_f/izi_f", "scores.csv"), ("mean_color", "mean_color.csv")):
         found, result = rows(scored / file), metrics[name]
         labels, scores = [int(r["label"]) for r in found], [float(r["score"]) for r in found]
         assert result["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
@@ -544,7 +544,7 @@ def test_the_figures_are_those_of_the_file(scored: Path) -> None:
         for part in ("residual", "features", "latent") if name != "mean_color" else ():
             expected = roc_auc_score(labels, [float(r[part]) for r in found])
             assert result["parts"][part] == pytest.approx(expected, abs=1e-12)
-    pixels = metrics["demo_izi_f/izi_f"]["pixels"]
+    pixels = metrics["tiny_izi_f/izi_f"]["pixels"]
     truth, maps = (
         np.stack([np.asarray(Image.open(f)) for f in sorted((scored / name).iterdir())]) for name in ("truth", "maps")
     )
@@ -556,7 +556,7 @@ def test_the_figures_are_those_of_the_file(scored: Path) -> None:
 
 def test_the_tables(scored: Path) -> None:
     figures = rows(scored / "metrics.csv")
-    assert [r["model"] for r in figures] == ["demo_izi_f/izi_f", "mean_color"]
+    assert [r["model"] for r in figures] == ["tiny_izi_f/izi_f", "mean_color"]
     value = json.loads((scored / "metrics.json").read_text())["mean_color"]["auroc"]["value"]
     assert figures[1]["AUROC"].startswith(f"{value:.3f} [")
     assert (scored / "metrics.md").read_text().splitlines()[0].startswith("| model")
@@ -571,13 +571,13 @@ def test_a_threshold_set_again(cli: Any, scored: Path, tmp_path: Path) -> None:
     arguments = ("--out", tmp_path, "--resamples", 100)
     assert cli("evaluate", scored, "--threshold", "quantile:0.5", *arguments).exit_code == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    for name, file in (("demo_izi_f/izi_f", "scores_validation.csv"), ("mean_color", "mean_color_validation.csv")):
+    for name, file in (("tiny_izi_f/izi_f", "scores_validation.csv"), ("mean_color", "mean_color_validation.csv")):
         normals = sorted(float(r["score"]) for r in rows(scored / file) if r["label"] == "0")
         assert metrics[name]["threshold"]["value"] == normals[9]
         assert metrics[name]["threshold"]["rule"] == "quantile"
     assert cli("evaluate", scored, "--threshold", "manual:0.3", *arguments).exit_code == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics["demo_izi_f/izi_f"]["threshold"]["value"] == 0.3
+    assert metrics["tiny_izi_f/izi_f"]["threshold"]["value"] == 0.3
     assert metrics["mean_color"]["threshold"]["rule"] == "fpr"  # 0.3 is a value of the other score
     fails(cli("evaluate", scored, "--threshold", "fpr:7", *arguments), "--threshold fpr:7")
     assert rows(scored / "scores.csv")[0]["threshold"] != "0.3"
@@ -588,8 +588,8 @@ def test_several_folders_at_once(cli: Any, scored: Path, tmp_path: Path) -> None
     result = cli("evaluate", scored, other, "--out", tmp_path / "both", "--resamples", 100)
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
-    assert list(metrics) == [f"{f}: {m}" for f in ("scores", "other") for m in ("demo_izi_f/izi_f", "mean_color")]
-    assert all("pixels" in metrics[f"{folder}: demo_izi_f/izi_f"] for folder in ("scores", "other"))
+    assert list(metrics) == [f"{f}: {m}" for f in ("scores", "other") for m in ("tiny_izi_f/izi_f", "mean_color")]
+    assert all("pixels" in metrics[f"{folder}: tiny_izi_f/izi_f"] for folder in ("scores", "other"))
     assert len(list((tmp_path / "both").glob("*_histogram.png"))) == 4
 
 
