@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_uad.networks.second_order import conv2d, layer_norm
+
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
     """Feature maps at a resolution: `channel_base / resolution`, at most `channel_max`, at least 1."""
@@ -58,7 +60,7 @@ class DownConv3x3(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, H/2, W/2]`; H and W even."""
-        return F.conv2d(x, spread(self.weight) / 4, self.bias, stride=2, padding=1)
+        return conv2d(x, spread(self.weight) / 4, self.bias, stride=2, padding=1)
 
 
 class LayerNorm2d(nn.GroupNorm):
@@ -66,6 +68,18 @@ class LayerNorm2d(nn.GroupNorm):
 
     def __init__(self, channels: int) -> None:
         super().__init__(1, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, C, H, W]` -> the same shape."""
+        return layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` (square, of one stride, no groups) for nets that a gradient penalty differentiates twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, I, H, W]` -> `[N, O, H', W']`."""
+        return conv2d(x, self.weight, self.bias, self.stride[0], int(self.padding[0]))
 
 
 def he_init(module: nn.Conv2d | nn.Linear, relu: bool) -> None:

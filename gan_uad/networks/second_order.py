@@ -40,7 +40,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding:
     """`F.conv2d`, differentiable twice at the cost of two first derivatives."""
     if not torch.is_grad_enabled():
         return F.conv2d(x, weight, bias, stride, padding)
-    y: Tensor = _Conv.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    y: Tensor = _Conv.apply(x, weight, stride, padding)
     return y if bias is None else y + bias.view(-1, 1, 1)
 
 
@@ -48,7 +51,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """`F.group_norm` with one group, differentiable twice in about ten passes over memory."""
     if not torch.is_grad_enabled():
         return F.group_norm(x, 1, weight, bias, eps)
-    y: Tensor = _LayerNorm.apply(x.to(weight.dtype), weight, bias, eps)  # type: ignore[no-untyped-call]
+    y: Tensor = _LayerNorm.apply(x.to(weight.dtype), weight, bias, eps)
     return y
 
 
@@ -63,14 +66,16 @@ class _Conv(Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1] and not _inputs_only)
-        return *_ConvBackward.apply(grad, x, weight, *ctx.shape, wanted), None, None  # type: ignore[no-untyped-call]
+        return *_ConvBackward.apply(grad, x, weight, *ctx.shape, wanted), None, None
 
 
 class _ConvBackward(Function):
     """(dy, x, w) -> (dx, dw)."""
 
     @staticmethod
-    def forward(ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]) -> Any:
+    def forward(
+        ctx: Any, grad: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, wanted: tuple[bool, bool]
+    ) -> Any:
         ctx.save_for_backward(grad, x, weight)
         ctx.shape = (stride, padding)
         ctx.set_materialize_grads(False)
@@ -81,17 +86,18 @@ class _ConvBackward(Function):
     def backward(ctx: Any, over_x: Tensor | None, over_w: Tensor | None) -> Any:
         """For L = <over_x, dx(dy, w)> + <over_w, dw(dy, x)>: both are linear in each of their arguments."""
         grad, x, weight = ctx.saved_tensors
+        stride, padding = ctx.shape
         to_grad: Any = None
         to_x = to_weight = None
         if over_x is not None:
-            to_grad = F.conv2d(over_x, weight, None, *ctx.shape)
+            to_grad = F.conv2d(over_x, weight, None, stride, padding)
             if ctx.needs_input_grad[2]:
-                to_weight = _conv_grads(grad, over_x, weight, *ctx.shape, (False, True))[1]
+                to_weight = _conv_grads(grad, over_x, weight, stride, padding, (False, True))[1]
         if over_w is not None:
-            through_w = F.conv2d(x, over_w, None, *ctx.shape)
+            through_w = F.conv2d(x, over_w, None, stride, padding)
             to_grad = through_w if to_grad is None else to_grad + through_w
             if ctx.needs_input_grad[1]:
-                to_x = _conv_grads(grad, x, over_w, *ctx.shape, (True, False))[0]
+                to_x = _conv_grads(grad, x, over_w, stride, padding, (True, False))[0]
         return to_grad, to_x, to_weight, None, None, None
 
 
@@ -106,12 +112,12 @@ class _LayerNorm(Function):
         n, c = x.shape[:2]
         y, mean, rstd = aten.native_group_norm(x, weight, bias, n, c, x[0, 0].numel(), 1, eps)
         ctx.save_for_backward(x, weight, mean, rstd)
-        return y  # type: ignore[no-any-return]
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, mean, rstd = ctx.saved_tensors
-        return *_LayerNormBackward.apply(grad, x, weight, mean, rstd, not _inputs_only), None  # type: ignore[no-untyped-call]
+        return *_LayerNormBackward.apply(grad, x, weight, mean, rstd, not _inputs_only), None
 
 
 class _LayerNormBackward(Function):
@@ -145,14 +151,20 @@ class _LayerNormBackward(Function):
         b = rstd * (_dot(g, x) / size - mean * mean_g)
         s = _dot(v, g) / size - mean_v * mean_g - a * b
         slope = -(rstd**3) * s
-        to_x = torch.addcmul(_wide(-slope * mean), x, _wide(slope)).addcmul_(u, _wide(-rstd * b)).addcmul_(dx, _wide(-rstd * a))
-        to_weight = torch.einsum("nchw,nchw->c", grad, u)
+        to_x = (
+            torch.addcmul(_wide(-slope * mean), x, _wide(slope))
+            .addcmul_(u, _wide(-rstd * b))
+            .addcmul_(dx, _wide(-rstd * a))
+        )
+        to_weight = (grad * u).sum((0, 2, 3))
         return u.mul_(weight.view(-1, 1, 1)), to_x, to_weight, None, None, None
 
 
 def _norm_grads(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rstd: Tensor, weights: bool) -> Any:
     n, c = x.shape[:2]
-    return aten.native_group_norm_backward(grad, x, mean, rstd, weight, n, c, x[0, 0].numel(), 1, [True, weights, weights])
+    return aten.native_group_norm_backward(
+        grad, x, mean, rstd, weight, n, c, x[0, 0].numel(), 1, [True, weights, weights]
+    )
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -161,7 +173,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return torch.bmm(_rows(x)[:, None], _rows(y)[:, :, None]).view(-1, 1)
+    return _sum(x * y)
 
 
 def _sum(x: Tensor) -> Tensor:

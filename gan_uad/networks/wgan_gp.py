@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.networks.layers import (
+    Conv2d,
     DownConv3x3,
     LayerNorm2d,
     UpConv3x3,
@@ -48,10 +49,10 @@ class DownBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, norm: type[nn.Module]) -> None:
         super().__init__()
         self.norm1 = norm(in_channels)
-        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
+        self.conv1 = Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
         self.norm2 = norm(in_channels)
         self.conv2 = DownConv3x3(in_channels, out_channels)
-        self.shortcut = nn.Conv2d(in_channels, out_channels, 1)
+        self.shortcut = Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, H/2, W/2]`."""
@@ -91,7 +92,7 @@ class Trunk(nn.Module):
         self.resolution = resolution
         widths = [channels_at(r, channel_base, channel_max) for r in reversed([*_levels(resolution)])]
         widths = [*widths, widths[-1]]
-        self.input = nn.Conv2d(3, widths[0], 3, padding=1)
+        self.input = Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.Sequential(*(DownBlock(a, b, norm) for a, b in zip(widths, widths[1:], strict=False)))
         self.linear = nn.Linear(4 * 4 * widths[-1], 1)
 
