@@ -7,6 +7,7 @@ family needs no change here.
 
 from __future__ import annotations
 
+import copy
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +146,7 @@ def resolve(
     raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, where: str
 ) -> RunConfig:
     """Check a raw mapping after applying overrides; `where` names its origin in errors."""
-    raw = {"name": default_name, **raw}
+    raw = copy.deepcopy({"name": default_name, **raw})
     for override in overrides:
         _apply(raw, override)
     try:

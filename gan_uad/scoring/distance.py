@@ -24,6 +24,10 @@ class ImageDistance:
     def __post_init__(self) -> None:
         if self.norm not in {"l1", "l2"} or self.reduce not in {"mean", "sum"}:
             raise ValueError(f"norm must be l1 or l2 and reduce mean or sum, got {self.norm!r} and {self.reduce!r}")
+        if min(self.residual_weight, self.feature_weight) < 0:
+            raise ValueError(
+                f"the weights of residual and features (kappa) must not be negative, got {self.residual_weight} and {self.feature_weight}"
+            )
 
     def parts(self, images: Tensor, reconstructions: Tensor, features: Any) -> dict[str, Tensor]:
         """`residual` and `features`, each `[N]`; `features` is a function of images, such as a discriminator's."""

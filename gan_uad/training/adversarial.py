@@ -134,6 +134,8 @@ class WGANGPTask(AdversarialTask):
         super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
         if n_critic < 1:
             raise ValueError(f"n_critic must be at least 1, got {n_critic}")
+        if gp_weight < 0:
+            raise ValueError(f"gp_weight must not be negative, got {gp_weight}")
         self.n_critic, self.gp_weight = n_critic, gp_weight
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:

@@ -62,8 +62,9 @@ def load_state(path: Path) -> dict[str, Any]:
             problems.append(
                 f"{candidate.name} holds pickled code or is no checkpoint; it is not opened, since code in it could run"
             )
-        except (RuntimeError, ValueError, EOFError, OSError) as error:
-            problems.append(f"{candidate.name} is damaged ({str(error).splitlines()[0]})")
+        except Exception as error:  # a damaged file may lead torch's reader anywhere
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            problems.append(f"{candidate.name} is damaged ({reason})")
     raise UserError(f"no checkpoint to resume from in {path.parent}: {'; '.join(problems)}")
 
 
@@ -123,16 +124,20 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from None
     if text is None:
         raise UserError(f"{path} was not written by gan_uad: it does not say which networks it holds")
-    return json.loads(text), tensors
+    try:
+        description = json.loads(text)
+        if description["format"] != FORMAT:
+            raise UserError(
+                f"{path} is of format {description['format']}; this program reads format {FORMAT}. Update gan_uad"
+            )
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: what it says of its networks cannot be read") from None
+    return description, tensors
 
 
 def build_networks(path: Path) -> tuple[dict[str, Any], dict[str, nn.Module]]:
     """Build the networks of a model file with its weights, in evaluation mode, float32, without gradients."""
     description, tensors = read_model(path)
-    if description.get("format") != FORMAT:
-        raise UserError(
-            f"{path} is of format {description.get('format')}; this program reads format {FORMAT}. Update gan_uad"
-        )
     networks = {}
     for role, spec in description["networks"].items():
         net = registry.build("network", spec["name"], spec["options"])

@@ -19,6 +19,8 @@ class EMA:
     """
 
     def __init__(self, source: nn.Module, half_life_kimg: float) -> None:
+        if half_life_kimg < 0:
+            raise ValueError(f"ema_kimg must not be negative, got {half_life_kimg}")
         self.source, self.half_life = source, half_life_kimg * 1000
         self.net = copy.deepcopy(source).eval().requires_grad_(False)
 

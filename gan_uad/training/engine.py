@@ -97,7 +97,7 @@ def train(
                 loop.save(nimg)
             if stopped and not done:
                 raise Interrupted(
-                    f"stopped at {nimg / 1000:.1f} kimg, all saved. Go on with: gan-uad train {run.folder} --resume"
+                    f"stopped at {nimg / 1000:g} kimg, all saved. Go on with: gan-uad train {run.folder} --resume"
                 )
 
 
@@ -155,9 +155,9 @@ class _Loop:
     def diverged(self, what: str, nimg: int) -> JobFailed:
         kept = "nothing was saved yet"
         if self.saved_nimg is not None:
-            kept = f"the checkpoint at {self.saved_nimg / 1000:.1f} kimg is kept"
+            kept = f"the checkpoint at {self.saved_nimg / 1000:g} kimg is kept"
         return JobFailed(
-            f"training diverged: {what} at {nimg / 1000:.1f} kimg ({kept}). Try a lower learning rate or another seed"
+            f"training diverged: {what} at {nimg / 1000:g} kimg ({kept}). Try a lower learning rate or another seed"
         )
 
     def snapshot(self, nimg: int) -> None:

@@ -17,6 +17,8 @@ class RMSpropTF(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, decay: float = 0.9, eps: float = 1e-10) -> None:
+        if lr < 0:
+            raise ValueError(f"lr must not be negative, got {lr}")
         super().__init__(params, {"lr": lr, "decay": decay, "eps": eps})
 
     @torch.no_grad()
