@@ -151,13 +151,17 @@ def test_small_machine_warns(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- gan_uad.device
 
 
-def test_prepare_on_cpu() -> None:
+def test_prepare_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     try:
         assert device.prepare("cpu", threads=1) == torch.device("cpu")
         assert torch.get_num_threads() == 1
         device.prepare("cpu")
         assert torch.get_num_threads() == device.cores()
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        device.prepare("cpu")
+        assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
 
