@@ -223,8 +223,8 @@ def test_the_losses_of_dcgan() -> None:
     figures = job.step(x, 0)
     assert float(figures["loss_D"]) == pytest.approx(loss_D.item(), rel=1e-4)
     assert float(figures["loss_G"]) == pytest.approx(loss_G.item(), rel=1e-2)
-    assert float(figures["real_sign"]) == pytest.approx(float(on_real.sign().mean()))
-    assert float(figures["fake_sign"]) == pytest.approx(float(on_fake.sign().mean()))
+    assert float(figures["real_sign"]) == pytest.approx(on_real.sign().mean().item())
+    assert float(figures["fake_sign"]) == pytest.approx(on_fake.sign().mean().item())
 
 
 @pytest.mark.parametrize("name", ["dcgan", "wgan_gp"])
