@@ -14,7 +14,7 @@ from gan_uad.config import DataConfig
 from gan_uad.data.patches import PatchSet, batches, load_patches
 from gan_uad.data.phantom import write_phantom
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.files import write_json
+from gan_uad.files import make_folder, write_json
 from gan_uad.jobs.evaluate import evaluate, read_scores
 from gan_uad.jobs.generate import generate
 from gan_uad.jobs.load import Model, load_model, make_scorer
@@ -68,8 +68,6 @@ def _settle(out: Path, quick: bool, seed: int) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty and holds no demo; choose another folder with --out")
-    from gan_uad.files import make_folder
-
     make_folder(out)
     write_json(described, wanted)
 
