@@ -1,0 +1,198 @@
+"""Several processes training one model, started by torchrun: who is who, whose share is which, and how they agree.
+
+Every process runs the same loop on its share of each batch; only what is here crosses between them. Without a process
+group (one process) every function is a no-op, so callers need no case of their own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import click
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gan_uad.errors import JobFailed, UserError
+
+T = TypeVar("T")
+
+# A step or a checkpoint takes seconds; whoever is not back after this hangs. (One that died is noticed at once.)
+TIMEOUT = timedelta(minutes=15)
+# Reading a large set of patches for the first time may take hours, and the others wait for it.
+PATIENCE = timedelta(days=1)
+
+_patient: list[dist.ProcessGroup] = []  # a group of its own, with the longer timeout
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of this job: `rank` 0 to `size` - 1; rank 0 alone writes files and speaks."""
+
+    rank: int = 0
+    size: int = 1
+
+
+class PeerLost(JobFailed):
+    """Another process of the job died or hangs; that one (or torchrun) says why."""
+
+
+def world() -> World:
+    """This process's place in the started group; `World(0, 1)` without one."""
+    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[World]:
+    """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, MASTER_ADDR ...) for a `with` block.
+
+    NCCL for CUDA tensors, gloo for all others. Nothing is started when WORLD_SIZE is absent or 1. Raises `UserError` for an
+    incomplete environment, and `PeerLost` here or in any collective when another process is gone.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World()
+        return
+    on_cuda = device.type == "cuda"
+    with _collective():
+        try:
+            backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if on_cuda else None)
+            _patient.append(dist.new_group(backend="gloo", timeout=PATIENCE))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UserError(
+                f"WORLD_SIZE is set, but the rest of torchrun's environment is not right: {error}"
+            ) from None
+    try:
+        yield world()
+    finally:
+        _patient.clear()
+        dist.destroy_process_group()
+
+
+def share(x: Tensor, of: World) -> Tensor:
+    """This process's part of a whole batch `[N, ...]`: every `size`-th, from `rank` on.
+
+    Strided, not cut in blocks: StyleGAN's minibatch stddev groups images {i, i + N/G, i + 2N/G, ...}, so that with strided
+    shares (and strided micro-batches) a group stays together, whatever the number of processes.
+    """
+    return x[of.rank :: of.size]
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each gradient by its mean over the processes, in one all-reduce for each dtype (and device).
+
+    A missing gradient counts as zeros; one that is missing in every process stays None. Must be called by all processes with
+    the same parameters.
+    """
+    size = world().size
+    if size == 1:
+        return
+    kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for p in parameters:
+        kinds.setdefault((p.dtype, p.device), []).append(p)
+    for (dtype, device), group in kinds.items():
+        present = torch.tensor([p.grad is not None for p in group], dtype=dtype).to(device)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
+        flat = torch.cat([g.reshape(-1) for g in grads] + [present])
+        with _collective():
+            dist.all_reduce(flat)
+        flat /= size
+        *parts, anywhere = flat.split([g.numel() for g in grads] + [len(group)])
+        # Looked at (which waits for the device) only where something is missing.
+        given = [True] * len(group) if all(p.grad is not None for p in group) else (anywhere > 0).tolist()
+        for p, grad, mean_grad, is_given in zip(group, grads, parts, given, strict=True):
+            if is_given:
+                p.grad = grad.copy_(mean_grad.view_as(grad))
+
+
+@torch.no_grad()
+def mean(x: Tensor) -> Tensor:
+    """`x` (detached, of one shape everywhere) averaged over the processes."""
+    x = x.detach()
+    if world().size == 1:
+        return x
+    total = x.clone()
+    with _collective():
+        dist.all_reduce(total)
+    return total / world().size
+
+
+def any_of(flag: bool) -> bool:
+    """Whether `flag` is true in any process. On the CPU: no wait for the device."""
+    if world().size == 1:
+        return flag
+    flags = torch.tensor([float(flag)])
+    with _collective():
+        dist.all_reduce(flags)
+    return bool(flags.item() > 0)
+
+
+@torch.no_grad()
+def broadcast(tensors: nn.Module | Iterable[Tensor]) -> None:
+    """Give every process rank 0's tensors (a module's parameters and buffers), in place."""
+    if world().size == 1:
+        return
+    if isinstance(tensors, nn.Module):
+        tensors = [*tensors.parameters(), *tensors.buffers()]
+    with _collective():
+        for tensor in tensors:
+            whole = tensor.detach().contiguous()  # NCCL takes no strides; channels_last weights have them
+            dist.broadcast(whole, src=0)
+            tensor.copy_(whole)
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do `work` (without collectives) in every process; when it fails in any, raise that one's error in all of them.
+
+    So rank 0 can say what went wrong elsewhere. Waits for the slowest, for up to a day.
+    """
+    result, failure = None, None
+    try:
+        result = work()
+    except click.ClickException as error:
+        failure = error
+    if world().size > 1:
+        failures: list[click.ClickException | None] = [None] * world().size
+        with _collective():
+            dist.all_gather_object(failures, failure, group=_patient[0])
+        failure = failure or next((f for f in failures if f), None)
+    if failure:
+        raise failure
+    return result  # type: ignore[return-value]
+
+
+def first(work: Callable[[], T]) -> T:
+    """Do `work` in rank 0 only; every process gets its (picklable) result, or its error."""
+    result = together(lambda: work() if world().rank == 0 else None)
+    return from_first(result)  # type: ignore[return-value]
+
+
+def from_first(value: T) -> T:
+    """Rank 0's (picklable) value, in every process."""
+    if world().size == 1:
+        return value
+    box = [value]
+    with _collective():
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+@contextmanager
+def _collective() -> Iterator[None]:
+    """One line in place of the traceback of a collective that failed."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's are plain RuntimeErrors, NCCL's a subclass
+        why = str(error).strip().partition("\n")[0]
+        raise PeerLost(
+            "another process of this job ended or does not answer; the last checkpoint is kept, go on with --resume "
+            f"({why[:120]})"
+        ) from None
