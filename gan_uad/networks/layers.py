@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.networks.second_order import conv2d, layer_norm
+from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm, resample, scale_act
+
+SQRT2 = 2**0.5
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -96,3 +101,178 @@ def he_init(module: nn.Conv2d | nn.Linear, relu: bool) -> None:
 def as_images(x: Tensor) -> Tensor:
     """Put `[N, C, H, W]` into channels-last memory, in which CPU and GPU convolutions are fastest."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+# --- the style-based families: PGAN, StyleGAN, StyleGAN2 ---
+
+
+def pixel_norm(x: Tensor, eps: float = 1e-8) -> Tensor:
+    """Divide each pixel's (or row's) feature vector, dimension 1, by its root mean square (Karras et al. 2018, section 4.2)."""
+    return x * (x.square().mean(1, keepdim=True) + eps).rsqrt()
+
+
+def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
+    """Append the features' standard deviation over groups of images, averaged, as `channels` maps (Karras et al. 2018, section 3).
+
+    `[N, C, H, W]` -> `[N, C + channels, H, W]`. A group is the images i, i + N/group, i + 2N/group, ...; a batch smaller than
+    `group` is one group. Raises `ValueError` when N is not a multiple of the group.
+    """
+    n, c, h, w = x.shape
+    group = min(group, n)
+    if n % group:
+        raise ValueError(f"a batch of {n} images cannot be cut into minibatch-stddev groups of {group}")
+    grouped = x.float().reshape(group, n // group, channels, c // channels, h, w)
+    spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
+    maps = spread.repeat(group, 1)[:, :, None, None].expand(n, channels, h, w)
+    return torch.cat([x, maps.to(x.dtype)], 1)
+
+
+class EqualLinear(nn.Module):
+    """Linear layer of equalised learning rate (Karras et al. 2018, section 4.1): weights ~ N(0, 1) are scaled when used.
+
+    Output: `x @ (gain / √in · lr_multiplier · weight)ᵀ + lr_multiplier · bias`; weights start ~ N(0, 1 / lr_multiplier²).
+    With `activate`, a leaky ReLU (0.2) times √2 follows.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias_init: float = 0.0,
+        lr_multiplier: float = 1.0,
+        gain: float = 1.0,
+        activate: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((out_features,), bias_init / lr_multiplier))
+        self.scale, self.lr_multiplier, self.activate = gain * lr_multiplier / in_features**0.5, lr_multiplier, activate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, I]` -> `[N, O]`."""
+        y = F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
+        return F.leaky_relu(y, 0.2) * SQRT2 if self.activate else y
+
+
+class EqualConv2d(nn.Module):
+    """Convolution of equalised learning rate, padded to keep the size, then optionally a leaky ReLU (0.2).
+
+    The product with the weights' scale `gain / √fan_in`, the bias, the activation and its gain are one step in memory. With `down`,
+    the image is low-pass filtered by `taps` and halved: after a 3×3 kernel's blur by its stride, before a 1×1 kernel.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 3,
+        bias: bool = True,
+        gain: float = 1.0,
+        act_gain: float | None = None,
+        down: bool = False,
+        taps: tuple[float, ...] = (1, 3, 3, 1),
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        self.scale = gain / self.weight[0].numel() ** 0.5
+        self.act_gain, self.down, self.taps = act_gain, down, taps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, I, H, W]` -> `[N, O, H, W]`, or halved; computed in the precision of `x`."""
+        kernel = self.weight.shape[-1]
+        stride, padding = 1, kernel // 2
+        if self.down:
+            outside = len(self.taps) - 2 + 2 * padding  # rows of zeros that keep everything centred
+            pad = ((outside + 1) // 2, outside // 2)
+            if kernel == 1:
+                x = resample(x, self.taps, 1, 2, pad)
+            else:
+                x, stride, padding = resample(x, self.taps, 1, 1, pad), 2, 0
+        y = conv2d(x, self.weight.to(x.dtype), None, stride, padding)
+        return scale_act(y, self.scale, self.bias, None, self.act_gain)
+
+
+class ModulatedConv2d(nn.Module):
+    """StyleGAN2's convolution whose input channels are scaled by a style (Karras et al. 2020, section 2.2).
+
+    The weights are shared by the batch: the *activations* are scaled by the style, and demodulation divides each output channel
+    by the norm of its modulated weights, `rsqrt(s² · Σw²)`. With `up`, the result is doubled and low-pass filtered by [1, 3, 3, 1].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        w_dim: int,
+        kernel: int = 3,
+        up: bool = False,
+        demodulate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
+        self.up, self.demodulate = up, demodulate
+
+    def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | float]:
+        """x `[N, I, H, W]`, w `[N, w_dim]` -> the convolution of the scaled input, and what it is still to be multiplied by:
+
+        `[N, O]`, or one number without demodulation. (The product is left to `scale_act`, which has the activations at hand.)
+        """
+        weight, style = self.weight, self.affine(w)
+        scale: Tensor | float = weight[0].numel() ** -0.5
+        if (
+            x.dtype == torch.float16 and self.demodulate
+        ):  # demodulation takes any common factor out again: keep clear of overflow
+            weight = weight * (scale / weight.abs().amax((1, 2, 3), keepdim=True))
+            style = style / style.abs().amax(1, keepdim=True)
+        if self.demodulate:
+            scale = (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+        x = x * style.to(x.dtype)[:, :, None, None]
+        weight = weight.to(x.dtype)
+        if self.up:
+            y = conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=0)
+            return resample(y, (1, 3, 3, 1), 1, 1, (1, 1), gain=4.0), scale
+        return conv2d(x, weight, None, 1, weight.shape[-1] // 2), scale
+
+
+class MappingNetwork(nn.Module):
+    """z `[N, z_dim]` -> w `[N, w_dim]`: z on the sphere, then fully connected layers (Karras et al. 2019, section 2).
+
+    Keeps `w_avg`, the running mean of w, towards which `truncate` pulls.
+    """
+
+    def __init__(self, z_dim: int, w_dim: int, layers: int, lr_multiplier: float = 0.01) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(
+                EqualLinear(w_dim if i else z_dim, w_dim, lr_multiplier=lr_multiplier, activate=True)
+                for i in range(layers)
+            )
+        )
+        self.register_buffer("w_avg", torch.zeros(w_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """w of `z`."""
+        return self.layers(pixel_norm(z))
+
+    @torch.no_grad()
+    def track(self, w: Tensor, beta: float = 0.995) -> None:
+        """Move `w_avg` towards the mean of fresh w `[N, w_dim]`."""
+        self.w_avg.copy_(w.mean(0).lerp(self.w_avg, beta))
+
+    def truncate(self, w: Tensor, psi: float) -> Tensor:
+        """`w_avg + psi · (w − w_avg)`: 1 changes nothing, 0 is the average image; variety against fidelity."""
+        return w if psi == 1 else self.w_avg.lerp(w, psi)
+
+
+@contextmanager
+def mixed_precision(x: Tensor) -> Iterator[torch.dtype]:
+    """Yield the dtype that autocast asks for (float32 where it is off), and switch autocast off meanwhile.
+
+    For nets that decide by themselves which of their layers are safe in low precision.
+    """
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    with torch.autocast(device, enabled=False):
+        yield dtype
