@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from encoders.base import Inversion, Inverter
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
+from gan_uad.training import distributed
 from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.engine import Task
 from gan_uad.training.optim import RMSpropTF
@@ -33,19 +34,25 @@ class EncoderTask(Task):
         self.optimizer = RMSpropTF(self.E.parameters(), lr)
         self.shown: Tensor | None = None
 
-    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise for a batch of normal images, and its parts to log."""
+    def draw(self, count: int) -> Tensor | None:
+        """Latents `[count, z_dim]` for a share of `count` images, from the whole batch's; None where none are needed."""
+        return None
+
+    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise for normal images (and latents as drawn), and its parts to log."""
         raise NotImplementedError
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One optimiser step."""
         if self.shown is None:
             self.shown = real[:32].clone()
-        loss, figures = self.loss(real)
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        return {"loss": loss.detach(), **{name: value.detach() for name, value in figures.items()}}
+        z = self.draw(len(real))
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value, figures = self.loss(real[part], None if z is None else z[part])
+            return value, {"loss": value, **figures}
+
+        return self.optimise(self.optimizer, len(real), loss)
 
     def sample(self) -> Tensor:
         """Normal images, each followed by its reconstruction G(E(x)); images of the generator before the first step."""
@@ -92,7 +99,7 @@ class IziFTask(EncoderTask):
         super().__init__(model, device, seed, generator, lr)
         self.distance = ImageDistance("l2", "mean", 1.0, kappa)
 
-    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`."""
         parts = self.distance.parts(real, self.gan.G(self.E(real)), self.gan.D.features)
         return self.distance.total(parts).mean(), {name: value.mean() for name, value in parts.items()}
@@ -102,7 +109,7 @@ class IziFTask(EncoderTask):
 class IziTask(EncoderTask):
     """izi: mean (x − G(E(x)))²."""
 
-    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`."""
         return (real - self.gan.G(self.E(real))).square().mean(), {}
 
@@ -111,9 +118,14 @@ class IziTask(EncoderTask):
 class ZizTask(EncoderTask):
     """ziz: mean (z − E(G(z)))², on generated images only."""
 
-    def loss(self, real: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `EncoderTask`; `real` gives only the number of images."""
-        z = torch.randn(len(real), self.gan.G.z_dim, generator=self.rng).to(self.device)
+    def draw(self, count: int) -> Tensor | None:
+        """z ~ N(0, 1)."""
+        here = distributed.world()
+        z = torch.randn(count * here.size, self.gan.G.z_dim, generator=self.rng)
+        return distributed.share(z, here).to(self.device)
+
+    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `EncoderTask`; `real` is not looked at."""
         with torch.no_grad():
             images = self.gan.G(z)
         return (z - self.E(images)).square().mean(), {}

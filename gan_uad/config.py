@@ -59,7 +59,12 @@ class TrainingConfig(_Strict):
     """The engine's settings: how long, on what, how often to write."""
 
     total_kimg: float = Field(..., ge=0.001, description="thousands of real images to show")
-    batch: int = Field(64, ge=1, description="images of one step")
+    batch: int = Field(64, ge=1, description="images of one step, in all processes together")
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="images of one pass in each process, for less memory; default: its whole share of the batch",
+    )
     seed: int = Field(0, ge=0, description="seed of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="tf32: CUDA matrix units; bf16: autocast")

@@ -110,6 +110,7 @@ def environment(seed: int) -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "git": _git_revision(),
         "cpu_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
         "cuda": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "seed": seed,
     }

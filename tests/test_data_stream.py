@@ -228,7 +228,7 @@ def test_processes_share_each_batch(patches: PatchSet) -> None:
     whole = TrainStream(patches, 6, 7, True, True).at(18)
     parts = [TrainStream(patches, 6, 7, True, True, rank=rank, world=2).at(18) for rank in (0, 1)]
     assert [len(part) for part in parts] == [3, 3]
-    assert torch.equal(torch.cat(parts), whole)
+    assert all(torch.equal(part, whole[rank::2]) for rank, part in enumerate(parts))
     with pytest.raises(UserError, match="cannot be shared evenly by 4"):
         TrainStream(patches, 6, 7, True, True, world=4)
 

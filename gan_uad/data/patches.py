@@ -187,7 +187,8 @@ class TrainStream:
     """An endless stream of training images without state: what is shown after `nimg` images depends on nothing else.
 
     Image k of all ever shown is element k % N of a permutation drawn for epoch k // N, so that every image is shown
-    once an epoch, and its flip and quarter turn are drawn from k. Each of `world` processes gets its part of every batch.
+    once an epoch, and its flip and quarter turn are drawn from k. Each of `world` processes gets every `world`-th image of a
+    batch, from its `rank` on.
     """
 
     def __init__(
@@ -198,13 +199,12 @@ class TrainStream:
         if batch % world:
             raise UserError(f"training.batch {batch} cannot be shared evenly by {world} processes")
         self._patches, self._seed, self._flips, self._turns = patches, seed, flips, turns
-        self._share = batch // world
-        self._offset = rank * self._share
+        self._places = np.arange(rank, batch, world)  # of this process's images in a batch
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def at(self, nimg: int) -> Tensor:
         """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]."""
-        k = nimg + self._offset + np.arange(self._share)
+        k = nimg + self._places
         return to_tensor(self._patches.gather(self._chosen(k), self._transforms(k)))
 
     def _chosen(self, k: NDArray[np.int64]) -> NDArray[np.int64]:

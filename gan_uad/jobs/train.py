@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve
-from gan_uad.data.patches import TrainStream, load_patches
+from gan_uad.data.patches import PatchSet, TrainStream, load_patches
 from gan_uad.errors import UserError
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.run import Run
+from gan_uad.training import distributed
 from gan_uad.training.engine import Task, save_grid
 from gan_uad.training.engine import train as run_training
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
 # What a resumed run may be told anew: nothing that changes what the next step computes.
+# (`micro_batch` up to rounding: without it no run could go on that ran out of memory.)
 RESUMABLE = {
-    f"training.{key}" for key in ("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "threads", "device")
+    f"training.{key}"
+    for key in ("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "threads", "device", "micro_batch")
 }
 
 
@@ -36,28 +41,52 @@ def train(
 ) -> Run | None:
     """Train what the configuration `source` (preset, YAML file or run folder) says; returns the run, or None for a dry run.
 
-    With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` goes on.
+    With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` goes on. Under torchrun
+    every process calls it: they train together, and rank 0 alone reads the configuration, writes and speaks.
     """
     given = [f"data.path={_quoted(_absolute(data))}"] if data else []
     given += [f"generator={_quoted(_absolute(generator))}"] if generator else []
     overrides = (*given, *overrides)
-    existing = _existing(source, overrides, out, resume)
-    if existing is not None:
-        config = _resumed(existing, overrides)
-    else:
-        config = _completed(load_config(source, overrides))
-    if dry_run:
-        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+    with distributed.processes() as here:
+        config, existing = distributed.first(lambda: _configured(source, overrides, out, resume, here.size))
+        if not dry_run:
+            return _train(config, out, existing, here)
+        if here.rank == 0:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return None
-    return _train(config, out, existing)
 
 
-def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
-    where = device.prepare(config.training.device, config.training.threads, config.training.precision)
-    console.say(f"{config.name}: {config.model} trained by {config.task} at {config.resolution} px on {where}")
-    torch.manual_seed(config.training.seed)
-    task = build_task(config, where)
-    patches = load_patches(config.data, config.resolution, progress=console.counter("reading patches"))
+def _configured(
+    source: str, overrides: tuple[str, ...], out: Path, resume: bool, processes: int
+) -> tuple[RunConfig, Run | None]:
+    """The configuration, and the run that goes on with it, if any. Raises `UserError` for a batch that cannot be shared out."""
+    existing = _existing(source, overrides, out, resume)
+    config = _completed(load_config(source, overrides)) if existing is None else _resumed(existing, overrides)
+    batch, micro_batch = config.training.batch, config.training.micro_batch
+    if batch % processes:
+        raise UserError(
+            f"training.batch {batch} cannot be shared evenly by {processes} processes: choose a multiple of {processes}"
+        )
+    if micro_batch is not None and (batch // processes) % micro_batch:
+        share = f"{batch // processes} images of each process" if processes > 1 else f"training.batch {batch}"
+        raise UserError(f"training.micro_batch {micro_batch} does not divide the {share}")
+    return config, existing
+
+
+def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World) -> Run:
+    settings = config.training
+    where = distributed.together(lambda: device.prepare(settings.device, settings.threads, settings.precision))
+    together = f", {here.size} processes" if here.size > 1 else ""
+    console.say(
+        f"{config.name}: {config.model} trained by {config.task} at {config.resolution} px on {where}{together}"
+    )
+    torch.manual_seed(settings.seed)
+    task = distributed.together(lambda: build_task(config, where))
+    task.micro_batch = settings.micro_batch
+    if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
+        passes = settings.micro_batch or settings.batch // here.size
+        console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
+    patches = _patches(config)
     for note in patches.notes:
         console.say(f"note: {note}")
     chosen = patches.select("train", LABELS[config.data.label])
@@ -65,12 +94,10 @@ def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
         raise UserError(
             f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there"
         )
-    settings = config.training
-    stream = TrainStream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
-    if existing is not None:
-        existing.update_config(config)
-    run = existing or Run.create(out, config)
-    save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
+    stream = TrainStream(
+        chosen, settings.batch, settings.seed, config.data.flips, config.data.turns, here.rank, here.size
+    )
+    run = distributed.first(lambda: _run(config, out, existing, chosen))
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
     description = {
         "config": config.model_dump(mode="json"),
@@ -78,8 +105,34 @@ def _train(config: RunConfig, out: Path, existing: Run | None) -> Run:
         "train_data": patches.fingerprint,
     }
     run_training(task, stream, run, where, description, resume=existing is not None)
-    console.say(f"done: {run.folder} ({config.training.total_kimg:g} kimg)")
+    console.say(f"done: {run.folder} ({settings.total_kimg:g} kimg)")
     return run
+
+
+def _patches(config: RunConfig) -> PatchSet:
+    """The images to train on. One process of each machine reads them into its cache; the others wait and take them from there."""
+
+    def read() -> PatchSet:
+        return load_patches(config.data, config.resolution, progress=console.counter("reading patches"))
+
+    leads = os.environ.get("LOCAL_RANK", "0") == "0"
+    patches = distributed.together(lambda: read() if leads else None, patient=True)
+    return distributed.together(lambda: patches or read(), patient=True)
+
+
+def _run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet) -> Run:
+    """The run's folder, made or taken up again, with a picture of what it is trained on."""
+    if existing is not None:
+        existing.update_config(config)
+    run = existing or Run.create(out, config)
+    save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
+    return run
+
+
+def _batch_norm(task: Task) -> bool:
+    """Whether a network in training normalises by the statistics of its batch."""
+    layers = (layer for net in task.modules() for layer in net.modules())
+    return any(layer.training and isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
 
 
 def build_task(config: RunConfig, where: torch.device) -> Task:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.registry import register
+from gan_uad.training import distributed
 from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.ema import EMA
 from gan_uad.training.engine import Task
@@ -44,8 +45,12 @@ class AdversarialTask(Task):
         self.fixed_z = torch.randn(SAMPLES, self.G.z_dim, generator=torch.Generator().manual_seed(seed))
 
     def draw_z(self, count: int) -> Tensor:
-        """Fresh latents `[count, z_dim]` ~ N(0, 1)."""
-        return torch.randn(count, self.G.z_dim, generator=self.rng).to(self.device)
+        """Fresh latents `[count, z_dim]` ~ N(0, 1) for this process's share; all processes draw the same whole batch."""
+        return self.shared(torch.randn(count * distributed.world().size, self.G.z_dim, generator=self.rng))
+
+    def shared(self, drawn: Tensor) -> Tensor:
+        """This process's share of what was drawn for the whole batch `[N, ...]`, on the device."""
+        return distributed.share(drawn, distributed.world()).to(self.device)
 
     def sample(self) -> Tensor:
         """Images of the averaged generator at fixed latents."""
@@ -94,22 +99,28 @@ class DCGANTask(AdversarialTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One discriminator and one generator step."""
-        fake = self.G(self.draw_z(len(real)))
-        on_real, on_fake = self.D(real), self.D(fake.detach())
-        loss_D = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
-        self.opt_D.zero_grad()
-        loss_D.backward()
-        self.opt_D.step()
+        z = self.draw_z(len(real))
+        # One graph of G serves both steps where the batch is one pass; several at once are what micro-batches must not hold.
+        made = self.G(z) if len(self.parts(len(real))) == 1 else None
 
+        def loss_D(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                fake = self.G(z[part]) if made is None else made.detach()
+            on_real, on_fake = self.D(real[part]), self.D(fake)
+            loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+            return loss, {"loss_D": loss, "real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
+
+        def loss_G(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = F.softplus(-self.D(self.G(z[part]) if made is None else made)).mean()
+            return loss, {"loss_G": loss}
+
+        figures = self.optimise(self.opt_D, len(real), loss_D)
         self.D.requires_grad_(False)
-        loss_G = F.softplus(-self.D(fake)).mean()
-        self.opt_G.zero_grad()
-        loss_G.backward()
+        figures |= self.optimise(self.opt_G, len(real), loss_G)
         self.D.requires_grad_(True)
-        self.opt_G.step()
-        self.ema.update(len(real), nimg + len(real))
-        signs = {"real_sign": on_real.detach().sign().mean(), "fake_sign": on_fake.detach().sign().mean()}
-        return {"loss_D": loss_D.detach(), "loss_G": loss_G.detach(), **signs}
+        batch = self.whole(real)
+        self.ema.update(batch, nimg + batch)
+        return figures
 
 
 @register("wgan_gp", kind="task")
@@ -140,31 +151,39 @@ class WGANGPTask(AdversarialTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One critic step, and a generator step when it is due."""
-        figures = self.critic_step(real)
-        if (nimg // len(real) + 1) % self.n_critic == 0:
-            figures |= self.generator_step(len(real), nimg + len(real))
+        figures, batch = self.critic_step(real), self.whole(real)
+        if (nimg // batch + 1) % self.n_critic == 0:
+            figures |= self.generator_step(len(real), nimg + batch)
         return figures
 
     def critic_step(self, real: Tensor) -> dict[str, Tensor]:
         """Minimise E[D(fake)] − E[D(real)] + λ·penalty over the critic."""
-        with torch.no_grad():
-            fake = self.G(self.draw_z(len(real)))
-        mix = torch.rand(len(real), generator=self.rng).to(self.device)
-        on_real, on_fake = self.D(torch.cat([real, fake])).chunk(2)
-        penalty = gradient_penalty(self.D, real, fake, mix)
-        wasserstein = on_real.mean() - on_fake.mean()
-        self.opt_D.zero_grad()
-        (self.gp_weight * penalty - wasserstein).backward()
-        self.opt_D.step()
-        return {"wasserstein": wasserstein.detach(), "penalty": penalty.detach()}
+        z = self.draw_z(len(real))
+        mix = self.shared(torch.rand(self.whole(real), generator=self.rng))
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                fake = self.G(z[part])
+            on_real, on_fake = self.D(torch.cat([real[part], fake])).chunk(2)
+            penalty = gradient_penalty(self.D, real[part], fake, mix[part])
+            wasserstein = on_real.mean() - on_fake.mean()
+            return self.gp_weight * penalty - wasserstein, {"wasserstein": wasserstein, "penalty": penalty}
+
+        return self.optimise(self.opt_D, len(real), loss)
 
     def generator_step(self, count: int, nimg: int) -> dict[str, Tensor]:
-        """Minimise −E[D(G(z))] over the generator; `nimg` images have been seen in all, for the average."""
+        """Minimise −E[D(G(z))] over the generator, on `count` images in this process.
+
+        `nimg` images have been seen in all, for the average.
+        """
+        z = self.draw_z(count)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = -self.D(self.G(z[part])).mean()
+            return value, {"loss_G": value}
+
         self.D.requires_grad_(False)
-        loss = -self.D(self.G(self.draw_z(count))).mean()
-        self.opt_G.zero_grad()
-        loss.backward()
+        figures = self.optimise(self.opt_G, count, loss)
         self.D.requires_grad_(True)
-        self.opt_G.step()
-        self.ema.update(count * self.n_critic, nimg)
-        return {"loss_G": loss.detach()}
+        self.ema.update(count * distributed.world().size * self.n_critic, nimg)
+        return figures

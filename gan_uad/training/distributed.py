@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from gan_uad import console
 from gan_uad.errors import JobFailed, UserError
 
 T = TypeVar("T")
@@ -42,36 +43,49 @@ class PeerLost(JobFailed):
     """Another process of the job died or hangs; that one (or torchrun) says why."""
 
 
+class OwnFailure(JobFailed):
+    """A failure of this process alone, which it must tell itself, whatever its rank."""
+
+
 def world() -> World:
     """This process's place in the started group; `World(0, 1)` without one."""
     return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[World]:
+def processes() -> Iterator[World]:
     """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, MASTER_ADDR ...) for a `with` block.
 
     NCCL for CUDA tensors, gloo for all others. Nothing is started when WORLD_SIZE is absent or 1. Raises `UserError` for an
-    incomplete environment, and `PeerLost` here or in any collective when another process is gone.
+    incomplete environment, and `PeerLost` here or in any collective when another process is gone. Rank 0 speaks for all: the
+    others print nothing, and a `ClickException` ends them silently with its exit code, unless it is an `OwnFailure`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield World()
         return
-    on_cuda = device.type == "cuda"
     with _collective():
         try:
-            backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if on_cuda else None)
-            _patient.append(dist.new_group(backend="gloo", timeout=PATIENCE))  # type: ignore[arg-type]
+            # NCCL starts with the first CUDA tensor: by then `device.prepare` has chosen this process's GPU.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         except ValueError as error:
-            raise UserError(
-                f"WORLD_SIZE is set, but the rest of torchrun's environment is not right: {error}"
-            ) from None
+            raise UserError(f"WORLD_SIZE is set, but the rest of torchrun's environment is not: {error}") from None
+        _patient.append(dist.new_group(backend="gloo", timeout=PATIENCE))  # type: ignore[arg-type]
+    here = world()
+    if here.rank:
+        console.set_quiet(True)
+    end: Callable[[], None] = dist.destroy_process_group
     try:
-        yield world()
+        yield here
+    except click.ClickException as error:
+        if isinstance(error, PeerLost):
+            end = dist.group.WORLD.abort  # type: ignore[union-attr]  # to wait for what is under way is to wait for the dead
+        if here.rank == 0 or isinstance(error, OwnFailure):
+            raise
+        raise SystemExit(error.exit_code) from None
     finally:
         _patient.clear()
-        dist.destroy_process_group()
+        with suppress(RuntimeError):
+            end()
 
 
 def share(x: Tensor, of: World) -> Tensor:
@@ -147,10 +161,10 @@ def broadcast(tensors: nn.Module | Iterable[Tensor]) -> None:
             tensor.copy_(whole)
 
 
-def together(work: Callable[[], T]) -> T:
+def together(work: Callable[[], T], patient: bool = False) -> T:
     """Do `work` (without collectives) in every process; when it fails in any, raise that one's error in all of them.
 
-    So rank 0 can say what went wrong elsewhere. Waits for the slowest, for up to a day.
+    So rank 0 can say what went wrong elsewhere. Waits for the slowest; `patient`: for up to a day.
     """
     result, failure = None, None
     try:
@@ -160,7 +174,7 @@ def together(work: Callable[[], T]) -> T:
     if world().size > 1:
         failures: list[click.ClickException | None] = [None] * world().size
         with _collective():
-            dist.all_gather_object(failures, failure, group=_patient[0])
+            dist.all_gather_object(failures, failure, group=_patient[0] if patient else None)
         failure = failure or next((f for f in failures if f), None)
     if failure:
         raise failure

@@ -7,7 +7,7 @@ import resource
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Protocol
@@ -22,19 +22,70 @@ from gan_uad.data.patches import to_uint8
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import atomic, explained, remove_leftovers
 from gan_uad.run import Run
-from gan_uad.training import checkpoint
+from gan_uad.training import checkpoint, distributed, memory
+from gan_uad.training.ema import EMA
 
 EARLY_SNAPSHOTS = (0.0, 1 / 16, 1 / 4)  # of the snapshot interval: nobody should wait an hour for the first picture
 
 
 class Task(ABC):
-    """One trainable thing. Everything random in it comes from generators whose state is in `state_dict`."""
+    """One trainable thing. Everything random in it comes from generators whose state is in `state_dict`.
+
+    Several processes: each is given its share of a batch (every `size`-th image), draws the random numbers of the whole
+    batch from equally seeded generators and takes its share of them, and averages gradients before it updates (`optimise`
+    does), so that all hold the same weights, those that one process would make of the whole batch. Batch norm is the
+    exception: it normalises each pass (a process's micro-batch) by that pass's own statistics.
+    """
+
+    micro_batch: int | None = None  # images of one pass in this process; None: its whole share of the batch
+
+    def parts(self, count: int) -> list[slice]:
+        """The micro-batches of a share of `count` images: every M-th image, for the reason given in `distributed.share`."""
+        passes = -(-count // (self.micro_batch or count))
+        return [slice(m, None, passes) for m in range(passes)]
+
+    def whole(self, real: Tensor) -> int:
+        """Images of the batch in all processes, of which `real` is this one's share."""
+        return len(real) * distributed.world().size
+
+    def optimise(
+        self,
+        optimizer: torch.optim.Optimizer,
+        count: int,
+        loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]],
+    ) -> dict[str, Tensor]:
+        """One optimiser step on a mean over the batch, `count` images of which are here.
+
+        `loss(part)` gives the mean over one micro-batch and figures to log; returns the figures' means over the share (detached).
+        """
+        optimizer.zero_grad()
+        figures: dict[str, Tensor] = {}
+        for part in self.parts(count):
+            value, logged = loss(part)
+            weight = len(range(count)[part]) / count
+            (value * weight).backward()
+            for name, figure in logged.items():
+                figures[name] = figures.get(name, 0) + figure.detach() * weight
+        distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        optimizer.step()
+        return figures
+
+    def modules(self) -> list[nn.Module]:
+        """The networks that it holds as attributes, averaged copies included."""
+        held = [value.net if isinstance(value, EMA) else value for value in vars(self).values()]
+        return [value for value in held if isinstance(value, nn.Module)]
+
+    def synchronise(self) -> None:
+        """Give every process rank 0's buffers (batch norm's running statistics are each process's own between checkpoints)."""
+        for net in self.modules():
+            distributed.broadcast(net.buffers())
 
     @abstractmethod
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
-        """Do the optimiser steps for one batch `[N, 3, R, R]` in [-1, 1], `nimg` images having been seen before it.
+        """Do the optimiser steps for one batch, `nimg` images having been seen before it (in all processes).
 
-        Returns scalar figures to log (detached); a step may leave out those that it did not compute.
+        `real` is this process's share, `[N, 3, R, R]` in [-1, 1]. Returns scalar figures to log (detached, means over the
+        share); a step may leave out those that it did not compute.
         """
 
     @abstractmethod
@@ -66,11 +117,11 @@ def train(
 ) -> None:
     """Train `task` until the run's `total_kimg`, logging, drawing and saving on the way.
 
-    Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM, and `JobFailed` when a figure is not finite or the disk is full;
-    the last good checkpoint is kept in either case.
+    Every process of a group calls it; rank 0 alone writes. Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM to any
+    process, and `JobFailed` when a figure is not finite, the disk is full or memory does not do; the last good checkpoint is kept.
     """
     loop = _Loop(task, run, device, description)
-    nimg = loop.restore() if resume else 0
+    nimg = loop.restore(resume)
     settings = run.config.training
     total = round(settings.total_kimg * 1000)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
@@ -83,10 +134,10 @@ def train(
             loop.snapshot(0)
         while nimg < total:
             real = stream.at(nimg).to(device, non_blocking=True)
-            with autocast:
+            with autocast, memory.explained(run, task.micro_batch or len(real), loop.kept):
                 loop.add(task.step(real, nimg))
             before, nimg = nimg, nimg + settings.batch
-            done, stopped = nimg >= total, bool(stop)
+            done, stopped = nimg >= total, distributed.any_of(bool(stop))
             save = done or stopped or _crossed(before, nimg, settings.checkpoint_kimg)
             # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
             if save or _crossed(before, nimg, settings.tick_kimg):
@@ -102,7 +153,7 @@ def train(
 
 
 class _Loop:
-    """The loop's own small state: figures since the last tick, and the writers."""
+    """The loop's own small state: figures since the last tick, and the writers (of rank 0)."""
 
     def __init__(self, task: Task, run: Run, device: torch.device, description: dict[str, Any]) -> None:
         self.task, self.run, self.device, self.description = task, run, device, description
@@ -114,6 +165,9 @@ class _Loop:
     @contextmanager
     def writing(self, nimg: int) -> Iterator[None]:
         """TensorBoard events from `nimg` on, in place of those that a killed process wrote after it; closed at the end."""
+        if distributed.world().rank:
+            yield
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         with explained(self.run.folder):
@@ -130,9 +184,9 @@ class _Loop:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def tick(self, nimg: int, bar: console.Progress) -> None:
-        """Log the means since the last tick; a figure that is not finite ends the training before anything is overwritten."""
-        means = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
-        self.sums, self.counts = {}, {}
+        """Log the means since the last tick, over all processes; a figure that is not finite ends the training before anything
+        is overwritten."""
+        means = self.means()
         now = time.monotonic()
         per_kimg = (now - self.tick_time) / max(nimg - self.tick_nimg, 1) * 1000
         self.tick_time, self.tick_nimg = now, nimg
@@ -146,53 +200,84 @@ class _Loop:
             "memory_gb": _memory(self.device),
             **means,
         }
-        self.run.log({**row, "time": round(time.time(), 1)})
-        for name, value in {**means, "seconds_per_kimg": per_kimg}.items():
-            self.board.add_scalar(name, value, nimg)
         shown = " ".join(f"{name} {value:.3g}" for name, value in means.items())
-        bar.update(nimg / 1000, f"{shown} | {per_kimg:.1f} s/kimg, {row['memory_gb']:.1f} GB", force=not bar.live)
+
+        def write() -> None:
+            self.run.log({**row, "time": round(time.time(), 1)})
+            for name, value in {**means, "seconds_per_kimg": per_kimg}.items():
+                self.board.add_scalar(name, value, nimg)
+            bar.update(nimg / 1000, f"{shown} | {per_kimg:.1f} s/kimg, {row['memory_gb']:.1f} GB", force=not bar.live)
+
+        distributed.first(write)
+
+    def means(self) -> dict[str, float]:
+        """The mean of each figure since the last call, over all processes (which log the same figures at the same steps)."""
+        local = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        names = sorted(local)
+        shared = distributed.mean(torch.tensor([local[name] for name in names], dtype=torch.float64)).tolist()
+        return local | dict(zip(names, shared, strict=True))
+
+    def kept(self) -> str:
+        """What is left of the work when it ends here."""
+        if self.saved_nimg is None:
+            return "nothing was saved yet"
+        return f"the checkpoint at {self.saved_nimg / 1000:g} kimg is kept"
 
     def diverged(self, what: str, nimg: int) -> JobFailed:
-        kept = "nothing was saved yet"
-        if self.saved_nimg is not None:
-            kept = f"the checkpoint at {self.saved_nimg / 1000:g} kimg is kept"
         return JobFailed(
-            f"training diverged: {what} at {nimg / 1000:g} kimg ({kept}). Try a lower learning rate or another seed"
+            f"training diverged: {what} at {nimg / 1000:g} kimg ({self.kept()}). Try a lower learning rate or another seed"
         )
 
     def snapshot(self, nimg: int) -> None:
-        images = to_uint8(self.task.sample().float().cpu())
-        save_grid(
-            images,
-            self.run.folder / "fakes" / f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png",
-        )
+        name = f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png"
+
+        def write() -> None:
+            images = to_uint8(self.task.sample().float().cpu())
+            save_grid(images, self.run.folder / "fakes" / name)
+
+        distributed.first(write)
 
     def save(self, nimg: int) -> None:
         """Write the model, then the state: a process killed between the two makes the model again when it goes on."""
-        state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
-        # Figures are those before the last update; the weights after it may be broken all the same.
-        if broken := next(checkpoint.not_finite(state["task"], "state"), None):
-            raise self.diverged(f"{broken} is not finite", nimg)
-        checkpoint.save_model(self.run.model_path, self.task.networks(), {**self.description, "nimg": nimg})
-        checkpoint.save_state(self.run.state_path, state)
-        self.board.flush()
+        self.task.synchronise()
+
+        def write() -> None:
+            state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
+            # Figures are those before the last update; the weights after it may be broken all the same.
+            if broken := next(checkpoint.not_finite(state["task"], "state"), None):
+                raise self.diverged(f"{broken} is not finite", nimg)
+            checkpoint.save_model(self.run.model_path, self.task.networks(), {**self.description, "nimg": nimg})
+            checkpoint.save_state(self.run.state_path, state)
+            self.board.flush()
+
+        distributed.first(write)
         self.saved_nimg = nimg
 
-    def restore(self) -> int:
-        """Take the last checkpoint back and return its `nimg`; 0 where the run was killed before its first."""
-        remove_leftovers(self.run.folder)
-        nimg = 0
-        if checkpoint.has_state(self.run.state_path):
-            state = checkpoint.load_state(self.run.state_path)
-            nimg = self.saved_nimg = self.tick_nimg = state["nimg"]
+    def restore(self, resume: bool) -> int:
+        """Put every process where rank 0 stands and return its `nimg`: that of the last checkpoint when the run is resumed,
+        0 for a new run and for one that was killed before its first."""
+        if resume and (state := distributed.first(self._read)) is not None:
+            self.saved_nimg = self.tick_nimg = state["nimg"]
             try:
                 self.task.load_state_dict(state["task"])
             except KeyError as missing:
                 raise UserError(f"{self.run.state_path} is of another task: it holds no {missing}") from None
             torch.set_rng_state(state["torch_rng"])
-        console.say(f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning")
-        self.run.rewind_log(nimg)
+        else:
+            for net in self.task.modules():  # equal seeds do not make equal weights on unequal machines
+                distributed.broadcast(net)
+        nimg = self.saved_nimg or 0
+        if resume:
+            console.say(
+                f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning"
+            )
+            distributed.first(lambda: self.run.rewind_log(nimg))
         return nimg
+
+    def _read(self) -> dict[str, Any] | None:
+        remove_leftovers(self.run.folder)
+        return checkpoint.load_state(self.run.state_path) if checkpoint.has_state(self.run.state_path) else None
 
 
 def save_grid(images: np.ndarray, path: Any) -> None:

@@ -1,0 +1,76 @@
+"""Running out of memory, on either device, as one line that says what to try instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from gan_uad import registry
+from gan_uad.config import RunConfig, load_config, presets
+from gan_uad.errors import JobFailed
+from gan_uad.run import Run
+from gan_uad.training import distributed
+
+# torch has a class for CUDA's allocator only: the CPU's, cuBLAS and the driver raise plain RuntimeErrors.
+PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+@contextmanager
+def explained(run: Run, micro_batch: int, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory in a training step into `JobFailed`: what was tried, what to try, and what is `kept`.
+
+    `micro_batch` images went through the networks at once in this process.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_memory(error):
+            raise
+        here = distributed.world()
+        line = _advice(run, micro_batch, kept())
+        if here.size == 1:
+            raise JobFailed(line) from None
+        raise distributed.OwnFailure(f"process {here.rank}: {line}") from None
+
+
+def _is_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in PHRASES)
+
+
+def _advice(run: Run, micro_batch: int, kept: str) -> str:
+    config = run.config
+    share = config.training.batch // distributed.world().size
+    tried = f"{config.model} at {config.resolution} px, batch {config.training.batch}"
+    if micro_batch < config.training.batch:
+        tried += f" in passes of {micro_batch} image{'s' if micro_batch > 1 else ''}"
+    again = f"gan-uad train {run.folder} --resume"
+    half = max((k for k in range(1, micro_batch // 2 + 1) if share % k == 0), default=None)
+    if half is not None:
+        advice = f"Go on with: {again} -o training.micro_batch={half} (gradients are accumulated: the same batch in less memory)"
+    elif smaller := smaller_presets(config):
+        advice = f"Try a smaller network ({', '.join(smaller)}) or a lower resolution"
+    else:
+        advice = "Try a lower resolution or a smaller network (-o network.channel_base=...)"
+    return f"out of memory in a training step: {tried} ({kept}). {advice}"
+
+
+def smaller_presets(config: RunConfig) -> list[str]:
+    """Names of the shipped presets that train a narrower network of this family and task at this resolution, the widest first."""
+    found = {}
+    for name, path in presets().items():
+        other = load_config(path)
+        same = (other.model, other.task, other.resolution) == (config.model, config.task, config.resolution)
+        narrower = [theirs - ours for theirs, ours in zip(_widths(other), _widths(config), strict=True)]
+        if same and max(narrower) <= 0 and min(narrower) < 0:
+            found[name] = _widths(other)
+    return sorted(found, key=lambda name: found[name], reverse=True)
+
+
+def _widths(config: RunConfig) -> tuple[float, ...]:
+    """`channel_base` and `channel_max`, as given or by default; 0 for a family without."""
+    parameters = inspect.signature(registry.find("network", config.model)).parameters
+    defaults = {key: parameters[key].default if key in parameters else 0 for key in ("channel_base", "channel_max")}
+    return tuple(float(config.network.get(key, default)) for key, default in defaults.items())
