@@ -15,13 +15,14 @@ class EMA:
 
     Weights decay by 0.5^(images / half-life). The half-life grows with training up to its full value, so that early averages
     are not made of initial weights. Floating-point buffers (batch-norm statistics, which belong to the weights that
-    made them) are averaged with the weights, integer buffers copied. With `half_life_kimg` 0 the copy simply follows.
+    made them) are averaged with the weights unless `average_buffers` is false; others are copied. With `half_life_kimg` 0 the copy
+    simply follows.
     """
 
-    def __init__(self, source: nn.Module, half_life_kimg: float) -> None:
+    def __init__(self, source: nn.Module, half_life_kimg: float, average_buffers: bool = True) -> None:
         if half_life_kimg < 0:
             raise ValueError(f"ema_kimg must not be negative, got {half_life_kimg}")
-        self.source, self.half_life = source, half_life_kimg * 1000
+        self.source, self.half_life, self.average_buffers = source, half_life_kimg * 1000, average_buffers
         self.net = copy.deepcopy(source).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -32,7 +33,7 @@ class EMA:
         for mine, theirs in zip(self.net.parameters(), self.source.parameters(), strict=True):
             mine.lerp_(theirs, 1 - keep)
         for kept, new in zip(self.net.buffers(), self.source.buffers(), strict=True):
-            if kept.is_floating_point():
+            if self.average_buffers and kept.is_floating_point():
                 kept.lerp_(new, 1 - keep)
             else:
                 kept.copy_(new)

@@ -1,0 +1,230 @@
+"""StyleGAN2's training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_uad.registry import register
+from gan_uad.training import distributed
+from gan_uad.training.adversarial import AdversarialTask
+from gan_uad.training.ema import EMA
+from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
+
+W_AVG_BETA = 0.995
+GRADIENT_BOUND = 1e5  # in place of an infinite gradient
+
+
+@dataclass
+class Latents:
+    """What a batch of images is made from: z `[N, z_dim]`, from layer `crossover` on `z_mixed`, noise maps `[N, 1, H, W]` by layer."""
+
+    z: Tensor
+    z_mixed: Tensor | None
+    crossover: int
+    noise: list[Tensor]
+
+
+@register("stylegan2", kind="task")
+class StyleGAN2Task(AdversarialTask):
+    """Non-saturating loss, R1 and path length regularisation once in several steps, style mixing (Karras et al. 2020).
+
+    `r1_gamma` None is StyleGAN2-ADA's heuristic, 0.0002 · resolution² / batch. The regularisers are multiplied by their interval k, and
+    the learning rates and betas of a net that has one are corrected by k / (k + 1). An interval of 0 leaves a regulariser out. The path
+    length is pulled to its running mean as it was *before* the step, so that micro-batches and processes do not change the result.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 0.0025,
+        lr_D: float | None = None,
+        betas: tuple[float, float] = (0.0, 0.99),
+        ema_kimg: float = 10.0,
+        r1_gamma: float | None = None,
+        r1_interval: int = 16,
+        path_weight: float = 2.0,
+        path_interval: int = 4,
+        path_decay: float = 0.01,
+        path_shrink: int = 2,
+        mixing: float = 0.9,
+    ) -> None:
+        if min(r1_interval, path_interval) < 0 or path_shrink < 1 or not 0 <= mixing <= 1:
+            raise ValueError(
+                "r1_interval and path_interval must not be negative, path_shrink at least 1 and mixing in [0, 1], "
+                f"got {r1_interval}, {path_interval}, {path_shrink} and {mixing}"
+            )
+        super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
+        self.ema = EMA(self.G, ema_kimg, average_buffers=False)
+        self.opt_G = _lazy_adam(self.G, lr, betas, path_interval if path_weight else 0)
+        self.opt_D = _lazy_adam(self.D, lr if lr_D is None else lr_D, betas, r1_interval if r1_gamma != 0 else 0)
+        self.seed, self.r1_gamma, self.mixing = seed, r1_gamma, mixing
+        self.r1_interval = r1_interval if r1_gamma != 0 else 0
+        self.path_interval = path_interval if path_weight else 0
+        self.path_weight, self.path_decay, self.path_shrink = path_weight, path_decay, path_shrink
+        self.path_mean = torch.zeros((), device=device)
+
+    def draw(self, count: int) -> Latents:
+        """Fresh latents of `count` images in this process: two w are mixed at a random layer with probability `mixing`."""
+        z, z_mixed, crossover = self.draw_z(count), None, self.G.synthesis.num_ws
+        if float(torch.rand((), generator=self.rng)) < self.mixing:
+            crossover = int(torch.randint(1, crossover, (), generator=self.rng))
+            z_mixed = self.draw_z(count)
+        return Latents(z, z_mixed, crossover, [self.normal(shape, count) for shape in self.G.synthesis.noise_shapes])
+
+    def normal(self, shape: tuple[int, ...], count: int) -> Tensor:
+        """N(0, 1) of a shape for `count` images in this process, drawn on the device for the whole batch."""
+        world = distributed.world()
+        drawn = torch.randn(count * world.size, *shape, generator=self.noise_rng, device=self.device)
+        return distributed.share(drawn, world)
+
+    def make(self, latents: Latents, part: slice) -> tuple[Tensor, Tensor]:
+        """Images and their ws `[N, num_ws, w_dim]`, of one micro-batch."""
+        ws = self.G.spread(self.G.mapping(latents.z[part]))
+        if latents.z_mixed is not None:
+            mixed = self.G.spread(self.G.mapping(latents.z_mixed[part]))
+            ws = torch.cat([ws[:, : latents.crossover], mixed[:, latents.crossover :]], 1)
+        return self.G.synthesis(ws, [maps[part] for maps in latents.noise]), ws
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """Generator, its path length when due, discriminator, its R1 when due, average."""
+        batch = self.whole(real)
+        turn = nimg // batch
+        self.noise_rng = torch.Generator(self.device).manual_seed(_key(self.seed, nimg))
+        figures = self.generator_step(len(real))
+        if self.path_interval and turn % self.path_interval == 0:
+            figures |= self.path_step(max(1, len(real) // self.path_shrink))
+        figures |= self.discriminator_step(real)
+        if self.r1_interval and turn % self.r1_interval == 0:
+            figures |= self.r1_step(real)
+        self.ema.update(batch, nimg + batch)
+        return figures
+
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """Minimise the non-saturating loss over the generator, on `count` images in this process."""
+        latents = self.draw(count)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = nonsaturating_G(self.D(self.make(latents, part)[0]))
+            return value, {"loss_G": value}
+
+        with frozen(self.D):
+            figures = self.optimise(self.opt_G, count, loss)
+        with torch.no_grad():
+            w = self.G.mapping(latents.z)
+            self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
+        return figures | {"grad_G": gradient_norm(self.G)}
+
+    def path_step(self, count: int) -> dict[str, Tensor]:
+        """Pull the path lengths of `count` images in this process to their running mean."""
+        latents = self.draw(count)
+        side = self.G.resolution
+        directions = self.normal((3, side, side), count)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            images, ws = self.make(latents, part)
+            lengths = path_lengths(images, ws, directions[part])
+            value = (lengths - self.path_mean).square().mean()
+            return value * self.path_weight * self.path_interval, {"path_length": lengths.mean(), "path_penalty": value}
+
+        figures = self.optimise(self.opt_G, count, loss)
+        self.path_mean.lerp_(distributed.mean(figures["path_length"]), self.path_decay)
+        return figures
+
+    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Minimise the logistic loss over the discriminator."""
+        latents = self.draw(len(real))
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                fake = self.make(latents, part)[0]
+            on_fake, on_real = self.D(fake), self.D(real[part])
+            value = nonsaturating_D(on_real, on_fake)
+            return value, {
+                "loss_D": value,
+                "real_sign": on_real.sign().mean(),
+                "fake_sign": on_fake.sign().mean(),
+                "diversity": diversity(fake, real[part]),
+            }
+
+        return self.optimise(self.opt_D, len(real), loss) | {"grad_D": gradient_norm(self.D)}
+
+    def r1_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Minimise γ/2 · ‖∇D(real)‖² over the discriminator."""
+        gamma = self.r1_gamma
+        if gamma is None:
+            gamma = 0.0002 * self.G.resolution**2 / self.whole(real)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            penalty = r1_penalty(self.D, real[part]).mean()
+            return penalty * (gamma / 2 * self.r1_interval), {"r1": penalty}
+
+        return self.optimise(self.opt_D, len(real), loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `AdversarialTask`; the noise is drawn anew from the seed at every step."""
+        return {**super().state_dict(), "path_mean": self.path_mean}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `AdversarialTask`."""
+        super().load_state_dict(state)
+        self.path_mean.copy_(state["path_mean"])
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """No gradients for a net's weights meanwhile."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
+
+
+@torch.no_grad()
+def guard_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Replace NaN in gradients by 0 and infinities by ±1e5, as StyleGAN2-ADA does; nothing is clipped. (An optimiser's hook.)"""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                torch.nan_to_num_(p.grad, nan=0.0, posinf=GRADIENT_BOUND, neginf=-GRADIENT_BOUND)
+
+
+@torch.no_grad()
+def gradient_norm(net: nn.Module) -> Tensor:
+    """L2 norm of all gradients of a net."""
+    return torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm()
+
+
+@torch.no_grad()
+def diversity(fake: Tensor, real: Tensor) -> Tensor:
+    """How much generated images differ from each other, relative to real ones: about 1 is well, near 0 is collapse.
+
+    The standard deviation over the batch of each pixel of 8×8 px thumbnails, averaged, fake over real.
+    """
+    if len(fake) < 2:
+        return torch.ones((), device=fake.device)
+    spread = [F.adaptive_avg_pool2d(images.float(), 8).std(0).mean() for images in (fake, real)]
+    return spread[0] / spread[1].clamp(min=1e-6)
+
+
+def _lazy_adam(net: nn.Module, lr: float, betas: tuple[float, float], interval: int) -> torch.optim.Adam:
+    """Adam with rates corrected for an extra step once in `interval` (Karras et al. 2020, appendix B)."""
+    c = interval / (interval + 1) if interval else 1.0
+    optimizer = torch.optim.Adam(net.parameters(), lr * c, (betas[0] ** c, betas[1] ** c), eps=1e-8)
+    optimizer.register_step_pre_hook(guard_gradients)
+    return optimizer
+
+
+def _key(seed: int, nimg: int) -> int:
+    """A seed for what is drawn at one step."""
+    return int(np.random.SeedSequence((seed, nimg)).generate_state(1, np.uint64)[0] >> np.uint64(1))
