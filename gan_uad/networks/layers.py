@@ -121,7 +121,7 @@ def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
     group = min(group, n)
     if n % group:
         raise ValueError(f"a batch of {n} images cannot be cut into minibatch-stddev groups of {group}")
-    grouped = x.float().reshape(group, n // group, channels, c // channels, h, w)
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(group, n // group, channels, c // channels, h, w)
     spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
     maps = spread.repeat(group, 1)[:, :, None, None].expand(n, channels, h, w)
     return torch.cat([x, maps.to(x.dtype)], 1)
@@ -219,7 +219,8 @@ class ModulatedConv2d(nn.Module):
 
         `[N, O]`, or one number without demodulation. (The product is left to `scale_act`, which has the activations at hand.)
         """
-        weight, style = self.weight, self.affine(w)
+        weight: Tensor = self.weight
+        style = self.affine(w)
         scale: Tensor | float = weight[0].numel() ** -0.5
         if (
             x.dtype == torch.float16 and self.demodulate
@@ -241,6 +242,8 @@ class MappingNetwork(nn.Module):
 
     Keeps `w_avg`, the running mean of w, towards which `truncate` pulls.
     """
+
+    w_avg: Tensor
 
     def __init__(self, z_dim: int, w_dim: int, layers: int, lr_multiplier: float = 0.01) -> None:
         super().__init__()
@@ -268,11 +271,11 @@ class MappingNetwork(nn.Module):
 
 @contextmanager
 def mixed_precision(x: Tensor) -> Iterator[torch.dtype]:
-    """Yield the dtype that autocast asks for (float32 where it is off), and switch autocast off meanwhile.
+    """Yield the dtype that autocast asks for (that of `x` where it is off), and switch autocast off meanwhile.
 
     For nets that decide by themselves which of their layers are safe in low precision.
     """
     device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         yield dtype

@@ -34,6 +34,8 @@ NOISE_MODES = ("const", "none")
 class StyleLayer(nn.Module):
     """Modulated 3×3 convolution, noise of learned strength, bias, leaky ReLU; with `up`, at twice the resolution."""
 
+    noise: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, up: bool) -> None:
         super().__init__()
         self.conv = ModulatedConv2d(in_channels, out_channels, w_dim, up=up)
@@ -44,11 +46,8 @@ class StyleLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | str) -> Tensor:
         """x `[N, I, H, W]`, w `[N, w_dim]`, noise `[N or 1, 1, H, W]` or a mode -> `[N, O, H, W]` or `[N, O, 2H, 2W]`."""
         y, scale = self.conv(x, w)
-        if isinstance(noise, Tensor):
-            added = noise * self.noise_strength
-        else:
-            added = None if noise == "none" else self.noise * self.noise_strength
-        return scale_act(y, scale, self.bias, added, SQRT2)
+        maps = self.noise if noise == "const" else noise
+        return scale_act(y, scale, self.bias, maps * self.noise_strength if isinstance(maps, Tensor) else None, SQRT2)
 
 
 class ToRGB(nn.Module):
@@ -86,7 +85,8 @@ class Synthesis(nn.Module):
     @property
     def noise_shapes(self) -> list[tuple[int, int, int]]:
         """Shape `(1, H, W)` of each layer's noise map, lowest resolution first."""
-        return [tuple(layer.noise.shape[1:]) for layer in self.layers]  # type: ignore[misc,union-attr]
+        sides = [self.levels[(i + 1) // 2] for i in range(len(self.layers))]
+        return [(1, side, side) for side in sides]
 
     def forward(self, ws: Tensor, noise: str | Sequence[Tensor] = "const") -> Tensor:
         """ws `[N, num_ws, w_dim]` -> images `[N, 3, R, R]`.
@@ -97,7 +97,6 @@ class Synthesis(nn.Module):
             raise ValueError(f"noise must be one of {NOISE_MODES} or a map for each layer, got {noise!r}")
         maps = [noise] * len(self.layers) if isinstance(noise, str) else noise
         with mixed_precision(ws) as low:
-            ws = ws.float() if ws.dtype != torch.float64 else ws
             x = as_images(self.const.expand(len(ws), -1, -1, -1))
             image: Tensor | None = None
             for i, to_rgb in enumerate(self.to_rgb):
