@@ -133,9 +133,10 @@ def train(
         if nimg == 0:
             loop.snapshot(0)
         while nimg < total:
-            real = stream.at(nimg).to(device, non_blocking=True)
-            with autocast, memory.explained(run, task.micro_batch or len(real), loop.kept):
-                loop.add(task.step(real, nimg))
+            with memory.explained(run, loop.kept):
+                real = stream.at(nimg).to(device, non_blocking=True)
+                with autocast:
+                    loop.add(task.step(real, nimg))
             before, nimg = nimg, nimg + settings.batch
             done, stopped = nimg >= total, distributed.any_of(bool(stop))
             save = done or stopped or _crossed(before, nimg, settings.checkpoint_kimg)

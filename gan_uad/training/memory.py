@@ -19,18 +19,15 @@ PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC
 
 
 @contextmanager
-def explained(run: Run, micro_batch: int, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn running out of memory in a training step into `JobFailed`: what was tried, what to try, and what is `kept`.
-
-    `micro_batch` images went through the networks at once in this process.
-    """
+def explained(run: Run, kept: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of memory in a training step into `JobFailed`: what was tried, what to try, and what is `kept`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_memory(error):
             raise
         here = distributed.world()
-        line = _advice(run, micro_batch, kept())
+        line = _advice(run, kept())
         if here.size == 1:
             raise JobFailed(line) from None
         raise distributed.OwnFailure(f"process {here.rank}: {line}") from None
@@ -40,9 +37,10 @@ def _is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in PHRASES)
 
 
-def _advice(run: Run, micro_batch: int, kept: str) -> str:
+def _advice(run: Run, kept: str) -> str:
     config = run.config
     share = config.training.batch // distributed.world().size
+    micro_batch = config.training.micro_batch or share
     tried = f"{config.model} at {config.resolution} px, batch {config.training.batch}"
     if micro_batch < config.training.batch:
         tried += f" in passes of {micro_batch} image{'s' if micro_batch > 1 else ''}"

@@ -1,0 +1,385 @@
+"""Several processes: the same training as one, one voice, one folder; and what becomes of a job that loses a process."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import distributed_driver as driver
+import pytest
+import torch
+import yaml
+from test_engine import Toy, figures, log, same, state
+from torch import Tensor
+
+import gan_uad
+from gan_uad.config import load_config, presets
+from gan_uad.training import adversarial
+from gan_uad.training.memory import smaller_presets
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+# Sums of the same float32 numbers in another order, through two steps; relative to the largest of a tensor.
+TOLERANCE = 2e-5
+
+
+class Launcher:
+    """Starts groups of processes that need not import anything: see `distributed_driver.serve`."""
+
+    def __init__(self, server: subprocess.Popen[str], folder: Path) -> None:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        self.requests, self.answers, self.folder = server.stdin, server.stdout, folder
+
+    def start(self, *words: object, size: int = 2, folder: Path | None = None, memory: int | None = None) -> list[int]:
+        """`gan-uad WORDS` in `size` processes of (further) `memory` bytes each; their process ids, by rank."""
+        self.size, self.output = size, folder or self.folder
+        self.requests.write(json.dumps([size, str(self.output), [str(word) for word in words], memory]) + "\n")
+        self.requests.flush()
+        return list(json.loads(self.answers.readline()))
+
+    def end(self) -> tuple[list[int], list[str]]:
+        """Wait for the group that was started; exit codes and outputs, by rank."""
+        codes = json.loads(self.answers.readline())
+        return codes, [(self.output / f"{rank}.txt").read_text() for rank in range(self.size)]
+
+    def run(self, *words: object, **where: Any) -> tuple[list[int], list[str]]:
+        """Both."""
+        self.start(*words, **where)
+        return self.end()
+
+
+@pytest.fixture(scope="module")
+def launch(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Groups of processes, one at a time."""
+    command = [sys.executable, driver.__file__, "serve"]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        launcher = Launcher(server, tmp_path_factory.mktemp("output"))
+        yield launcher
+        launcher.requests.close()
+
+
+def torchrun(*words: object, size: int = 2) -> subprocess.Popen[str]:
+    """A job of real `torchrun`, in a session of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}"]
+    command += ["--master-addr=127.0.0.1", f"--master-port={driver.free_port()}", "-m", "gan_uad"]
+    return subprocess.Popen(
+        [*command, *map(str, words)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def options(**settings: object) -> list[str]:
+    return [word for key, value in settings.items() for word in ("-o", f"training.{key}={value}")]
+
+
+def spoken(outputs: list[str], *, by: int = 0) -> list[str]:
+    """The lines of the one process that says anything."""
+    assert [rank for rank, text in enumerate(outputs) if text] == [by], outputs
+    assert "Traceback" not in outputs[by]
+    return outputs[by].splitlines()
+
+
+# ---------------------------------------------------------------- the same training as one process
+
+
+def close(a: Any, b: Any, where: str, least: float = 1e-3) -> None:
+    """Assert that two nested states are equal up to rounding, of values of at least that size."""
+    if isinstance(a, Tensor) and a.is_floating_point():
+        scale = max(float(b.abs().max()), least)
+        torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE * scale, msg=lambda text: f"{where}: {text}")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        if where.endswith("gradients"):  # some are nothing but what is left of a sum that should be zero
+            least = max(float(x.abs().max()) for x in b.values() if x is not None)
+        for key in a:
+            close(a[key], b[key], f"{where}.{key}", least)
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            close(x, y, f"{where}.{k}", least)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5), where
+    else:
+        assert a == b, where
+
+
+TASKS = ("dcgan", "wgan_gp", "izi_f", "ziz")
+
+
+@pytest.fixture(scope="module")
+def cases(tiny: Any) -> dict[str, dict[str, Any]]:
+    """By task: two steps of 8 images."""
+    made = {}
+    for task in TASKS:
+        generator = [f"generator={tiny.generator}"] if task in {"izi_f", "ziz"} else []
+        overrides = ["training.batch=8", *(["network.z_dim=4"] if generator else []), *generator]
+        overrides += ["optim.n_critic=2"] if task == "wgan_gp" else []
+        made[task] = {"source": str(tiny.config(task)), "overrides": overrides}
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What one process makes of whole batches."""
+    return {task: driver.steps(**case) for task, case in cases.items()}
+
+
+def in_passes(case: dict[str, Any], images: int) -> dict[str, Any]:
+    return case | {"overrides": [*case["overrides"], f"training.micro_batch={images}"]}
+
+
+def test_two_processes_train_as_one(
+    launch: Launcher, cases: dict[str, dict[str, Any]], whole: dict[str, Any], tmp_path: Path
+) -> None:
+    """Figures, gradients, weights and averages after two steps; also when each process accumulates two passes.
+
+    With batch norm both processes still hold the same, though not the same as one process.
+    """
+    spec = [*cases.values(), *(in_passes(case, 2) for case in cases.values()), cases["dcgan"] | {"batch_norm": True}]
+    codes, outputs = launch.run("steps", json.dumps(spec), folder=tmp_path)
+    assert codes == [0, 0], outputs
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    same(first[-1], second[-1], "with batch norm")
+    for k, task in enumerate([*TASKS, *TASKS]):
+        theirs = copy.deepcopy(whole[task])
+        for result in (first[k], second[k], theirs):
+            result["state"].pop("shown", None)  # pictures for snapshots: of each process's own share
+        same(first[k], second[k], f"{task} in both processes")
+        close(first[k], theirs, task)
+        assert any("loss_G" in row or "loss" in row for row in theirs["figures"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("images", [1, 4])
+def test_accumulated_passes_train_as_one(
+    cases: dict[str, dict[str, Any]], whole: dict[str, Any], task: str, images: int
+) -> None:
+    mine = driver.steps(**in_passes(cases[task], images))
+    close(mine, whole[task], task)
+
+
+def test_micro_batches_are_every_mth_image() -> None:
+    task, x = Toy(), list(range(8))
+    assert [x[part] for part in task.parts(8)] == [x]
+    task.micro_batch = 2
+    assert [x[part] for part in task.parts(8)] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+# ---------------------------------------------------------------- one voice, one folder
+
+
+@pytest.fixture(scope="module")
+def long(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WGAN-GP, 30 steps of 4 images, a checkpoint every 5."""
+    raw = yaml.safe_load(tiny.config("wgan_gp").read_text())
+    raw["training"] |= {"total_kimg": 0.12, "tick_kimg": 0.012, "checkpoint_kimg": 0.02, "snapshot_kimg": 1.0}
+    path = tmp_path_factory.mktemp("long") / "long.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(launch: Launcher, long: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The run folder of two processes that nobody disturbed, and what they said."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    codes, outputs = launch.run("train", long, "--out", out)
+    assert codes == [0, 0], outputs
+    assert [file.name for file in out.iterdir()] == ["00000-long"]
+    return out / "00000-long", spoken(outputs)
+
+
+def test_rank_0_alone_writes_and_speaks(uninterrupted: tuple[Path, list[str]]) -> None:
+    run, lines = uninterrupted
+    assert {file.name for file in run.iterdir() if not file.name.startswith("events.out.tfevents")} == {
+        "config.yaml", "environment.json", "log.jsonl", "reals.png", "fakes",
+        "state.pt", "state.prev.pt", "model.safetensors",
+    }  # fmt: skip
+    assert len(list(run.glob("events.out.tfevents*"))) == 1
+    seen = [row["nimg"] for row in log(run)]
+    assert seen == sorted({*range(12, 121, 12), *range(20, 121, 20)})
+    assert state(run)["nimg"] == gan_uad.load(str(run)).nimg == 120
+    assert json.loads((run / "environment.json").read_text())["processes"] == 2
+    assert "2 processes" in lines[0]
+    assert len([line for line in lines if "batch norm sees passes of 2 images, not the whole batch of 4" in line]) == 1
+
+
+def test_sigterm_saves_and_a_resumed_job_ends_bit_for_bit_as_an_uninterrupted_one(
+    launch: Launcher, long: Path, uninterrupted: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    """SIGTERM to one of two processes: both stop after the same step."""
+    run = tmp_path / "00000-long"
+    processes = launch.start("train", long, "--out", tmp_path)
+    while not (run / "log.jsonl").exists():
+        time.sleep(0.01)
+    os.kill(processes[1], signal.SIGTERM)
+    codes, outputs = launch.end()
+    assert codes == [130, 130], outputs
+    reached = state(run)["nimg"]
+    assert 0 < reached < 120, "the job was over before the signal: make it longer"
+    assert f"Error: stopped at {reached / 1000:g} kimg, all saved" in spoken(outputs)[-1]
+    assert [file.name for file in tmp_path.iterdir()] == ["00000-long"]
+    codes, outputs = launch.run("train", run, "--resume")
+    assert codes == [0, 0], outputs
+    assert f"going on at {reached / 1000:g} kimg" in "\n".join(spoken(outputs))
+    same(state(run), state(uninterrupted[0]))
+    there = {row["nimg"]: row for row in figures(uninterrupted[0])}
+    logged = [row["nimg"] for row in figures(run)]
+    assert logged == sorted({*there, reached})
+    assert [row for row in figures(run) if row["nimg"] > reached + 20] == [
+        row for row in figures(uninterrupted[0]) if row["nimg"] > reached + 20
+    ]
+
+
+def test_a_process_that_is_killed_ends_the_job_and_one_process_can_go_on(tiny: Any, long: Path, tmp_path: Path) -> None:
+    run = tmp_path / "00000-long"
+    with torchrun("train", long, "--out", tmp_path, *options(total_kimg=1000)) as job:
+        while not (run / "state.pt").exists() and job.poll() is None:
+            time.sleep(0.01)
+        os.kill(process_of(job.pid, 1), signal.SIGKILL)
+        start = time.monotonic()
+        _, said = job.communicate(timeout=60)
+    assert job.returncode != 0
+    assert time.monotonic() - start < 20
+    assert said.count("Traceback") == 1, said  # torchrun's own
+    assert said.count("\nError: ") <= 1  # none where torchrun ended rank 0 before it noticed
+    assert said.count("\nError: ") == said.count("\nError: another process of this job ended or does not answer")
+    reached = state(run)["nimg"]
+    resumed = tiny.train(run, tmp_path, "--resume", total_kimg=reached / 1000 + 0.04)
+    assert resumed.exit_code == 0, resumed.output
+    assert state(run)["nimg"] == reached + 40
+
+
+def process_of(job: int, rank: int) -> int:
+    """The process of torchrun's `job` that is `rank`."""
+    children = Path(f"/proc/{job}/task/{job}/children").read_text().split()
+    found = [int(c) for c in children if f"\0RANK={rank}\0".encode() in Path(f"/proc/{c}/environ").read_bytes()]
+    assert len(found) == 1
+    return found[0]
+
+
+# ---------------------------------------------------------------- what cannot be done
+
+
+def test_a_batch_that_cannot_be_shared(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
+    def refused(message: str, *words: str) -> None:
+        codes, outputs = launch.run("train", tiny.config("dcgan"), "--out", tmp_path / "runs", *words)
+        assert codes == [2, 2]
+        assert spoken(outputs) == [f"Error: {message}"]
+        assert not (tmp_path / "runs").exists()
+
+    refused("training.batch 5 cannot be shared evenly by 2 processes: choose a multiple of 2", "-o", "training.batch=5")
+    refused("training.micro_batch 3 does not divide the 4 images of each process", *options(batch=8, micro_batch=3))
+
+
+def test_a_micro_batch_that_does_not_divide_the_batch(tiny: Any, tmp_path: Path) -> None:
+    result = tiny.train(tiny.config("dcgan"), tmp_path, micro_batch=3)
+    assert result.exit_code == 2
+    assert result.stderr == "Error: training.micro_batch 3 does not divide the training.batch 4\n"
+    assert tiny.train(tiny.config("dcgan"), tmp_path, micro_batch=0).exit_code == 2
+
+
+def test_a_dry_run_prints_once(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
+    codes, outputs = launch.run("train", tiny.config("dcgan"), "--out", tmp_path / "runs", "--dry-run")
+    assert codes == [0, 0]
+    assert yaml.safe_load("\n".join(spoken(outputs)))["training"]["micro_batch"] is None
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_job_that_diverges_says_so_once(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
+    words = ["-o", "optim.lr=1e10", *options(checkpoint_kimg=0.004)]
+    codes, outputs = launch.run("train", tiny.config("wgan_gp"), "--out", tmp_path, *words)
+    assert codes == [1, 1]
+    assert "Error: training diverged: " in spoken(outputs)[-1]
+    assert state(tmp_path / "00000-wgan_gp")["nimg"] == 4
+
+
+# ---------------------------------------------------------------- out of memory
+
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes."),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    MemoryError(),
+]
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception, limit: int) -> None:
+    """Let a DCGAN step fail after the first checkpoint when it sees more than `limit` images at once."""
+    step = adversarial.DCGANTask.step
+
+    def tried(self: Any, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        if nimg >= 20 and (self.micro_batch or len(real)) > limit:
+            raise error
+        return step(self, real, nimg)
+
+    monkeypatch.setattr(adversarial.DCGANTask, "step", tried)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error)[:20] or "MemoryError")
+def test_out_of_memory_is_one_line_and_its_advice_works(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failing(monkeypatch, error, limit=2)
+    result = tiny.train(tiny.config("dcgan"), tmp_path)
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    run = tmp_path / "00000-dcgan"
+    assert line.startswith(
+        "Error: out of memory in a training step: dcgan at 32 px, batch 4 (the checkpoint at 0.02 kimg"
+    )
+    advice = f"gan-uad train {run} --resume -o training.micro_batch=2"
+    assert f"Go on with: {advice} (" in line
+    resumed = tiny.run_cli(*advice.split()[1:])
+    assert resumed.exit_code == 0, resumed.output
+    assert state(run)["nimg"] == 48
+
+
+def test_out_of_memory_with_one_image_at_a_time_names_smaller_networks(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, ERRORS[0], limit=0)
+    result = tiny.train(tiny.config("dcgan"), tmp_path, micro_batch=1)
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert "batch 4 in passes of 1 image (" in line
+    assert "micro_batch=" not in line
+    assert "Try a lower resolution or a smaller network" in line
+    assert smaller_presets(load_config("wgan_gp_64")) == ["wgan_gp_64_small"]
+    assert smaller_presets(load_config("wgan_gp_64_small")) == []
+    assert set(smaller_presets(load_config("wgan_gp_64"))) < set(presets())
+
+
+def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(monkeypatch, RuntimeError("shapes do not fit"), limit=2)
+    result = tiny.train(tiny.config("dcgan"), tmp_path)
+    assert isinstance(result.exception, RuntimeError)
+
+
+def test_processes_without_memory_speak_for_themselves(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
+    """Really: 50,000 images at once in 1 GB."""
+    words = ["--out", tmp_path, *options(batch=100_000, total_kimg=100)]
+    codes, outputs = launch.run("train", tiny.config("dcgan"), *words, memory=1_000_000_000)
+    assert codes == [1, 1], outputs
+    told = [text.splitlines()[-1] for text in outputs if text]
+    assert any(
+        "out of memory in a training step: dcgan at 32 px, batch 100000 in passes of 50000" in line for line in told
+    )
+    for rank, text in enumerate(outputs):
+        assert "Traceback" not in text
+        assert f"Error: process {1 - rank}" not in text
+    assert any("--resume -o training.micro_batch=25000 (" in line for line in told)
