@@ -76,17 +76,72 @@ def train(
 
 @main.command()
 @click.argument("run")
-@click.option("--seeds", default="0-63", show_default=True, help="Seeds, such as 0-63 or 1,5,9: one image each.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("generated"), show_default=True)
+@click.option("--seeds", help="Such as 0-63 or 1,5,9: one image each. [default: 0-63; 0-7 with --interpolate]")
+@click.option(
+    "--latents",
+    type=click.Path(path_type=Path),
+    metavar="FILE.npz",
+    help="Instead of seeds: an array z [N,z_dim], or for StyleGAN and StyleGAN2 w [N,w_dim] or ws [N,num_ws,w_dim].",
+)
+@click.option(
+    "--truncation",
+    type=click.FloatRange(-1, 2),
+    metavar="PSI",
+    default=1.0,
+    show_default=True,
+    help="Pull w towards its mean: 0 is the average image, 1 pulls nothing (StyleGAN, StyleGAN2).",
+)
+@click.option(
+    "--noise",
+    type=click.Choice(["const", "none", "random"]),
+    default="const",
+    show_default=True,
+    help="Noise maps: the trained ones, none, or others for each image, by its seed (StyleGAN, StyleGAN2).",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the images. [default: generated]")
 @click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
-@click.option("--npz", is_flag=True, help="Write one images.npz instead of a PNG an image.")
+@click.option("--npz", is_flag=True, help="Write one images.npz (with z, w, seeds) instead of a PNG an image.")
+@click.option(
+    "--interpolate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the way from each seed to the next instead: FILE.gif (animated) or FILE.png (a row a pair).",
+)
+@click.option(
+    "--frames-between", type=click.IntRange(0), metavar="N", help="... images between two seeds. [default: 8]"
+)
+@click.option(
+    "--space", type=click.Choice(["w", "z"]), help="... straight in w or round in z. [default: w if there is one]"
+)
+@click.option("--loop", is_flag=True, help="... and back to the first seed.")
+@click.option(
+    "--duration", type=click.IntRange(20, 10000), metavar="MS", help="... time of a GIF's frame. [default: 100]"
+)
 @device_option
-def generate(run: str, seeds: str, out: Path, grid: bool, npz: bool, device: str) -> None:
+def generate(
+    run: str, seeds: str | None, latents: Path | None, truncation: float, noise: str, out: Path | None, grid: bool, npz: bool,
+    interpolate: Path | None, frames_between: int | None, space: str | None, loop: bool, duration: int | None, device: str,
+) -> None:  # fmt: skip
     """Make images with the generator of RUN (a run folder or model file)."""
     from gan_uad.jobs.generate import generate as job
-    from gan_uad.jobs.generate import parse_seeds
+    from gan_uad.jobs.generate import parse_seeds, refuse
 
-    job(run, parse_seeds(seeds), out, grid, npz, device)
+    if latents is not None:
+        refuse({"--seeds": seeds}, "and --latents exclude each other")
+    chosen = parse_seeds(("0-63" if interpolate is None else "0-7") if seeds is None else seeds)
+    if interpolate is None:
+        walk = {"--frames-between": frames_between, "--space": space, "--loop": loop, "--duration": duration}
+        refuse(walk, "goes with --interpolate only")
+        folder = Path("generated") if out is None else out
+        job(run, chosen, folder, grid, npz, device, latents=latents, psi=truncation, noise=noise)
+        return
+    from gan_uad.jobs.interpolate import interpolate as job_between
+
+    refuse({"--out": out, "--grid": grid, "--npz": npz}, "does not go with --interpolate, which writes one file")
+    job_between(
+        run, chosen, interpolate, latents=latents, between=8 if frames_between is None else frames_between, space=space,
+        loop=loop, duration=duration or 100, psi=truncation, noise=noise, where=device,
+    )  # fmt: skip
 
 
 @main.command()

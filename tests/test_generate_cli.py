@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+import gan_uad
+from gan_uad import registry
+from gan_uad.errors import UserError
+from gan_uad.jobs import generate as job
+from gan_uad.jobs.latents import Latents, slerp, walk
+from gan_uad.training.checkpoint import save_model
 
 
 def pixels(path: Path) -> Any:
@@ -63,6 +73,328 @@ def test_what_is_no_run(cli: Any, tmp_path: Path) -> None:
         result = cli("generate", path, "--out", tmp_path / "out")
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+TINY = {"z_dim": 16, "w_dim": 16, "mapping_layers": 2, "channel_base": 64, "channel_max": 16}
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A StyleGAN2 whose weights are random, but whose noise and average w count, as in a trained one."""
+    net = registry.build("network", "stylegan2", {"resolution": 16, **TINY})
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in net.G.state_dict().items():
+        if name.endswith(("noise_strength", "w_avg", "bias")):
+            tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
+    config = {"model": "stylegan2", "task": "stylegan2", "resolution": 16, "training": {"total_kimg": 1}}
+    path = tmp_path_factory.mktemp("styled") / "styled.safetensors"
+    save_model(path, {"gan": net}, {"config": config, "nimg": 0})
+    return path
+
+
+@pytest.fixture
+def made(cli: Any, tmp_path: Path) -> Any:
+    """Pictures of `generate`, by name, of a call that must succeed."""
+
+    def run(model: Path, *arguments: object) -> dict[str, Any]:
+        out = tmp_path / f"made{len(list(tmp_path.iterdir()))}"
+        result = cli("generate", model, *arguments, "--out", out)
+        assert result.exit_code == 0, result.output
+        return {file.stem: pixels(file) for file in sorted(out.glob("*.png"))}
+
+    return run
+
+
+def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    assert list(a) == list(b)
+    return all(np.array_equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def test_truncation(made: Any, styled: Path) -> None:
+    plain, half, none = (
+        made(styled, "--seeds", "0-3", *options) for options in ((), ("--truncation", 0.5), ("--truncation", 0))
+    )
+    assert same(plain, made(styled, "--seeds", "0-3", "--truncation", 1))
+    assert all(np.array_equal(image, none["seed000000"]) for image in none.values())
+    assert not np.array_equal(plain["seed000000"], plain["seed000001"])
+
+    def spread(images: dict[str, Any]) -> float:
+        return float(np.stack(list(images.values())).astype(float).std(0).mean())
+
+    assert 0 < spread(half) < spread(plain)
+    model = gan_uad.load(str(styled))
+    G, z = model.networks["gan"].G, torch.randn(16, generator=torch.Generator().manual_seed(2))[None]
+    w = G.mapping(z)
+    expected = G.synthesis(G.spread(G.mapping.w_avg + 0.5 * (w - G.mapping.w_avg)))
+    torch.testing.assert_close(model.generate([2], psi=0.5), expected.clamp(-1, 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", ["const", "none", "random"])
+def test_a_style_based_image_depends_on_its_seed_alone(made: Any, styled: Path, noise: str) -> None:
+    many = made(styled, "--seeds", "0-39", "--noise", noise)
+    few = made(styled, "--seeds", "39,7", "--noise", noise)
+    assert same(few, {name: many[name] for name in few})
+    model = gan_uad.load(str(styled))
+    alone, among = (model.generate(seeds, noise=noise)[-1] for seeds in ([7], [3, 39, 7]))
+    assert torch.equal(alone, among)
+    others = made(styled, "--seeds", "7", "--noise", "none" if noise != "none" else "const")
+    assert not np.array_equal(others["seed000007"], many["seed000007"])
+
+
+def test_random_noise_differs_between_images_of_the_same_w(made: Any, styled: Path) -> None:
+    images = made(styled, "--seeds", "0-1", "--noise", "random", "--truncation", 0)
+    assert not np.array_equal(images["seed000000"], images["seed000001"])
+
+
+def test_arrays_of_a_style_based_net_and_back(cli: Any, made: Any, styled: Path, tmp_path: Path) -> None:
+    arguments = ("generate", styled, "--seeds", "0-299", "--truncation", 0.7, "--npz", "--out")
+    assert cli(*arguments, tmp_path / "a").exit_code == 0
+    plain = made(styled, "--seeds", "299,3", "--truncation", 0.7)
+    with np.load(tmp_path / "a" / "images.npz") as file:
+        arrays = dict(file)
+    shapes = {key: (array.shape, array.dtype) for key, array in arrays.items() if array.ndim}
+    assert shapes == {
+        "images": ((300, 16, 16, 3), np.uint8),
+        "seeds": ((300,), np.int64),
+        "z": ((300, 16), np.float32),
+        "w": ((300, 16), np.float32),
+    }
+    assert (float(arrays["truncation"]), str(arrays["noise"])) == (0.7, "const")
+    assert np.array_equal(arrays["images"][299], plain["seed000299"])
+    assert np.array_equal(arrays["images"][3], plain["seed000003"])
+    G = gan_uad.load(str(styled)).networks["gan"].G
+    w = G.mapping.truncate(G.mapping(torch.from_numpy(arrays["z"])), 0.7)
+    torch.testing.assert_close(torch.from_numpy(arrays["w"]), w)
+
+    assert cli(*arguments, tmp_path / "b").exit_code == 0
+    a, b = ((tmp_path / name / "images.npz").read_bytes() for name in "ab")
+    assert a == b
+    back = made(styled, "--latents", tmp_path / "a" / "images.npz")  # takes w, which is truncated already
+    assert list(back)[299] == "latent000299"
+    assert all(np.array_equal(x, y) for x, y in zip(back.values(), arrays["images"], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_latents(made: Any, styled: Path, trained: Any, tmp_path: Path, dtype: Any) -> None:
+    model = gan_uad.load(str(styled))
+    G = model.networks["gan"].G
+    z = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
+    plain, half = (list(made(styled, "--seeds", "0-2", "--truncation", psi).values()) for psi in (1, 0.5))
+    w = G.mapping(z)
+    for key, array in {"z": z, "w": w, "ws": G.spread(w)}.items():
+        np.savez(tmp_path / f"{key}.npz", **{key: array.numpy().astype(dtype)})
+        for psi, expected in ((1, plain), (0.5, half)):
+            images = made(styled, "--latents", tmp_path / f"{key}.npz", "--truncation", psi)
+            assert list(images) == [f"latent{row:06d}" for row in range(3)]
+            for image, other in zip(images.values(), expected, strict=True):
+                assert np.abs(image.astype(int) - other).max() <= 1
+    z = torch.randn(64, generator=torch.Generator().manual_seed(4))
+    np.savez_compressed(tmp_path / "other.npz", z=z.numpy()[None], w=np.zeros((1, 16)))
+    images = made(trained.generator, "--latents", tmp_path / "other.npz")
+    assert np.array_equal(images["latent000000"], made(trained.generator, "--seeds", "4")["seed000004"])
+
+
+def test_bad_latents(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
+    z = np.zeros((2, 16), np.float32)
+    wrong = {
+        "z must be [N, 16] for this generator, not [2, 15]": {"z": z[:, 1:]},
+        "z must be [N, 16] for this generator, not [16]": {"z": z[0]},
+        "z must be [N, 16] for this generator, not []": {"z": np.float32(0)},
+        "w must be [N, 16] for this generator, not [2, 1, 16]": {"w": z[:, None]},
+        "ws must be [N, 6, 16] for this generator, not [2, 5, 16]": {"ws": np.zeros((2, 5, 16))},
+        "z is empty": {"z": z[:0]},
+        "w holds a value that is not finite in row 1": {"w": np.stack([z[0], z[1] / np.float32("nan")])},
+        "z holds a value that is not finite in row 0": {"z": np.full((1, 16), 1e300)},
+        "z must be numbers, not complex64": {"z": z + 1j},
+        "holds x, y; this generator takes an array named ws or w or z": {"x": z, "y": z},
+        "holds pickled objects, which are never loaded": {"z": np.array([{}], dtype=object)},
+    }
+    for i, (message, arrays) in enumerate(wrong.items()):
+        np.savez(tmp_path / f"{i}.npz", **arrays)  # type: ignore[arg-type]
+        assert message in refused(cli, styled, "--latents", tmp_path / f"{i}.npz")
+    message = refused(cli, trained.generator, "--latents", tmp_path / "4.npz")
+    assert "holds ws; this generator takes an array named z" in message
+    np.save(tmp_path / "single.npy", z)
+    (tmp_path / "text.npz").write_text("z = 3")
+    (tmp_path / "empty.npz").touch()
+    whole = (tmp_path / "0.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-40])
+    (tmp_path / "damaged.npz").write_bytes(whole.replace(bytes(8), b"\1" * 8, 1))
+    for name in ("single.npy", "text.npz", "empty.npz", "cut.npz", "damaged.npz", "nothing.npz", "."):
+        assert str(tmp_path / name) in refused(cli, styled, "--latents", tmp_path / name)
+
+
+def refused(cli: Any, model: Path, *arguments: object) -> str:
+    """The one line with which `generate` answers bad input."""
+    result = cli("generate", model, *arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("Error: ")
+    assert len(result.stderr.splitlines()) == 1
+    return str(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--truncation", 0.5), "truncation 0.5 needs StyleGAN or StyleGAN2"),
+        (("--truncation", "nan"), "truncation must be a finite number"),
+        (("--noise", "none"), "noise 'none' needs StyleGAN or StyleGAN2"),
+        (("--interpolate", "a.gif", "--space", "w"), "--space w needs StyleGAN or StyleGAN2"),
+        (("--interpolate", "a.jpg"), "must end in .gif or .png"),
+        (("--interpolate", "a.gif", "--seeds", "3"), "at least two"),
+        (("--interpolate", "a.gif", "--noise", "random"), "would flicker"),
+        (("--interpolate", "a.gif", "--frames-between", 10**9), "at most 1; use fewer"),
+        (("--interpolate", "a.gif", "--out", "b"), "--out does not go with --interpolate"),
+        (("--interpolate", "a.gif", "--npz"), "--npz does not go with --interpolate"),
+        (("--frames-between", 0), "--frames-between goes with --interpolate only"),
+        (("--loop",), "--loop goes with --interpolate only"),
+        (("--latents", "a.npz", "--seeds", "0-63"), "--seeds and --latents exclude each other"),
+        (("--grid", "--seeds", "0-99999"), "--grid: at most 65536 images of 32 px, not 100000"),
+    ],
+)
+def test_what_does_not_go_together(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(cli, trained.generator, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: Path) -> None:
+    plain = list(made(styled, "--seeds", "5,1,3", "--truncation", 0.8).values())
+    plain = [plain[2], plain[0], plain[1]]  # by the order of the seeds, not of their names
+    strips = {}
+    for space in ("w", "z"):
+        file = tmp_path / "new" / f"{space}.png"
+        arguments = ("--seeds", "5,1,3", "--truncation", 0.8, "--frames-between", 3, "--loop", "--space", space)
+        result = cli("generate", styled, *arguments, "--interpolate", file)
+        assert result.exit_code == 0, result.output
+        strip = pixels(file)
+        assert strip.shape == (3 * 16, 5 * 16, 3)
+        strips[space] = strip.reshape(3, 16, 5, 16, 3).swapaxes(1, 2)
+        for row, image in enumerate(plain):
+            assert np.array_equal(strips[space][row, 0], image)
+            assert np.array_equal(strips[space][row - 1, 4], image)
+    assert not np.array_equal(strips["w"], strips["z"])
+    G = gan_uad.load(str(styled)).networks["gan"].G
+    z = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 1)])
+    middle = {
+        "w": G.synthesis(G.spread(G.mapping.truncate(G.mapping(z).mean(0, keepdim=True), 0.8))),
+        "z": G(z.sum(0, keepdim=True), 0.8),  # half the way on the sphere; the mapping sees only the direction
+    }
+    for space, images in middle.items():
+        expected = (images[0].permute(1, 2, 0).numpy() * 127.5 + 128).clip(0, 255)
+        assert np.abs(strips[space][0, 2] - expected).max() <= 1.5
+
+
+def test_interpolation_as_an_animation(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
+    for model, side, space in ((styled, 16, "w"), (trained.generator, 32, "z")):
+        for loop, frames in (((), 13), (("--loop",), 18)):
+            common = ("generate", model, "--seeds", "0-2", "--frames-between", 5, *loop, "--interpolate")
+            for suffix in ("gif", "png"):
+                result = cli(*common, tmp_path / f"a.{suffix}", "--duration", 70)
+                assert result.exit_code == 0, result.output
+            assert cli(*common, tmp_path / "chosen.png", "--space", space).exit_code == 0
+            assert (tmp_path / "a.png").read_bytes() == (tmp_path / "chosen.png").read_bytes()
+            strip = pixels(tmp_path / "a.png").reshape(-1, side, 7, side, 3).swapaxes(1, 2)
+            with Image.open(tmp_path / "a.gif") as gif:
+                assert (gif.format, gif.n_frames, gif.size) == ("GIF", frames, (side, side))
+                assert (gif.info["loop"], gif.info["duration"]) == (0, 70)
+                for i in range(frames - 1):
+                    gif.seek(i)
+                    frame = np.asarray(gif.convert("RGB")).astype(int)
+                    assert np.abs(frame - strip[i // 6, i % 6]).mean() < 6
+
+
+def test_interpolation_of_latents(cli: Any, styled: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "ws.npz", ws=rng.normal(size=(2, 6, 16)))
+    arguments = ("--latents", tmp_path / "ws.npz", "--frames-between", 0, "--interpolate", tmp_path / "a.PNG")
+    assert cli("generate", styled, *arguments).exit_code == 0
+    assert pixels(tmp_path / "a.PNG").shape == (16, 32, 3)
+    assert "cannot be had from an array of ws" in refused(cli, styled, *arguments, "--space", "z")
+    z = rng.normal(size=(1, 16))
+    np.savez(tmp_path / "opposite.npz", z=np.concatenate([z, -z]))
+    arguments = ("--latents", tmp_path / "opposite.npz", "--interpolate", tmp_path / "b.gif")
+    assert "latents 0 and 1 are opposite in z" in refused(cli, styled, *arguments, "--space", "z")
+    assert cli("generate", styled, *arguments).exit_code == 0
+
+
+def test_slerp_against_closed_forms() -> None:
+    a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0])
+    for t in (0.0, 0.25, 0.5, 1.0):
+        expected = torch.tensor([2 * math.cos(t * math.pi / 2), 3 * math.sin(t * math.pi / 2), 0.0])
+        torch.testing.assert_close(slerp(a, b, t), expected, rtol=1e-6, atol=1e-6)
+    c = torch.tensor([math.cos(2.0), math.sin(2.0), 0.0])  # unit vectors 2 rad apart: even steps of the angle
+    torch.testing.assert_close(slerp(a / 2, c, 0.3), torch.tensor([math.cos(0.6), math.sin(0.6), 0.0]))
+    torch.testing.assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)
+    assert torch.equal(slerp(a, a, 0.3), a)
+    torch.testing.assert_close(slerp(a, 0 * a, 0.5), a * math.sin(math.pi / 4))  # no direction: finite all the same
+    with pytest.raises(ValueError, match="opposite"):
+        slerp(a, -a, 0.5)
+
+
+def test_walks() -> None:
+    keys = Latents("w", torch.tensor([[0.0], [3.0], [9.0]]), [0, 1, 2])
+    assert walk(keys, 2).values[:, 0].tolist() == pytest.approx([0, 1, 2, 3, 5, 7, 9])
+    assert walk(keys, 2, loop=True).values[:, 0].tolist() == pytest.approx([0, 1, 2, 3, 5, 7, 9, 6, 3])
+    assert torch.equal(walk(keys, 0).values, keys.values)
+
+
+def test_run_again_only_what_is_not_there_is_made(
+    cli: Any, styled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = job._write_png
+    written: list[str] = []
+
+    def spy(path: Path, image: Any, note: str) -> None:
+        if len(written) == 5 and stop:
+            raise KeyboardInterrupt
+        written.append(path.stem)
+        write(path, image, note)
+
+    monkeypatch.setattr(job, "_write_png", spy)
+
+    def run(*arguments: object) -> list[str]:
+        written.clear()
+        result = cli("generate", styled, "--seeds", "0-9", "--out", tmp_path / "out", *arguments)
+        assert result.exit_code == (130 if stop else 0), result.output
+        return list(written)
+
+    def names(*seeds: int) -> list[str]:
+        return [f"seed{seed:06d}" for seed in seeds]
+
+    stop = True
+    assert run() == names(*range(5))
+    assert len(list((tmp_path / "out").iterdir())) == 5
+    stop = False
+    assert run("--grid") == names(*range(5, 10))
+    whole = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    assert run() == []
+    (tmp_path / "out" / "seed000002.png").write_bytes(whole["seed000002.png"][:-60])
+    (tmp_path / "out" / "seed000003.png").unlink()
+    Image.new("RGB", (16, 16)).save(tmp_path / "out" / "seed000004.png")
+    assert run() == names(2, 3, 4)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+    note = json.loads(Image.open(tmp_path / "out" / "seed000007.png").info["gan_uad"])
+    assert (note["seed"], note["truncation"], note["noise"]) == (7, 1.0, "const")
+    assert run("--truncation", 0.5) == names(*range(10))
+    assert run("--truncation", 0.5, "--noise", "none") == names(*range(10))
+    again = tmp_path / "again"
+    assert cli("generate", styled, "--seeds", "0-9", "--grid", "--out", again).exit_code == 0
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == whole
+
+
+def test_from_python(styled: Path, trained: Any) -> None:
+    model = gan_uad.load(str(styled))
+    assert torch.equal(model.generate([1, 2]), model.generate(seeds=[1, 2], psi=1, noise="const"))
+    plain = gan_uad.load(str(trained.generator))
+    assert plain.generate([1, 2]).shape == (2, 3, 32, 32)
+    for options in ({"psi": 0.5}, {"noise": "random"}):
+        with pytest.raises(UserError, match="needs StyleGAN or StyleGAN2"):
+            plain.generate([1], **options)
+    with pytest.raises(UserError, match=re.escape("const, none, random")):
+        model.generate([1], noise="wild")
 
 
 def test_models(cli: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gan_uad import registry
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError
+from gan_uad.jobs.latents import check_style, draw, from_seeds, settle
 from gan_uad.scoring.base import Scorer
 from gan_uad.training.checkpoint import build_networks
 
@@ -38,16 +40,15 @@ class Model:
         """Side of the images in px."""
         return self.config.resolution
 
-    def generate(self, seeds: list[int], batch: int = 32) -> Tensor:
-        """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds."""
+    def generate(self, seeds: Sequence[int], batch: int = 32, *, psi: float = 1.0, noise: str = "const") -> Tensor:
+        """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds.
+
+        For StyleGAN and StyleGAN2: truncation `psi` (1: none, 0: the average image), `noise` "const", "none" or "random" (by the seed);
+        `UserError` for others than the defaults with another generator.
+        """
         G = self.networks["gan"].G
-        z = torch.stack([torch.randn(G.z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        made = []
-        with torch.no_grad():
-            for part in z.split(batch):
-                padded = torch.cat([part, part.new_zeros(batch - len(part), G.z_dim)]).to(self.device)
-                made.append(G(padded)[: len(part)].clamp(-1, 1).cpu())
-        return torch.cat(made)
+        check_style(G, psi, noise)
+        return draw(G, settle(G, from_seeds(seeds, G.z_dim), psi, batch), noise, batch)
 
     def preprocess(self, image: Any) -> Tensor:
         """A uint8 `[H, W, 3]` image as this model's input `[1, 3, R, R]` in [-1, 1]."""

@@ -54,7 +54,7 @@ def _grid(images: Images, columns: int, scale: int, captions: Sequence[str] | No
         raise ValueError(f"image grid: columns and scale must be at least 1, got {columns} and {scale}")
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"image grid: {len(captions)} captions for {len(images)} images")
-    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2) if scale > 1 else images
     height, width = enlarged.shape[1:3]
     cell_width, cell_height = width, height
     if captions is not None:
@@ -85,6 +85,25 @@ def image_grid(
     canvas = _grid(values, columns or min(len(values), math.ceil(math.sqrt(len(values)))), scale, captions)
     with atomic(path) as temporary:
         canvas.save(temporary, format="PNG")
+    return path
+
+
+def animation(frames: ArrayLike, path: Path, duration: int) -> Path:
+    """`frames` uint8 `[N, H, W, 3]` as an animated GIF that plays for ever, `duration` ms a frame (GIF keeps 10 ms steps).
+
+    Each frame has 256 colours of its own. Equal frames that follow each other become one that stands longer.
+    """
+    from PIL import Image
+
+    images = [
+        # Dithering would make what stands still flicker.
+        Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        for frame in _check_images(frames, "animation")
+    ]
+    with atomic(path) as temporary:
+        images[0].save(
+            temporary, format="GIF", save_all=True, append_images=images[1:], duration=duration, loop=0, disposal=1
+        )
     return path
 
 

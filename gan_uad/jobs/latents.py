@@ -1,0 +1,209 @@
+"""Latents of a trained generator: drawn from seeds, read from a file, walked between, and turned into images.
+
+`G` is the generator of any family. A *style-based* one (StyleGAN, StyleGAN2) has a mapping network z -> w, truncation and noise maps;
+of the others only `G(z)` is known. What becomes of a latent does not depend on the others: nets see batches of one size, padded.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_uad.errors import UserError
+
+NOISES = ("const", "none", "random")
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Latents:
+    """`values` float32 on the CPU: z `[N, z_dim]`, w `[N, w_dim]` or ws `[N, num_ws, w_dim]`, as `space` says.
+
+    `seeds`: a number for each, from which its random noise maps are drawn.
+    """
+
+    space: str
+    values: Tensor
+    seeds: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, part: slice) -> Latents:
+        return Latents(self.space, self.values[part], self.seeds[part])
+
+
+def style_based(G: Any) -> bool:
+    """Whether `G` has a mapping network, and with it w, truncation and noise maps."""
+    return hasattr(G, "mapping")
+
+
+def check_style(G: Any, psi: float, noise: str) -> None:
+    """Raise `UserError` for what does not exist, or not for `G`."""
+    if noise not in NOISES:
+        raise UserError(f"noise must be one of {', '.join(NOISES)}, not {noise!r}")
+    if not math.isfinite(psi):
+        raise UserError(f"truncation must be a finite number, not {psi}")
+    if not style_based(G):
+        if psi != 1:
+            raise UserError(f"truncation {psi:g} needs StyleGAN or StyleGAN2: this generator has no w to truncate")
+        if noise != "const":
+            raise UserError(f"noise {noise!r} needs StyleGAN or StyleGAN2: this generator has no noise maps")
+
+
+def from_seeds(seeds: Sequence[int], z_dim: int) -> Latents:
+    """z ~ N(0, 1), each from a generator of its own."""
+    z = [torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    return Latents("z", torch.stack(z), list(seeds))
+
+
+def settle(G: Any, latents: Latents, psi: float = 1.0, batch: int = BATCH) -> Latents:
+    """What the images are made of: truncated w or ws with a style-based net, else z as it is."""
+    if not style_based(G):
+        return latents
+    settled = []
+    with torch.no_grad():
+        for n, part in _padded(latents.values, batch, _device(G)):
+            w = G.mapping(part) if latents.space == "z" else part
+            settled.append(G.mapping.truncate(w, psi)[:n].cpu())
+    return Latents("w" if latents.space == "z" else latents.space, torch.cat(settled), latents.seeds)
+
+
+def draw(G: Any, settled: Latents, noise: str = "const", batch: int = BATCH) -> Tensor:
+    """Images `[N, 3, R, R]` in [-1, 1] on the CPU of what `settle` returned.
+
+    noise "random": fresh maps for each image, from its own seed.
+    """
+    made = []
+    with torch.no_grad():
+        for i, (n, part) in enumerate(_padded(settled.values, batch, _device(G))):
+            if style_based(G):
+                seeds = settled.seeds[i * batch : i * batch + n]
+                maps = _noise_maps(G, seeds, batch) if noise == "random" else noise
+                images = G.synthesis(part if settled.space == "ws" else G.spread(part), maps)
+            else:
+                images = G(part)
+            made.append(images[:n].clamp(-1, 1).cpu())
+    return torch.cat(made)
+
+
+def _device(G: Any) -> torch.device:
+    return next(G.parameters()).device
+
+
+def _padded(values: Tensor, batch: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """Batches of exactly `batch` rows, filled up with zeros, and how many of them count."""
+    for part in values.split(batch):
+        yield len(part), torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])]).to(device)
+
+
+def _noise_maps(G: Any, seeds: Sequence[int], batch: int) -> list[Tensor]:
+    shapes = G.synthesis.noise_shapes
+    maps = [torch.zeros(batch, *shape) for shape in shapes]
+    for row, seed in enumerate(seeds):
+        # Not the numbers that z was drawn from.
+        state = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        generator = torch.Generator().manual_seed(int(state))
+        for of_layer, shape in zip(maps, shapes, strict=True):
+            of_layer[row] = torch.randn(shape, generator=generator)
+    return [of_layer.to(_device(G)) for of_layer in maps]
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation `(sin((1−t)Ω)·a + sin(tΩ)·b) / sin Ω`, Ω the angle between vectors `a` and `b` (White 2016, section 2.1).
+
+    Raises `ValueError` for opposite vectors, between which no way is the shortest.
+    """
+    u, v = a.double(), b.double()
+    cosine = u @ v / (u.norm() * v.norm()).clamp_min(torch.finfo(torch.float64).tiny)
+    omega = math.acos(max(-1.0, min(1.0, cosine.item())))
+    if math.pi - omega < 1e-4:
+        raise ValueError("opposite vectors")
+    if omega < 1e-4:
+        return u.lerp(v, t).to(a.dtype)
+    return ((math.sin((1 - t) * omega) * u + math.sin(t * omega) * v) / math.sin(omega)).to(a.dtype)
+
+
+def walk(keys: Latents, between: int, loop: bool = False) -> Latents:
+    """Every key followed by `between` steps towards the next, then the last key; with `loop` also the steps back to the first.
+
+    z spherically, w and ws linearly. Raises `UserError` where z and the next z are opposite.
+    """
+    values = keys.values
+    steps = []
+    for i in range(len(keys) if loop else len(keys) - 1):
+        a, b = values[i], values[(i + 1) % len(keys)]
+        steps.append(a)
+        for j in range(1, between + 1):
+            t = j / (between + 1)
+            try:
+                steps.append(slerp(a, b, t) if keys.space == "z" else a.lerp(b, t))
+            except ValueError:
+                raise UserError(
+                    f"latents {i} and {(i + 1) % len(keys)} are opposite in z: no way between them is the shortest; use --space w"
+                ) from None
+    if not loop:
+        steps.append(values[-1])
+    return Latents(keys.space, torch.stack(steps), range(len(steps)))
+
+
+def read_latents(path: Path, G: Any) -> Latents:
+    """Latents for `G` from an npz file: `ws [N, num_ws, w_dim]`, else `w [N, w_dim]`, else `z [N, z_dim]`; w only where `G` has a mapping.
+
+    Seeds are the numbers of the rows. Raises `UserError` for a file with none of them, another shape, or values that are not finite.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"z": (G.z_dim,)}
+    if style_based(G):
+        shapes = {"ws": (G.synthesis.num_ws, G.w_dim), "w": (G.w_dim,)} | shapes
+    key, array = _read_array(path, list(shapes))
+    where = f"--latents {path}: {key}"
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{where} must be numbers, not {array.dtype}")
+    if array.ndim == 0 or array.shape[1:] != shapes[key]:
+        wanted = ", ".join(str(size) for size in shapes[key])
+        raise UserError(f"{where} must be [N, {wanted}] for this generator, not {list(array.shape)}")
+    if not len(array):
+        raise UserError(f"{where} is empty")
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(array.astype(np.float32))
+    bad = (~values.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise UserError(f"{where} holds a value that is not finite in row {int(bad[0])}")
+    return Latents(key, values, range(len(values)))
+
+
+def _read_array(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any]]:
+    """The first of `keys` that the file has, and its array."""
+    where = f"--latents {path}"
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{where} is a single array; expected an npz file with an array named {' or '.join(keys)}")
+        with archive:
+            key = next((key for key in keys if key in archive.files), None)
+            if key is None:
+                held = ", ".join(archive.files) or "nothing"
+                raise UserError(f"{where} holds {held}; this generator takes an array named {' or '.join(keys)}")
+            return key, archive[key]
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file") from None
+    except ValueError as error:
+        pickled = "pickle" in str(error)
+        raise UserError(
+            f"{where} {'is no npz file or holds pickled objects, which are never loaded' if pickled else f'is damaged: {_line(error)}'}"
+        ) from None
+    except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{where} cannot be read: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
