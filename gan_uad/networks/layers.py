@@ -121,7 +121,9 @@ def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
     group = min(group, n)
     if n % group:
         raise ValueError(f"a batch of {n} images cannot be cut into minibatch-stddev groups of {group}")
-    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(group, n // group, channels, c // channels, h, w)
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(
+        group, n // group, channels, c // channels, h, w
+    )
     spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
     maps = spread.repeat(group, 1)[:, :, None, None].expand(n, channels, h, w)
     return torch.cat([x, maps.to(x.dtype)], 1)
@@ -256,8 +258,9 @@ class MappingNetwork(nn.Module):
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z: Tensor) -> Tensor:
-        """w of `z`."""
-        return self.layers(pixel_norm(z))
+        """w of `z`, in the precision of `z`, under autocast too: everything else rests on it."""
+        with mixed_precision(z):
+            return self.layers(pixel_norm(z))
 
     @torch.no_grad()
     def track(self, w: Tensor, beta: float = 0.995) -> None:

@@ -49,7 +49,7 @@ def conv_transpose2d(x: Tensor, weight: Tensor, stride: int, padding: int) -> Te
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int, transposed: bool) -> Tensor:
     if not torch.is_grad_enabled():
         if transposed:
-            return F.conv_transpose2d(x, weight, bias, stride, padding)
+            return _convolve(x, weight, stride, padding, True)
         return F.conv2d(x, weight, bias, stride, padding)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
@@ -110,13 +110,30 @@ class _ConvBackward(Function):
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
-    return torch.convolution(x, weight, None, [stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+    if not transposed:
+        return F.conv2d(x, weight, None, stride, padding)
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.conv_transpose2d(x, weight, None, stride, padding)
+    # What oneDNN computes as the input gradient of a strided convolution takes half the time of its transposed convolution.
+    side = [(n - 1) * stride - 2 * padding + weight.shape[-1] for n in x.shape[2:]]
+    like = torch.empty(len(x), weight.shape[1], *side, dtype=x.dtype, memory_format=torch.channels_last)
+    return _strided_grads(x, like, weight, (True, False), stride, padding)[0]
 
 
 def _conv_grads(
     grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], stride: int, padding: int, transposed: bool
 ) -> Any:
-    shape = ([stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+    if not transposed:
+        return _strided_grads(grad, x, weight, wanted, stride, padding)
+    # A transposed convolution is the input gradient of a strided one: its own input gradient is that convolution.
+    to_x = F.conv2d(grad, weight, None, stride, padding) if wanted[0] else None
+    return to_x, _strided_grads(x, grad, weight, (False, True), stride, padding)[1] if wanted[1] else None
+
+
+def _strided_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], stride: int, padding: int
+) -> Any:
+    shape = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
     return aten.convolution_backward(grad, x, weight, None, *shape, [*wanted, False])[:2]
 
 

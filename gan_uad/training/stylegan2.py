@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import AdversarialTask
+from gan_uad.training.augment import AdaptiveP, AugmentPipe
 from gan_uad.training.ema import EMA
 from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
 
@@ -39,6 +40,10 @@ class StyleGAN2Task(AdversarialTask):
     `r1_gamma` None is StyleGAN2-ADA's heuristic, 0.0002 · resolution² / batch. The regularisers are multiplied by their interval k, and
     the learning rates and betas of a net that has one are corrected by k / (k + 1). An interval of 0 leaves a regulariser out. The path
     length is pulled to its running mean as it was *before* the step, so that micro-batches and processes do not change the result.
+
+    `augment` shows D altered images: "none", or groups of ADA's transforms such as "bgc" (see `augment.AugmentPipe`), with a probability
+    that is adapted until the mean sign of D(real) is `ada_target` (`ada_kimg`: images in which it can rise from 0 to 1), or is
+    `augment_p` throughout.
     """
 
     def __init__(
@@ -57,6 +62,10 @@ class StyleGAN2Task(AdversarialTask):
         path_decay: float = 0.01,
         path_shrink: int = 2,
         mixing: float = 0.9,
+        augment: str = "none",
+        augment_p: float | None = None,
+        ada_target: float = 0.6,
+        ada_kimg: float = 500.0,
     ) -> None:
         if min(r1_interval, path_interval) < 0 or path_shrink < 1 or not 0 <= mixing <= 1:
             raise ValueError(
@@ -72,6 +81,10 @@ class StyleGAN2Task(AdversarialTask):
         self.path_interval = path_interval if path_weight else 0
         self.path_weight, self.path_decay, self.path_shrink = path_weight, path_decay, path_shrink
         self.path_mean = torch.zeros((), device=device)
+        if augment_p is not None and not 0 <= augment_p <= 1:
+            raise ValueError(f"augment_p must be in [0, 1], got {augment_p}")
+        self.pipe = None if augment == "none" else AugmentPipe(augment)
+        self.ada, self.augment_p = AdaptiveP(ada_target, ada_kimg=ada_kimg), augment_p
 
     def draw(self, count: int) -> Latents:
         """Fresh latents of `count` images in this process: two w are mixed at a random layer with probability `mixing`."""
@@ -95,6 +108,15 @@ class StyleGAN2Task(AdversarialTask):
             ws = torch.cat([ws[:, : latents.crossover], mixed[:, latents.crossover :]], 1)
         return self.G.synthesis(ws, [maps[part] for maps in latents.noise]), ws
 
+    def draw_shown(self, count: int) -> Callable[[Tensor, slice], Tensor]:
+        """What D is shown instead of `count` images in this process, a micro-batch at a time: augmentations, drawn for the whole batch."""
+        if self.pipe is None:
+            return lambda images, part: images
+        pipe, world = self.pipe, distributed.world()
+        p = self.ada.p if self.augment_p is None else self.augment_p
+        drawn = pipe.draw(count * world.size, self.G.resolution, p, self.rng).take(slice(world.rank, None, world.size))
+        return lambda images, part: pipe.apply(images, drawn.take(part))
+
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """Generator, its path length when due, discriminator, its R1 when due, average."""
         batch = self.whole(real)
@@ -111,10 +133,10 @@ class StyleGAN2Task(AdversarialTask):
 
     def generator_step(self, count: int) -> dict[str, Tensor]:
         """Minimise the non-saturating loss over the generator, on `count` images in this process."""
-        latents = self.draw(count)
+        latents, shown = self.draw(count), self.draw_shown(count)
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = nonsaturating_G(self.D(self.make(latents, part)[0]))
+            value = nonsaturating_G(self.D(shown(self.make(latents, part)[0], part)))
             return value, {"loss_G": value}
 
         with frozen(self.D):
@@ -142,12 +164,12 @@ class StyleGAN2Task(AdversarialTask):
 
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
         """Minimise the logistic loss over the discriminator."""
-        latents = self.draw(len(real))
+        latents, show_fake, show_real = self.draw(len(real)), self.draw_shown(len(real)), self.draw_shown(len(real))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
                 fake = self.make(latents, part)[0]
-            on_fake, on_real = self.D(fake), self.D(real[part])
+            on_fake, on_real = self.D(show_fake(fake, part)), self.D(show_real(real[part], part))
             value = nonsaturating_D(on_real, on_fake)
             return value, {
                 "loss_D": value,
@@ -156,28 +178,35 @@ class StyleGAN2Task(AdversarialTask):
                 "diversity": diversity(fake, real[part]),
             }
 
-        return self.optimise(self.opt_D, len(real), loss) | {"grad_D": gradient_norm(self.D)}
+        figures = self.optimise(self.opt_D, len(real), loss) | {"grad_D": gradient_norm(self.D)}
+        if self.pipe is not None and self.augment_p is None:
+            batch = self.whole(real)
+            self.ada.observe(float(distributed.mean(figures["real_sign"])) * batch, batch)
+            figures["ada_p"] = torch.tensor(self.ada.p)
+        return figures
 
     def r1_step(self, real: Tensor) -> dict[str, Tensor]:
         """Minimise γ/2 · ‖∇D(real)‖² over the discriminator."""
         gamma = self.r1_gamma
         if gamma is None:
             gamma = 0.0002 * self.G.resolution**2 / self.whole(real)
+        shown = self.draw_shown(len(real))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            penalty = r1_penalty(self.D, real[part]).mean()
+            penalty = r1_penalty(lambda images: self.D(shown(images, part)), real[part]).mean()
             return penalty * (gamma / 2 * self.r1_interval), {"r1": penalty}
 
         return self.optimise(self.opt_D, len(real), loss)
 
     def state_dict(self) -> dict[str, Any]:
         """See `AdversarialTask`; the noise is drawn anew from the seed at every step."""
-        return {**super().state_dict(), "path_mean": self.path_mean}
+        return {**super().state_dict(), "path_mean": self.path_mean, "ada": self.ada.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `AdversarialTask`."""
         super().load_state_dict(state)
         self.path_mean.copy_(state["path_mean"])
+        self.ada.load_state_dict(state["ada"])
 
 
 @contextmanager

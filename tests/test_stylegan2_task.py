@@ -1,0 +1,205 @@
+"""StyleGAN2's training task: what a step does, exact resume, micro-batches, augmentation, precision."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gan_uad import registry
+from gan_uad.errors import UserError
+from gan_uad.training.stylegan2 import StyleGAN2Task, diversity, guard_gradients
+
+NETWORK = {"resolution": 16, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 16}
+BATCH = 8
+
+
+def make(seed: int = 0, network: dict[str, Any] | None = None, **optim: Any) -> Any:
+    torch.manual_seed(seed)
+    model = registry.build("network", "stylegan2", NETWORK | (network or {}))
+    return registry.build("task", "stylegan2", optim, model=model, device=torch.device("cpu"), seed=seed)
+
+
+def batch(step: int = 0) -> Tensor:
+    return torch.rand(BATCH, 3, 16, 16, generator=torch.Generator().manual_seed(step)) * 2 - 1
+
+
+def steps(task: StyleGAN2Task, first: int, last: int) -> list[dict[str, Tensor]]:
+    return [task.step(batch(i), i * BATCH) for i in range(first, last)]
+
+
+def weights(task: StyleGAN2Task) -> list[Tensor]:
+    nets = (task.G, task.D, task.ema.net)
+    return [t.detach().clone() for net in nets for t in (*net.parameters(), *net.buffers())]
+
+
+def test_regularisers_come_when_they_are_due() -> None:
+    found = steps(make(r1_interval=3, path_interval=2), 0, 6)
+    assert [i for i, figures in enumerate(found) if "r1" in figures] == [0, 3]
+    assert [i for i, figures in enumerate(found) if "path_length" in figures] == [0, 2, 4]
+    none = steps(make(r1_gamma=0.0, path_weight=0.0), 0, 1)[0]
+    assert "r1" not in none
+    assert "path_length" not in none
+
+
+def test_lazy_regularisation_corrects_the_optimiser() -> None:
+    task = make(lr=0.01, betas=[0.0, 0.99], r1_interval=16, path_interval=4)
+    (G,), (D,) = task.opt_G.param_groups, task.opt_D.param_groups
+    assert (G["lr"], G["betas"][1]) == pytest.approx((0.01 * 4 / 5, 0.99 ** (4 / 5)))
+    assert (D["lr"], D["betas"][1]) == pytest.approx((0.01 * 16 / 17, 0.99 ** (16 / 17)))
+    plain = make(lr=0.01, path_weight=0.0)
+    assert plain.opt_G.param_groups[0]["lr"] == 0.01
+
+
+def test_r1_gamma_follows_resolution_and_batch() -> None:
+    """With γ = 0.0002 · 16² / 8 given by hand, the weights are those of the heuristic; with another they are not."""
+    made = {}
+    for gamma in (None, 0.0002 * 16**2 / BATCH, 10.0):
+        task = make(r1_gamma=gamma)
+        steps(task, 0, 2)
+        made[gamma] = torch.cat([p.flatten() for p in task.D.parameters()])
+    heuristic, same, other = made.values()
+    assert torch.equal(heuristic, same)
+    assert not torch.equal(heuristic, other)
+
+
+@pytest.mark.parametrize("optim", [{}, {"augment": "bgc", "ada_kimg": 0.1, "ada_target": -1.0}])
+def test_a_resumed_task_is_the_same_bit_for_bit(optim: dict[str, Any]) -> None:
+    """Broken off in the middle of the intervals of R1, path length and ADA."""
+    whole, broken = make(**optim), make(**optim)
+    steps(whole, 0, 9)
+    steps(broken, 0, 5)
+    buffer = io.BytesIO()
+    torch.save(broken.state_dict(), buffer)
+    buffer.seek(0)
+    resumed = make(seed=1, **optim)
+    resumed.seed = 0
+    resumed.load_state_dict(torch.load(buffer, weights_only=True))
+    steps(resumed, 5, 9)
+    assert all(map(torch.equal, weights(whole), weights(resumed)))
+    assert torch.equal(whole.path_mean, resumed.path_mean)
+    assert whole.ada.p == resumed.ada.p
+
+
+def test_micro_batches_give_the_whole_batch_s_weights() -> None:
+    """The minibatch-stddev groups, the path length and the noise are those of the whole batch (double precision, 1e-9)."""
+    found = []
+    for micro_batch in (None, 4):
+        task = make(mixing=1.0, augment="bg", augment_p=0.5)
+        for net in (task.G, task.D, task.ema.net):
+            net.double()
+        task.path_mean = task.path_mean.double()
+        task.normal = lambda shape, count, task=task: StyleGAN2Task.normal(task, shape, count).double()
+        task.draw_z = lambda count, task=task: StyleGAN2Task.draw_z(task, count).double()
+        task.micro_batch = micro_batch
+        for i in range(2):
+            task.step(batch(i).double(), i * BATCH)
+        found.append(weights(task))
+    for whole, parts in zip(*found, strict=True):
+        assert torch.allclose(whole.double(), parts.double(), rtol=1e-9, atol=1e-9)
+
+
+def test_path_mean_and_w_avg_are_running_means() -> None:
+    task = make(mixing=0.0)
+    z = task.draw_z(4)
+    task = make(mixing=0.0)
+    before = copy.deepcopy(task.G.mapping)
+    figures = task.step(batch(), 0)
+    assert float(task.path_mean) == pytest.approx(0.01 * float(figures["path_length"]), rel=1e-5)
+    assert float(task.G.mapping.w_avg.abs().max()) > 0
+    assert float(before.w_avg.abs().max()) == 0
+    assert torch.equal(task.ema.net.mapping.w_avg, task.G.mapping.w_avg)  # copied, not averaged
+    assert z.shape == (4, 8)
+
+
+def test_style_mixing_gives_later_layers_another_w() -> None:
+    task = make(mixing=1.0)
+    task.noise_rng = torch.Generator().manual_seed(0)
+    latents = task.draw(3)
+    _, ws = task.make(latents, slice(None))
+    crossover = latents.crossover
+    assert 1 <= crossover < ws.shape[1]
+    assert torch.equal(ws[:, 0], ws[:, crossover - 1])
+    assert not torch.allclose(ws[:, 0], ws[:, crossover])
+    assert torch.allclose(ws[:, crossover], task.G.mapping(latents.z_mixed))
+    plain = make(mixing=0.0)
+    plain.noise_rng = torch.Generator().manual_seed(0)
+    assert plain.draw(3).z_mixed is None
+
+
+def test_augmentation_follows_the_signs_of_real_images() -> None:
+    """A target below what D says makes p rise; one above lets it stay at 0. D sees the altered images."""
+    rising, resting = (make(augment="bg", ada_target=target, ada_kimg=0.1) for target in (-1.5, 1.5))
+    for task in (rising, resting):
+        figures = steps(task, 0, 8)
+    assert float(figures[-1]["ada_p"]) == 0
+    assert rising.ada.p == pytest.approx(8 * BATCH / 100)
+    plain, altered = make(), make(augment="b", augment_p=1.0)
+    for task in (plain, altered):
+        steps(task, 0, 1)
+    assert not torch.equal(plain.D.from_rgb.weight, altered.D.from_rgb.weight)
+
+
+def test_r1_sees_through_the_augmentation() -> None:
+    """The slope is that with respect to the images before they are altered: brightness ×0 would give a penalty of 0."""
+    task = make(augment="c", augment_p=1.0)
+    task.pipe.apply = lambda images, drawn: images * 0.0
+    assert float(task.r1_step(batch())["r1"]) == 0
+    assert float(make().r1_step(batch())["r1"]) > 0
+
+
+def test_bf16_tracks_fp32() -> None:
+    """Losses of the same steps; only the top resolutions are in low precision."""
+    found = []
+    for enabled in (False, True):
+        task = make(network={"low_precision_levels": 2})
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append([float(figures["loss_D"]) for figures in steps(task, 0, 4)])
+        assert all(p.dtype == torch.float32 for p in task.G.parameters())
+    assert found[0] != found[1]
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_gradients_are_guarded_and_not_clipped() -> None:
+    p = torch.nn.Parameter(torch.zeros(4))
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    optimizer.register_step_pre_hook(guard_gradients)
+    p.grad = torch.tensor([float("nan"), float("inf"), float("-inf"), 3e7])
+    optimizer.step()
+    assert p.tolist() == [0.0, -1e5, 1e5, -3e7]
+
+
+def test_diversity() -> None:
+    real = batch()
+    assert float(diversity(real, real)) == pytest.approx(1)
+    assert float(diversity(real[:1].expand(BATCH, -1, -1, -1), real)) == pytest.approx(0, abs=1e-6)
+    assert float(diversity(real[:1], real)) == 1
+
+
+def test_learning_makes_the_mean_colour_right() -> None:
+    """Images of one colour: after a short training the samples have it."""
+    task = make(lr=0.01, ema_kimg=0.1, path_weight=0.0)
+    colour = torch.tensor([0.6, -0.4, 0.2]).view(1, 3, 1, 1)
+    before = float((task.sample().mean((0, 2, 3)) - colour.flatten()).abs().max())
+    for i in range(40):
+        task.step(colour.expand(BATCH, 3, 16, 16) + 0.1 * batch(i), i * BATCH)
+    after = float((task.sample().mean((0, 2, 3)) - colour.flatten()).abs().max())
+    assert after < 0.25 < before
+
+
+@pytest.mark.parametrize(
+    ("optim", "words"),
+    [
+        ({"mixing": 2.0}, "mixing in"),
+        ({"path_shrink": 0}, "path_shrink"),
+        ({"augment": "bgq"}, "unknown augmentations"),
+        ({"augment": "bgc", "augment_p": 1.5}, "augment_p must be in"),
+    ],
+)
+def test_bad_options_are_one_line(optim: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make(**optim)
