@@ -17,6 +17,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,22 @@ from gan_uad.jobs.train import build_task
 from gan_uad.training import distributed
 
 
+@contextmanager
+def double() -> Iterator[None]:
+    """In double precision rounding is nothing; in single precision it may turn a ReLU on or off, and with it a gradient."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@double()
 def steps(source: str, overrides: tuple[str, ...] = (), count: int = 2, batch_norm: bool = False) -> dict[str, Any]:
     """Train a configuration (preset or file) for a few steps on random images, the same in any number of processes.
 
-    Without `batch_norm` that is kept at its running statistics. Every optimiser is plain gradient descent: Adam makes a whole step of
-    what is only rounding. Returns figures (means over processes), gradients and the state.
+    In float64. Without `batch_norm` that is kept at its running statistics. Every optimiser is plain gradient descent: Adam makes
+    a whole step of what is only rounding. Returns figures (means over processes), gradients and the state.
     """
     config = load_config(source, tuple(overrides))
     torch.manual_seed(config.training.seed)

@@ -73,12 +73,14 @@ def processes() -> Iterator[World]:
     here = world()
     if here.rank:
         console.set_quiet(True)
-    end: Callable[[], None] = dist.destroy_process_group
+    # To end properly is to wait for what is under way; with a process that failed alone that may be for ever.
+    end: Callable[[], None] = dist.group.WORLD.abort  # type: ignore[union-attr]
     try:
         yield here
+        end = dist.destroy_process_group
     except click.ClickException as error:
-        if isinstance(error, PeerLost):
-            end = dist.group.WORLD.abort  # type: ignore[union-attr]  # to wait for what is under way is to wait for the dead
+        if not isinstance(error, PeerLost | OwnFailure):
+            end = dist.destroy_process_group
         if here.rank == 0 or isinstance(error, OwnFailure):
             raise
         raise SystemExit(error.exit_code) from None
@@ -181,9 +183,9 @@ def together(work: Callable[[], T], patient: bool = False) -> T:
     return result  # type: ignore[return-value]
 
 
-def first(work: Callable[[], T]) -> T:
-    """Do `work` in rank 0 only; every process gets its (picklable) result, or its error."""
-    result = together(lambda: work() if world().rank == 0 else None)
+def first(work: Callable[[], T], patient: bool = False) -> T:
+    """Do `work` in rank 0 only; every process gets its (picklable) result, or its error. `patient`: as in `together`."""
+    result = together(lambda: work() if world().rank == 0 else None, patient)
     return from_first(result)  # type: ignore[return-value]
 
 
