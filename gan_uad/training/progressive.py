@@ -1,0 +1,292 @@
+"""Training of the progressively grown families, PGAN and StyleGAN: the schedule of growth, and a task each."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_uad.networks.progressive import enlarge, shrink
+from gan_uad.registry import register
+from gan_uad.training import distributed
+from gan_uad.training.adversarial import AdversarialTask
+from gan_uad.training.ema import EMA
+from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G, r1_penalty
+from gan_uad.training.stylegan2 import W_AVG_BETA, Latents, frozen
+
+# Both originals' for one GPU.
+BATCH_PER_LEVEL = {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}
+LR_PER_LEVEL = {128: 1.5e-3, 256: 2e-3, 512: 3e-3, 1024: 3e-3}  # StyleGAN's
+DECAY_PER_STEP = 0.999  # of PGAN's averaged weights
+HALF_LIFE_STEPS = math.log(0.5) / math.log(DECAY_PER_STEP)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Level and fade as a pure function of the images seen (Karras et al. 2018, appendix A.1): `level_kimg` at the first level,
+    then for each further one `fade_kimg` of fading it in and `level_kimg` more.
+    """
+
+    start: int  # log2 of the first resolution
+    top: int
+    level_kimg: float = 600.0
+    fade_kimg: float = 600.0
+
+    def at(self, nimg: int) -> tuple[int, float]:
+        """Level and alpha after `nimg` images; alpha is 1 where nothing fades, and never 0."""
+        stable, fade = round(self.level_kimg * 1000), round(self.fade_kimg * 1000)
+        period, within = divmod(nimg, stable + fade)
+        level, alpha = self.start + period, 1.0
+        if within > stable:
+            level, alpha = level + 1, (within - stable) / fade
+        return (level, alpha) if level <= self.top else (self.top, 1.0)
+
+
+class ProgressiveTask(AdversarialTask):
+    """What PGAN's and StyleGAN's training share: growth, faded reals, rates and batches by level, one D and one G step a batch.
+
+    Adam's moments are forgotten whenever layers come in or have faded in, as in the originals. Real images stay
+    `[N, 3, R, R]` outside; a step averages them down to the level's size.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float,
+        betas: tuple[float, float],
+        ema_kimg: float,
+        start_resolution: int,
+        level_kimg: float,
+        fade_kimg: float,
+        batch_per_level: dict[int, int] | None,
+        lr_per_level: dict[int, float],
+    ) -> None:
+        levels = [1 << level for level in range(2, model.G.resolution.bit_length())]
+        if start_resolution not in levels:
+            raise ValueError(f"start_resolution must be one of {levels}, got {start_resolution}")
+        if round(min(level_kimg, fade_kimg) * 1000) < 0 or round((level_kimg + fade_kimg) * 1000) < 1:
+            raise ValueError(
+                f"level_kimg and fade_kimg must not be negative nor both 0, got {level_kimg} and {fade_kimg}"
+            )
+        self.batches = BATCH_PER_LEVEL if batch_per_level is None else batch_per_level
+        if min([*self.batches.values(), 1]) < 1:
+            raise ValueError(f"batch_per_level must hold sizes of at least 1, got {self.batches}")
+        if min([*lr_per_level.values(), 0.0]) < 0:
+            raise ValueError(f"lr_per_level must hold no negative rate, got {lr_per_level}")
+        super().__init__(model, device, seed, lr, lr, betas, ema_kimg)
+        self.lr, self.lrs = lr, lr_per_level
+        self.schedule = Schedule(start_resolution.bit_length() - 1, levels[-1].bit_length() - 1, level_kimg, fade_kimg)
+        for net in (self.G, self.D):
+            net.grow(*self.schedule.at(0))
+        self.ema = EMA(self.G, ema_kimg, average_buffers=False)
+
+    def batch_at(self, nimg: int) -> int | None:
+        """Images of the batch that follows `nimg` images, in all processes; None: what the run says."""
+        return self.batches.get(1 << self.schedule.at(nimg)[0])
+
+    def lr_at(self, nimg: int) -> float:
+        """Learning rate of the step that follows `nimg` images."""
+        return self.lrs.get(1 << self.schedule.at(nimg)[0], self.lr)
+
+    def enter(self, nimg: int) -> None:
+        """Put networks and optimisers where the schedule says."""
+        level, alpha = self.schedule.at(nimg)
+        was_level, was_alpha = self.G.stage
+        for net, optimizer in ((self.G, self.opt_G), (self.D, self.opt_D)):
+            if (level, alpha < 1) != (was_level, was_alpha < 1):
+                optimizer.state.clear()
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr_at(nimg)
+            net.grow(level, alpha)
+
+    def at_level(self, real: Tensor) -> Tensor:
+        """Images `[N, 3, R, R]` averaged down to the level's size; while it fades in, blended with what the level before can show."""
+        level, alpha = self.G.stage
+        x = shrink(real, 1 << level)
+        return enlarge(shrink(x, 1 << (level - 1)), 1 << level).lerp(x, alpha) if alpha < 1 else x
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """One discriminator and one generator step at the present level."""
+        self.enter(nimg)
+        figures = self.discriminator_step(self.at_level(real))
+        with frozen(self.D):
+            figures |= self.generator_step(len(real))
+        batch = self.whole(real)
+        self.average(batch, nimg + batch)
+        level, alpha = self.G.stage
+        return figures | {"resolution": torch.tensor(float(1 << level)), "alpha": torch.tensor(alpha)}
+
+    def average(self, batch: int, nimg: int) -> None:
+        """Move the averaged generator after a step that saw `batch` images, `nimg` having been seen in all."""
+        self.ema.update(batch, nimg)
+
+    @abstractmethod
+    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """One step on real images `[N, 3, H, H]` of the level's size."""
+
+    @abstractmethod
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """One step on `count` images in this process; the discriminator is frozen."""
+
+
+@register("pgan", kind="task")
+class PGANTask(ProgressiveTask):
+    """PGAN's training: WGAN-GP with a small pull of the critic's real scores to zero, growing from 4 px.
+
+    `ema_kimg` None is the published average, 0.999 a step: a half-life of 693 steps, or 0.693 · batch kimg.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.0, 0.99),
+        gp_weight: float = 10.0,
+        drift: float = 1e-3,
+        ema_kimg: float | None = None,
+        start_resolution: int = 4,
+        level_kimg: float = 600.0,
+        fade_kimg: float = 600.0,
+        batch_per_level: dict[int, int] | None = None,
+        lr_per_level: dict[int, float] | None = None,
+    ) -> None:
+        if min(gp_weight, drift) < 0:
+            raise ValueError(f"gp_weight and drift must not be negative, got {gp_weight} and {drift}")
+        kept = 0.0 if ema_kimg is None else ema_kimg
+        growth = (start_resolution, level_kimg, fade_kimg, batch_per_level, lr_per_level or {})
+        super().__init__(model, device, seed, lr, betas, kept, *growth)
+        self.gp_weight, self.drift, self.per_step = gp_weight, drift, ema_kimg is None
+
+    def average(self, batch: int, nimg: int) -> None:
+        """See `ProgressiveTask`; the half-life is so many steps unless it was given in kimg."""
+        if self.per_step:
+            self.ema.half_life = HALF_LIFE_STEPS * batch
+        super().average(batch, nimg)
+
+    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Minimise E[D(fake)] − E[D(real)] + λ·penalty + drift·E[D(real)²] (appendix A.1)."""
+        z = self.draw_z(len(real))
+        mix = self.shared(torch.rand(self.whole(real), generator=self.rng))
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                fake = self.G.synthesize_level(z[part])
+            on_real, on_fake = self.D(real[part]), self.D(fake)  # apart: the minibatch stddev would mix them
+            penalty = gradient_penalty(self.D, real[part], fake, mix[part])
+            wasserstein = on_real.mean() - on_fake.mean()
+            value = self.gp_weight * penalty + self.drift * on_real.square().mean() - wasserstein
+            return value, {"wasserstein": wasserstein, "penalty": penalty}
+
+        return self.optimise(self.opt_D, len(real), loss)
+
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """Minimise −E[D(G(z))]."""
+        z = self.draw_z(count)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = -self.D(self.G.synthesize_level(z[part])).mean()
+            return value, {"loss_G": value}
+
+        return self.optimise(self.opt_G, count, loss)
+
+
+@register("stylegan", kind="task")
+class StyleGANTask(ProgressiveTask):
+    """StyleGAN's training: non-saturating logistic loss, R1 on every step, style mixing, growing from 8 px.
+
+    `lr_per_level` None is the published table (1.5e-3 at 128 px, 2e-3 at 256, 3e-3 from 512 on); `lr` holds for levels without an entry.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.0, 0.99),
+        r1_gamma: float = 10.0,
+        mixing: float = 0.9,
+        ema_kimg: float = 10.0,
+        start_resolution: int = 8,
+        level_kimg: float = 600.0,
+        fade_kimg: float = 600.0,
+        batch_per_level: dict[int, int] | None = None,
+        lr_per_level: dict[int, float] | None = None,
+    ) -> None:
+        if r1_gamma < 0 or not 0 <= mixing <= 1:
+            raise ValueError(f"r1_gamma must not be negative and mixing in [0, 1], got {r1_gamma} and {mixing}")
+        rates = LR_PER_LEVEL if lr_per_level is None else lr_per_level
+        growth = (start_resolution, level_kimg, fade_kimg, batch_per_level, rates)
+        super().__init__(model, device, seed, lr, betas, ema_kimg, *growth)
+        self.r1_gamma, self.mixing = r1_gamma, mixing
+
+    def draw(self, count: int) -> Latents:
+        """Fresh latents of `count` images in this process, and noise for the layers in use.
+
+        Two w are mixed at a random one of these layers with probability `mixing`.
+        """
+        layers = self.G.synthesis.layers_in_use
+        z, z_mixed, crossover = self.draw_z(count), None, layers
+        if float(torch.rand((), generator=self.rng)) < self.mixing:
+            crossover = int(torch.randint(1, layers, (), generator=self.rng))
+            z_mixed = self.draw_z(count)
+        # Noise is drawn on the device, by a seed of its own: at high resolutions the CPU would take longer than the step.
+        seed = int(torch.randint(1 << 62, (), generator=self.rng))
+        rng, world = torch.Generator(self.device).manual_seed(seed), distributed.world()
+        noise = [
+            distributed.share(torch.randn(count * world.size, *shape, generator=rng, device=self.device), world)
+            for shape in self.G.synthesis.noise_shapes[:layers]
+        ]
+        return Latents(z, z_mixed, crossover, noise)
+
+    def make(self, latents: Latents, part: slice) -> Tensor:
+        """Images of one micro-batch."""
+        ws = self.G.spread(self.G.mapping(latents.z[part]))
+        if latents.z_mixed is not None:
+            mixed = self.G.spread(self.G.mapping(latents.z_mixed[part]))
+            ws = torch.cat([ws[:, : latents.crossover], mixed[:, latents.crossover :]], 1)
+        images: Tensor = self.G.synthesis.synthesize_level(ws, [maps[part] for maps in latents.noise])
+        return images
+
+    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Minimise the logistic loss + γ/2 · ‖∇D(real)‖²."""
+        latents = self.draw(len(real))
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                fake = self.make(latents, part)
+            scores: list[Tensor] = []
+
+            def noted(x: Tensor) -> Tensor:  # the penalty's pass over the reals serves the logistic loss too
+                scores.append(self.D(x))
+                return scores[0]
+
+            penalty = r1_penalty(noted, real[part]).mean() if self.r1_gamma else real.new_zeros(())
+            on_real = scores[0] if scores else self.D(real[part])
+            on_fake = self.D(fake)
+            value = nonsaturating_D(on_real, on_fake)
+            signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
+            return value + self.r1_gamma / 2 * penalty, {"loss_D": value, "r1": penalty, **signs}
+
+        return self.optimise(self.opt_D, len(real), loss)
+
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """Minimise −log σ(D(G(z))), and let the mean of w follow."""
+        latents = self.draw(count)
+        with torch.no_grad():
+            w = self.G.mapping(latents.z)
+            self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = nonsaturating_G(self.D(self.make(latents, part)))
+            return value, {"loss_G": value}
+
+        return self.optimise(self.opt_G, count, loss)
