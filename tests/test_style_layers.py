@@ -21,7 +21,7 @@ from gan_uad.networks.layers import (
     minibatch_stddev,
     pixel_norm,
 )
-from gan_uad.networks.second_order import conv_transpose2d, resample, scale_act
+from gan_uad.networks.second_order import conv2d, conv_transpose2d, resample, scale_act
 from gan_uad.networks.stylegan2 import StyleGAN2
 from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
 
@@ -178,6 +178,23 @@ def test_transposed_convolution_differentiates_twice(rng: torch.Generator) -> No
     assert torch.allclose(work(x, weight), F.conv_transpose2d(x, weight, stride=2))
     assert torch.autograd.gradcheck(work, (x, weight))
     assert torch.autograd.gradgradcheck(lambda x, w: work(x, w).square(), (x, weight))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_wide_strided_weight_gradients_are_torch_s_own(rng: torch.Generator, transposed: bool) -> None:
+    """Wide enough for the path over matrix products; odd sizes, rows that the stride leaves out."""
+    x = torch.randn(3, 64, 9, 9 if transposed else 10, generator=rng).requires_grad_(True)
+    weight = torch.randn(*((64, 128) if transposed else (128, 64)), 3, 3, generator=rng).requires_grad_(True)
+    mine, theirs = (conv_transpose2d, F.conv_transpose2d) if transposed else (conv2d, F.conv2d)
+    found = mine(x, weight, 2, 0) if transposed else conv2d(x, weight, None, 2, 0)
+    expected = theirs(x, weight, stride=2)
+    direction = torch.randn(expected.shape, generator=rng)
+    for a, b in zip(
+        torch.autograd.grad(found, (x, weight), direction),
+        torch.autograd.grad(expected, (x, weight), direction),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_equalised_layers_scale_their_weights(rng: torch.Generator) -> None:

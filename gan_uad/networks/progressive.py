@@ -18,7 +18,6 @@ from gan_uad.networks.layers import (
     channels_at,
     minibatch_stddev,
     mixed_precision,
-    spread,
 )
 from gan_uad.networks.second_order import conv_transpose2d, resample
 
@@ -47,8 +46,12 @@ def blur(x: Tensor) -> Tensor:
 
 
 def up_conv(x: Tensor, weight: Tensor) -> Tensor:
-    """Nearest-neighbour 2× up-sampling and a 3×3 convolution by `weight` `[O, I, 3, 3]`: see `layers.UpConv3x3`."""
-    return conv_transpose2d(x, spread(weight).flip(2, 3).transpose(0, 1), stride=2, padding=1)
+    """Nearest-neighbour 2× up-sampling and a 3×3 convolution by `weight` `[O, I, 3, 3]`: `[N, I, H, W]` -> `[N, O, 2H, 2W]`.
+
+    Pixels are set apart by zeros, convolved and then repeated, which is the same and takes a quarter of the multiplications.
+    """
+    y = conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=2, padding=0)
+    return resample(y, (1.0, 1.0), 1, 1, (0, 0), gain=4.0)
 
 
 class Growing(nn.Module):

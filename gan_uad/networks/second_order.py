@@ -110,31 +110,44 @@ class _ConvBackward(Function):
 
 
 def _convolve(x: Tensor, weight: Tensor, stride: int, padding: int, transposed: bool) -> Tensor:
-    if not transposed:
-        return F.conv2d(x, weight, None, stride, padding)
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.conv_transpose2d(x, weight, None, stride, padding)
-    # What oneDNN computes as the input gradient of a strided convolution takes half the time of its transposed convolution.
-    side = [(n - 1) * stride - 2 * padding + weight.shape[-1] for n in x.shape[2:]]
-    like = torch.empty(len(x), weight.shape[1], *side, dtype=x.dtype, memory_format=torch.channels_last)
-    return _strided_grads(x, like, weight, (True, False), stride, padding)[0]
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    return convolve(x, weight, None, stride, padding)
 
 
 def _conv_grads(
     grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], stride: int, padding: int, transposed: bool
 ) -> Any:
-    if not transposed:
-        return _strided_grads(grad, x, weight, wanted, stride, padding)
-    # A transposed convolution is the input gradient of a strided one: its own input gradient is that convolution.
-    to_x = F.conv2d(grad, weight, None, stride, padding) if wanted[0] else None
-    return to_x, _strided_grads(x, grad, weight, (False, True), stride, padding)[1] if wanted[1] else None
+    over_weight = None
+    if wanted[1] and stride > 1 and _by_products(grad, x, weight, padding):
+        small, large = (x, grad) if transposed else (grad, x)
+        over_weight, wanted = _strided_weight_grad(small, large, weight.shape[-1], stride), (wanted[0], False)
+    if not any(wanted):
+        return None, over_weight
+    shape = ([stride] * 2, [padding] * 2, [1, 1], transposed, [0, 0], 1)
+    over_x, found = aten.convolution_backward(grad, x, weight, None, *shape, [*wanted, False])[:2]
+    return over_x, found if over_weight is None else over_weight
 
 
-def _strided_grads(
-    grad: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool], stride: int, padding: int
-) -> Any:
-    shape = ([stride] * 2, [padding] * 2, [1, 1], False, [0, 0], 1)
-    return aten.convolution_backward(grad, x, weight, None, *shape, [*wanted, False])[:2]
+def _by_products(grad: Tensor, x: Tensor, weight: Tensor, padding: int) -> bool:
+    """Whether `_strided_weight_grad` is faster: oneDNN's own falls to half of the convolution peak with stride 2."""
+    wide = weight.shape[0] * weight.shape[1] >= 8192
+    on_cpu = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return wide and on_cpu and padding == 0
+
+
+def _strided_weight_grad(small: Tensor, large: Tensor, kernel: int, stride: int) -> Tensor:
+    """Weight gradient `[S, L, K, K]` of the convolution from `large` `[N, L, H, W]` to `small` `[N, S, h, w]`, without padding.
+
+    One matrix product for each row of the kernel, with the K pixels of that row side by side.
+    """
+    s, rows = small.shape[1], small.shape[2]
+    left = small.permute(0, 2, 3, 1).reshape(-1, s).t()
+    pixels = large.permute(0, 2, 3, 1)
+    found = []
+    for i in range(kernel):
+        windows = pixels[:, i : i + stride * (rows - 1) + 1 : stride].unfold(2, kernel, stride)  # [N, h, w, L, K]
+        found.append(left @ windows.transpose(3, 4).reshape(left.shape[1], -1))
+    return torch.stack(found).view(kernel, s, kernel, -1).permute(1, 3, 0, 2)
 
 
 def resample(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tuple[int, int], gain: float = 1.0) -> Tensor:
