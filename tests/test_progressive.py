@@ -656,6 +656,8 @@ def test_micro_batches_change_nothing_but_rounding(name: str) -> None:
         figures.update(job.generator_step(8))
     assert len(found[0]) >= 3
     for key, value in found[0].items():
+        if key == "diversity":  # of each pass
+            continue
         assert value.item() == pytest.approx(found[1][key].item(), rel=1e-4, abs=1e-5)
     given = 0
     for mine, theirs in zip(whole.model.parameters(), parts.model.parameters(), strict=True):
