@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gan_uad import registry
 from gan_uad.errors import UserError
-from gan_uad.networks.pgan import PGAN
+from gan_uad.networks.pgan import PGAN, normalised
 from gan_uad.networks.progressive import Discriminator
 from gan_uad.networks.stylegan import StyleGAN, adain
 from gan_uad.training import distributed
@@ -218,6 +218,13 @@ def test_adain_gives_each_map_the_style_s_moments() -> None:
     torch.testing.assert_close(y.var((2, 3), correction=0).sqrt(), (1 + style[:, :4]).abs())
 
 
+def test_pixel_norm_of_maps_in_half_precision() -> None:
+    """Squares of 300 are beyond float16, and its least number is above eps."""
+    x = torch.tensor([[300.0, -100.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float16)
+    expected = torch.stack([x[0].double() / (1e5 / 3) ** 0.5, x[1].double()])
+    torch.testing.assert_close(normalised(x).double(), expected, rtol=1e-3, atol=0)
+
+
 def test_noise_modes() -> None:
     S = model("stylegan").G.synthesis
     ws = normal(2, S.num_ws, 5, dtype=torch.float32)
@@ -309,12 +316,13 @@ def test_pgan_has_no_truncation() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_bf16_is_near_float32(name: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_near_float32(name: str, dtype: torch.dtype) -> None:
     net, z = model(name), normal(4, 6, dtype=torch.float32)
     with torch.no_grad():
         full, x = net.G(z), normal(4, 3, 32, 32, dtype=torch.float32)
         right = net.D(x)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             low, scores = net.G(z), net.D(x)
     assert low.dtype == scores.dtype == torch.float32
     assert 0 < float((low - full).abs().mean() / full.abs().mean()) < 0.05

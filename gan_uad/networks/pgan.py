@@ -24,6 +24,11 @@ from gan_uad.networks.second_order import scale_act
 from gan_uad.registry import register
 
 
+def normalised(x: Tensor) -> Tensor:
+    """`pixel_norm`, whose squares and eps need float32 at least, of maps in any precision."""
+    return pixel_norm(x.to(torch.promote_types(x.dtype, torch.float32))).to(x.dtype)
+
+
 class UpBlock(nn.Module):
     """Nearest-neighbour 2× up-sampling and two 3×3 convolutions, each with leaky ReLU and pixel norm."""
 
@@ -36,7 +41,7 @@ class UpBlock(nn.Module):
         """`[N, I, H, W]` -> `[N, O, 2H, 2W]`."""
         up = self.conv0
         x = scale_act(up_conv(x, up.weight.to(x.dtype)), up.scale, up.bias, None, 1.0)
-        return pixel_norm(self.conv1(pixel_norm(x)))
+        return normalised(self.conv1(normalised(x)))
 
 
 class Generator(GrowingGenerator):
@@ -61,7 +66,7 @@ class Generator(GrowingGenerator):
             y = F.linear(pixel_norm(z), self.dense).view(len(z), -1, 4, 4)
             # The gain √2/4 of the dense layer is the original's ("to match the Theano implementation").
             x = pixel_norm(scale_act(as_images(y), SQRT2 / 4 / self.z_dim**0.5, self.dense_bias, None, 1.0))
-            x = before = pixel_norm(self.conv(x.to(self.precision(LEAST_LEVEL, low, full))))
+            x = before = normalised(self.conv(x.to(self.precision(LEAST_LEVEL, low, full))))
             for i in range(LEAST_LEVEL + 1, level + 1):
                 before, x = x, self.blocks[i - LEAST_LEVEL - 1](x.to(self.precision(i, low, full)))
             return self.paint(before, x, full)
@@ -77,7 +82,7 @@ class Generator(GrowingGenerator):
 class PGAN(nn.Module):
     """PGAN: progressively grown generator `G` with pixel norm and discriminator `D` with minibatch stddev.
 
-    `low_precision_levels`: how many of the top resolutions follow bf16.
+    `low_precision_levels`: how many of the top resolutions follow bf16 or fp16.
     """
 
     def __init__(

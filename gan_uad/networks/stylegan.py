@@ -167,7 +167,7 @@ class Generator(nn.Module):
 class StyleGAN(nn.Module):
     """StyleGAN: mapping network, progressively grown generator `G` with AdaIN and noise, discriminator `D` with blur.
 
-    `low_precision_levels`: how many of the top resolutions follow bf16.
+    `low_precision_levels`: how many of the top resolutions follow bf16 or fp16.
     """
 
     def __init__(
