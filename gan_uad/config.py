@@ -67,7 +67,10 @@ class TrainingConfig(_Strict):
     )
     seed: int = Field(0, ge=0, description="seed of every random choice")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
-    precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="tf32: CUDA matrix units; bf16: autocast")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
+        "fp32",
+        description="tf32: CUDA matrix units; bf16, fp16: autocast (fp16: on CUDA, nets that keep low resolutions in fp32)",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
     tick_kimg: float = Field(1.0, gt=0, description="a log line every so many kimg")
     snapshot_kimg: float = Field(

@@ -24,12 +24,13 @@ def prepare(device: str = "auto", threads: int | None = None, precision: str = "
 
     `device`: `auto` (CUDA where there is one), `cpu` or `cuda`; under torchrun the CUDA device is the process's own (`LOCAL_RANK`).
     `threads`: CPU threads; default: OMP_NUM_THREADS, else the cores that this process may use, shared with its siblings under torchrun.
-    `precision`: `fp32`, `tf32` or `bf16`; on CUDA the last two let float32 products use the TF32 units (autocast is the engine's).
+    `precision`: `fp32`, `tf32`, `bf16` or `fp16`; on CUDA all but the first let float32 products use the TF32 units
+    (autocast is the engine's).
 
     Call it before the first tensor is made. Raises `UserError` for an unknown name, and for CUDA asked for and not there.
     """
     _check("device", device, ("auto", "cpu", "cuda"))
-    _check("precision", precision, ("fp32", "tf32", "bf16"))
+    _check("precision", precision, ("fp32", "tf32", "bf16", "fp16"))
     if threads is not None and threads < 1:
         raise UserError(f"threads must be 1 or more, not {threads}")
 

@@ -101,7 +101,7 @@ def test_the_last_override_wins() -> None:
         ("training.total_kimg=-1", "training.total_kimg"),
         ("training.tick_kimg=0", "training.tick_kimg: input should be greater than 0"),
         ("training.device=gpu", "training.device: input should be 'auto', 'cpu' or 'cuda', got 'gpu'"),
-        ("training.precision=fp16", "training.precision: .*'fp32', 'tf32' or 'bf16'"),
+        ("training.precision=fp8", "training.precision: .*'fp32', 'tf32', 'bf16' or 'fp16'"),
         ("data.crop=middle", "data.crop: input should be 'none' or 'center', got 'middle'"),
         ("data.split_fractions=[0.5, 0.5, 0.5]", "data.split_fractions: .*three shares that add up to 1"),
         ("data.split_fractions=[1, 0]", "data.split_fractions.*"),

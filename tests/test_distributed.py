@@ -101,7 +101,7 @@ def close(a: Any, b: Any, where: str) -> None:
         assert torch.equal(a, b), where
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), where
-        for key in a:
+        for key in a.keys() - {"diversity"}:  # a spread over the images of one pass
             close(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, list):
         assert len(a) == len(b), where
@@ -177,9 +177,6 @@ def test_stylegan2_trains_as_one_process(launch: Launcher, tmp_path: Path) -> No
     codes, outputs = launch.run("steps", json.dumps([case, passes]), folder=tmp_path)
     assert codes == [0, 0], outputs
     one, *others = (driver.steps(**case), driver.steps(**passes), *torch.load(tmp_path / "0.pt", weights_only=True))
-    for result in (one, *others):
-        for row in result["figures"]:
-            row.pop("diversity")  # a spread over the images of one pass
     for result in others:
         close(result, one, "stylegan2")
     assert {"path_penalty", "r1"} <= one["figures"][0].keys()
@@ -353,9 +350,7 @@ def test_out_of_memory_is_one_line_and_its_advice_works(
     assert result.exit_code == 1
     line = result.stderr.splitlines()[-1]
     run = tmp_path / "00000-dcgan"
-    assert line.startswith(
-        "Error: out of memory in a training step: dcgan at 32 px, batch 4 (the checkpoint at 0.02 kimg"
-    )
+    assert line.startswith("Error: out of memory in training: dcgan at 32 px, batch 4 (the checkpoint at 0.02 kimg")
     advice = f"gan-uad train {run} --resume -o training.micro_batch=2"
     assert f"Go on with: {advice} (" in line
     resumed = tiny.run_cli(*advice.split()[1:])
@@ -387,15 +382,14 @@ def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
 
 
 def test_processes_without_memory_speak_for_themselves(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
-    """Really: 50,000 images at once in 1 GB."""
-    words = ["--out", tmp_path, *options(batch=100_000, total_kimg=100)]
-    codes, outputs = launch.run("train", tiny.config("dcgan"), *words, memory=1_000_000_000)
+    """Really: wide nets, whose gradients and moments do not fit into 0.7 GB beside their weights."""
+    wide = ["-o", "network.channel_base=6144", "-o", "network.channel_max=1536"]
+    words = ["--out", tmp_path, *wide, *options(batch=12, total_kimg=100)]
+    codes, outputs = launch.run("train", tiny.config("dcgan"), *words, memory=700_000_000)
     assert codes == [1, 1], outputs
     told = [text.splitlines()[-1] for text in outputs if text]
-    assert any(
-        "out of memory in a training step: dcgan at 32 px, batch 100000 in passes of 50000" in line for line in told
-    )
+    assert any("out of memory in training: dcgan at 32 px, batch 12 in passes of 6" in line for line in told)
     for rank, text in enumerate(outputs):
         assert "Traceback" not in text
         assert f"Error: process {1 - rank}" not in text
-    assert any("--resume -o training.micro_batch=25000 (" in line for line in told)
+    assert any("--resume -o training.micro_batch=3 (" in line for line in told)

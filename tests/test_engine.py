@@ -109,8 +109,8 @@ class Toy(engine.Task):
 class Blank:
     """A stream of batches of 10 grey images."""
 
-    def at(self, nimg: int) -> Tensor:
-        return torch.zeros(10, 3, 8, 8)
+    def at(self, nimg: int, batch: int | None = None) -> Tensor:
+        return torch.zeros(batch or 10, 3, 8, 8)
 
 
 def toy_run(out: Path, **training: Any) -> Run:

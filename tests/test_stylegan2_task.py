@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gan_uad import registry
 from gan_uad.errors import UserError
-from gan_uad.training.stylegan2 import StyleGAN2Task, diversity, guard_gradients
+from gan_uad.training.adversarial import diversity, guard_gradients
+from gan_uad.training.stylegan2 import StyleGAN2Task
 
 NETWORK = {"resolution": 16, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 16}
 BATCH = 8

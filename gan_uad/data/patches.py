@@ -199,12 +199,12 @@ class TrainStream:
         if batch % world:
             raise UserError(f"training.batch {batch} cannot be shared evenly by {world} processes")
         self._patches, self._seed, self._flips, self._turns = patches, seed, flips, turns
-        self._places = np.arange(rank, batch, world)  # of this process's images in a batch
+        self._batch, self._rank, self._world = batch, rank, world
         self._orders: dict[int, NDArray[np.int64]] = {}
 
-    def at(self, nimg: int) -> Tensor:
-        """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]."""
-        k = nimg + self._places
+    def at(self, nimg: int, batch: int | None = None) -> Tensor:
+        """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]; of another size if `batch` says so."""
+        k = nimg + np.arange(self._rank, batch or self._batch, self._world)
         return to_tensor(self._patches.gather(self._chosen(k), self._transforms(k)))
 
     def _chosen(self, k: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -83,6 +83,8 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     torch.manual_seed(settings.seed)
     task = distributed.together(lambda: build_task(config, where))
     task.micro_batch = settings.micro_batch
+    task.check_batches(settings.batch)
+    _check_precision(config, where)
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
         passes = settings.micro_batch or settings.batch // here.size
         console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
@@ -93,6 +95,12 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     if len(chosen) == 0:
         raise UserError(
             f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there"
+        )
+    largest = max(task.batch_sizes(settings.batch))
+    if len(chosen) < largest:
+        raise UserError(
+            f"{config.data.path}: {len(chosen)} {config.data.label} train images are too few: a batch has {largest}. "
+            "Use more images or a smaller -o training.batch"
         )
     stream = TrainStream(
         chosen, settings.batch, settings.seed, config.data.flips, config.data.turns, here.rank, here.size
@@ -107,6 +115,18 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     run_training(task, stream, run, where, description, resume=existing is not None)
     console.say(f"done: {run.folder} ({settings.total_kimg:g} kimg)")
     return run
+
+
+def _check_precision(config: RunConfig, where: torch.device) -> None:
+    """Raise `UserError` for fp16 where it would overflow."""
+    if config.training.precision != "fp16":
+        return
+    if where.type != "cuda":
+        raise UserError("training.precision fp16 is for CUDA; use fp32 (or bf16) on a CPU")
+    if "low_precision_levels" not in inspect.signature(registry.find("network", config.model)).parameters:
+        raise UserError(
+            f"{config.model} would overflow in fp16 (its gradients are not scaled): use training.precision=bf16"
+        )
 
 
 def _patches(config: RunConfig) -> PatchSet:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,15 +18,19 @@ from gan_uad.training.ema import EMA
 from gan_uad.training.engine import Task
 from gan_uad.training.losses import gradient_penalty
 
-SAMPLES = 64  # images of a snapshot
+SAMPLES = 64  # images of a snapshot (a quarter of it above 256 px)
+SAMPLE_BATCH = 8  # of them are made at once
+GRADIENT_BOUND = 1e5  # in place of an infinite gradient
 
 
 class AdversarialTask(Task):
     """What DCGAN and WGAN-GP share: two nets with an Adam each, an averaged generator, one generator of random numbers.
 
     `model` holds a generator `G` and a discriminator `D`. Random numbers are drawn on the CPU, so that a seed gives the same
-    latents on every device.
+    latents on every device. Every step logs the norms of both nets' gradients, `grad_G` and `grad_D`.
     """
+
+    average_buffers = True
 
     def __init__(
         self,
@@ -38,11 +44,13 @@ class AdversarialTask(Task):
     ) -> None:
         self.model, self.device = model.to(device, memory_format=torch.channels_last), device
         self.G, self.D = model.G.train(), model.D.train()
-        self.ema = EMA(self.G, ema_kimg)
+        self.ema = EMA(self.G, ema_kimg, self.average_buffers)
+        self.group = getattr(self.D, "mbstd_group", 1)
         self.opt_G = torch.optim.Adam(self.G.parameters(), lr, tuple(betas))  # type: ignore[arg-type]
         self.opt_D = torch.optim.Adam(self.D.parameters(), lr_D, tuple(betas))  # type: ignore[arg-type]
         self.rng = torch.Generator().manual_seed(seed)
-        self.fixed_z = torch.randn(SAMPLES, self.G.z_dim, generator=torch.Generator().manual_seed(seed))
+        samples = SAMPLES if self.G.resolution <= 256 else SAMPLES // 4
+        self.fixed_z = torch.randn(samples, self.G.z_dim, generator=torch.Generator().manual_seed(seed))
 
     def draw_z(self, count: int) -> Tensor:
         """Fresh latents `[count, z_dim]` ~ N(0, 1) for this process's share; all processes draw the same whole batch."""
@@ -52,10 +60,20 @@ class AdversarialTask(Task):
         """This process's share of what was drawn for the whole batch `[N, ...]`, on the device."""
         return distributed.share(drawn, distributed.world()).to(self.device)
 
+    def optimise(
+        self,
+        optimizer: torch.optim.Optimizer,
+        count: int,
+        loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]],
+    ) -> dict[str, Tensor]:
+        """See `Task`; the gradient's norm is among the figures."""
+        figures = super().optimise(optimizer, count, loss)
+        return figures | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
+
     def sample(self) -> Tensor:
         """Images of the averaged generator at fixed latents."""
         with torch.no_grad():
-            return self.ema.net(self.fixed_z.to(self.device))
+            return torch.cat([self.ema.net(z) for z in self.fixed_z.to(self.device).split(SAMPLE_BATCH)])
 
     def networks(self) -> dict[str, nn.Module]:
         """The averaged generator with the current discriminator."""
@@ -80,6 +98,45 @@ class AdversarialTask(Task):
         self.opt_G.load_state_dict(state["opt_G"])
         self.opt_D.load_state_dict(state["opt_D"])
         self.rng.set_state(state["rng"])
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[None]:
+    """No gradients for a net's weights meanwhile."""
+    net.requires_grad_(False)
+    try:
+        yield
+    finally:
+        net.requires_grad_(True)
+
+
+@torch.no_grad()
+def guard_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Replace NaN in gradients by 0 and infinities by ±1e5, as StyleGAN2-ADA does; nothing is clipped. (An optimiser's hook.)"""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if p.grad is not None:
+                torch.nan_to_num_(p.grad, nan=0.0, posinf=GRADIENT_BOUND, neginf=-GRADIENT_BOUND)
+
+
+@torch.no_grad()
+def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
+    """L2 norm of all gradients that an optimiser holds."""
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return torch.stack(torch._foreach_norm(grads)).norm()
+
+
+@torch.no_grad()
+def diversity(fake: Tensor, real: Tensor) -> Tensor:
+    """How much generated images differ from each other, relative to real ones: about 1 is well, near 0 is collapse.
+
+    The standard deviation over the batch of each pixel of thumbnails (8×8 px at most), averaged, fake over real; 1 for a single image.
+    """
+    if len(fake) < 2:
+        return torch.ones((), device=fake.device)
+    side = min(8, fake.shape[-1])
+    spread = [F.adaptive_avg_pool2d(images.float(), side).std(0).mean() for images in (fake, real)]
+    return spread[0] / spread[1].clamp(min=1e-6)
 
 
 @register("dcgan", kind="task")
@@ -108,16 +165,16 @@ class DCGANTask(AdversarialTask):
                 fake = self.G(z[part]) if made is None else made.detach()
             on_real, on_fake = self.D(real[part]), self.D(fake)
             loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
-            return loss, {"loss_D": loss, "real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
+            signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
+            return loss, {"loss_D": loss, **signs, "diversity": diversity(fake, real[part])}
 
         def loss_G(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             loss = F.softplus(-self.D(self.G(z[part]) if made is None else made)).mean()
             return loss, {"loss_G": loss}
 
         figures = self.optimise(self.opt_D, len(real), loss_D)
-        self.D.requires_grad_(False)
-        figures |= self.optimise(self.opt_G, len(real), loss_G)
-        self.D.requires_grad_(True)
+        with frozen(self.D):
+            figures |= self.optimise(self.opt_G, len(real), loss_G)
         batch = self.whole(real)
         self.ema.update(batch, nimg + batch)
         return figures
@@ -167,7 +224,8 @@ class WGANGPTask(AdversarialTask):
             on_real, on_fake = self.D(torch.cat([real[part], fake])).chunk(2)
             penalty = gradient_penalty(self.D, real[part], fake, mix[part])
             wasserstein = on_real.mean() - on_fake.mean()
-            return self.gp_weight * penalty - wasserstein, {"wasserstein": wasserstein, "penalty": penalty}
+            figures = {"wasserstein": wasserstein, "penalty": penalty, "diversity": diversity(fake, real[part])}
+            return self.gp_weight * penalty - wasserstein, figures
 
         return self.optimise(self.opt_D, len(real), loss)
 
@@ -182,8 +240,7 @@ class WGANGPTask(AdversarialTask):
             value = -self.D(self.G(z[part])).mean()
             return value, {"loss_G": value}
 
-        self.D.requires_grad_(False)
-        figures = self.optimise(self.opt_G, count, loss)
-        self.D.requires_grad_(True)
+        with frozen(self.D):
+            figures = self.optimise(self.opt_G, count, loss)
         self.ema.update(count * distributed.world().size * self.n_critic, nimg)
         return figures

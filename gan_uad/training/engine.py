@@ -24,7 +24,9 @@ from gan_uad.files import atomic, explained, remove_leftovers
 from gan_uad.run import Run
 from gan_uad.training import checkpoint, distributed, memory
 from gan_uad.training.ema import EMA
+from gan_uad.training.watch import Watch
 
+LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 EARLY_SNAPSHOTS = (0.0, 1 / 16, 1 / 4)  # of the snapshot interval: nobody should wait an hour for the first picture
 
 
@@ -38,6 +40,30 @@ class Task(ABC):
     """
 
     micro_batch: int | None = None  # images of one pass in this process; None: its whole share of the batch
+    group: int = 1  # images that a pass must hold together (minibatch stddev)
+
+    def batch_at(self, nimg: int) -> int | None:
+        """Images of the batch that follows `nimg` images, in all processes; None: what the run says."""
+        return None
+
+    def batch_sizes(self, batch: int) -> set[int]:
+        """All sizes that batches will have in a run of batch size `batch`."""
+        return {batch}
+
+    def check_batches(self, batch: int) -> None:
+        """Raise `UserError` unless every batch can be shared out, cut into passes, and these into groups."""
+        size = distributed.world().size
+        for whole in sorted(self.batch_sizes(batch)):
+            if whole % size:
+                raise UserError(f"a batch of {whole} images cannot be shared evenly by {size} processes")
+            passes = {len(range(whole // size)[part]) for part in self.parts(whole // size)}
+            together = whole if passes == {whole} else self.group
+            if self.group > 1 and (len(passes) > 1 or max(passes) % min(self.group, together)):
+                cut = "" if passes == {whole} else f" (in passes of {', '.join(map(str, sorted(passes)))})"
+                raise UserError(
+                    f"a batch of {whole} images{cut} cannot be cut into minibatch-stddev groups of {self.group}: "
+                    f"make training.batch (and micro_batch) a multiple of {self.group}, or set network.mbstd_group"
+                )
 
     def parts(self, count: int) -> list[slice]:
         """The micro-batches of a share of `count` images: every M-th image, for the reason given in `distributed.share`."""
@@ -108,8 +134,8 @@ class Task(ABC):
 class Stream(Protocol):
     """Where batches come from: a pure function of how many images were seen."""
 
-    def at(self, nimg: int) -> Tensor:
-        """The batch `[N, 3, R, R]` in [-1, 1] that follows the first `nimg` images."""
+    def at(self, nimg: int, batch: int | None = None) -> Tensor:
+        """The batch `[N, 3, R, R]` in [-1, 1] that follows the first `nimg` images; this process's share of `batch` images."""
 
 
 def train(
@@ -124,7 +150,8 @@ def train(
     nimg = loop.restore(resume)
     settings = run.config.training
     total = round(settings.total_kimg * 1000)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
+    low = LOW_PRECISION.get(settings.precision)
+    autocast = torch.autocast(device.type, low, enabled=low is not None)
     with (
         loop.writing(nimg),
         _signals() as stop,
@@ -133,11 +160,12 @@ def train(
         if nimg == 0:
             loop.snapshot(0)
         while nimg < total:
+            batch = task.batch_at(nimg) or settings.batch
             with memory.explained(run, loop.kept):
-                real = stream.at(nimg).to(device, non_blocking=True)
+                real = stream.at(nimg, batch).to(device, non_blocking=True)
                 with autocast:
                     loop.add(task.step(real, nimg))
-            before, nimg = nimg, nimg + settings.batch
+            before, nimg = nimg, nimg + batch
             done, stopped = nimg >= total, distributed.any_of(bool(stop))
             save = done or stopped or _crossed(before, nimg, settings.checkpoint_kimg)
             # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
@@ -162,6 +190,7 @@ class _Loop:
         self.counts: dict[str, int] = {}
         self.tick_time, self.tick_nimg = time.monotonic(), 0
         self.saved_nimg: int | None = None
+        self.watch = Watch()
 
     @contextmanager
     def writing(self, nimg: int) -> Iterator[None]:
@@ -194,13 +223,17 @@ class _Loop:
         for name, value in means.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}", nimg)
-        row = {
+        row: dict[str, Any] = {
             "nimg": nimg,
             "kimg": nimg / 1000,
             "seconds_per_kimg": round(per_kimg, 3),
             "memory_gb": _memory(self.device),
             **means,
         }
+        if warnings := self.watch.look(means):
+            row["warnings"] = warnings
+        for warning in warnings:
+            console.say(f"warning: at {nimg / 1000:g} kimg {warning}")
         shown = " ".join(f"{name} {value:.3g}" for name, value in means.items())
 
         def write() -> None:
@@ -234,7 +267,8 @@ class _Loop:
         name = f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png"
 
         def write() -> None:
-            images = to_uint8(self.task.sample().float().cpu())
+            with memory.explained(self.run, self.kept):
+                images = to_uint8(self.task.sample().float().cpu())
             save_grid(images, self.run.folder / "fakes" / name)
 
         distributed.first(write)
@@ -274,6 +308,7 @@ class _Loop:
                 f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning"
             )
             distributed.first(lambda: self.run.rewind_log(nimg))
+            self.watch.replay(distributed.first(self.run.read_log))
         return nimg
 
     def _read(self) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC
 
 @contextmanager
 def explained(run: Run, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn running out of memory in a training step into `JobFailed`: what was tried, what to try, and what is `kept`."""
+    """Turn running out of memory in training into `JobFailed`: what was tried, what to try, and what is `kept`."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
@@ -52,7 +52,7 @@ def _advice(run: Run, kept: str) -> str:
         advice = f"Try a smaller network ({', '.join(smaller)}) or a lower resolution"
     else:
         advice = "Try a lower resolution or a smaller network (-o network.channel_base=...)"
-    return f"out of memory in a training step: {tried} ({kept}). {advice}"
+    return f"out of memory in training: {tried} ({kept}). {advice}"
 
 
 def smaller_presets(config: RunConfig) -> list[str]:

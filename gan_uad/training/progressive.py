@@ -13,10 +13,9 @@ from torch import Tensor
 from gan_uad.networks.progressive import enlarge, shrink
 from gan_uad.registry import register
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import AdversarialTask
-from gan_uad.training.ema import EMA
+from gan_uad.training.adversarial import AdversarialTask, diversity, frozen, guard_gradients
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G, r1_penalty
-from gan_uad.training.stylegan2 import W_AVG_BETA, Latents, frozen
+from gan_uad.training.stylegan2 import W_AVG_BETA, Latents
 
 # Both originals' for one GPU.
 BATCH_PER_LEVEL = {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}
@@ -53,6 +52,8 @@ class ProgressiveTask(AdversarialTask):
     `[N, 3, R, R]` outside; a step averages them down to the level's size.
     """
 
+    average_buffers = False
+
     def __init__(
         self,
         model: Any,
@@ -82,9 +83,16 @@ class ProgressiveTask(AdversarialTask):
         super().__init__(model, device, seed, lr, lr, betas, ema_kimg)
         self.lr, self.lrs = lr, lr_per_level
         self.schedule = Schedule(start_resolution.bit_length() - 1, levels[-1].bit_length() - 1, level_kimg, fade_kimg)
-        for net in (self.G, self.D):
+        averaged: Any = self.ema.net
+        for net in (self.G, self.D, averaged):
             net.grow(*self.schedule.at(0))
-        self.ema = EMA(self.G, ema_kimg, average_buffers=False)
+        for optimizer in (self.opt_G, self.opt_D):
+            optimizer.register_step_pre_hook(guard_gradients)
+
+    def batch_sizes(self, batch: int) -> set[int]:
+        """See `Task`: those of all levels."""
+        levels = range(self.schedule.start, self.schedule.top + 1)
+        return {self.batches.get(1 << level, batch) for level in levels}
 
     def batch_at(self, nimg: int) -> int | None:
         """Images of the batch that follows `nimg` images, in all processes; None: what the run says."""
@@ -183,7 +191,7 @@ class PGANTask(ProgressiveTask):
             penalty = gradient_penalty(self.D, real[part], fake, mix[part])
             wasserstein = on_real.mean() - on_fake.mean()
             value = self.gp_weight * penalty + self.drift * on_real.square().mean() - wasserstein
-            return value, {"wasserstein": wasserstein, "penalty": penalty}
+            return value, {"wasserstein": wasserstein, "penalty": penalty, "diversity": diversity(fake, real[part])}
 
         return self.optimise(self.opt_D, len(real), loss)
 
@@ -274,6 +282,7 @@ class StyleGANTask(ProgressiveTask):
             on_fake = self.D(fake)
             value = nonsaturating_D(on_real, on_fake)
             signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
+            signs["diversity"] = diversity(fake, real[part])
             return value + self.r1_gamma / 2 * penalty, {"loss_D": value, "r1": penalty, **signs}
 
         return self.optimise(self.opt_D, len(real), loss)

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.registry import register
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import AdversarialTask
+from gan_uad.training.adversarial import AdversarialTask, diversity, frozen, guard_gradients
 from gan_uad.training.augment import AdaptiveP, AugmentPipe
-from gan_uad.training.ema import EMA
 from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
 
 W_AVG_BETA = 0.995
-GRADIENT_BOUND = 1e5  # in place of an infinite gradient
 
 
 @dataclass
@@ -45,6 +41,8 @@ class StyleGAN2Task(AdversarialTask):
     that is adapted until the mean sign of D(real) is `ada_target` (`ada_kimg`: images in which it can rise from 0 to 1), or is
     `augment_p` throughout.
     """
+
+    average_buffers = False
 
     def __init__(
         self,
@@ -73,7 +71,6 @@ class StyleGAN2Task(AdversarialTask):
                 f"got {r1_interval}, {path_interval}, {path_shrink} and {mixing}"
             )
         super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
-        self.ema = EMA(self.G, ema_kimg, average_buffers=False)
         self.opt_G = _lazy_adam(self.G, lr, betas, path_interval if path_weight else 0)
         self.opt_D = _lazy_adam(self.D, lr if lr_D is None else lr_D, betas, r1_interval if r1_gamma != 0 else 0)
         self.seed, self.r1_gamma, self.mixing = seed, r1_gamma, mixing
@@ -124,10 +121,10 @@ class StyleGAN2Task(AdversarialTask):
         self.noise_rng = torch.Generator(self.device).manual_seed(_key(self.seed, nimg))
         figures = self.generator_step(len(real))
         if self.path_interval and turn % self.path_interval == 0:
-            figures |= self.path_step(max(1, len(real) // self.path_shrink))
+            figures = self.path_step(max(1, len(real) // self.path_shrink)) | figures
         figures |= self.discriminator_step(real)
         if self.r1_interval and turn % self.r1_interval == 0:
-            figures |= self.r1_step(real)
+            figures = self.r1_step(real) | figures
         self.ema.update(batch, nimg + batch)
         return figures
 
@@ -144,7 +141,7 @@ class StyleGAN2Task(AdversarialTask):
         with torch.no_grad():
             w = self.G.mapping(latents.z)
             self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
-        return figures | {"grad_G": gradient_norm(self.G)}
+        return figures
 
     def path_step(self, count: int) -> dict[str, Tensor]:
         """Pull the path lengths of `count` images in this process to their running mean."""
@@ -178,7 +175,7 @@ class StyleGAN2Task(AdversarialTask):
                 "diversity": diversity(fake, real[part]),
             }
 
-        figures = self.optimise(self.opt_D, len(real), loss) | {"grad_D": gradient_norm(self.D)}
+        figures = self.optimise(self.opt_D, len(real), loss)
         if self.pipe is not None and self.augment_p is None:
             batch = self.whole(real)
             self.ada.observe(float(distributed.mean(figures["real_sign"])) * batch, batch)
@@ -207,43 +204,6 @@ class StyleGAN2Task(AdversarialTask):
         super().load_state_dict(state)
         self.path_mean.copy_(state["path_mean"])
         self.ada.load_state_dict(state["ada"])
-
-
-@contextmanager
-def frozen(net: nn.Module) -> Iterator[None]:
-    """No gradients for a net's weights meanwhile."""
-    net.requires_grad_(False)
-    try:
-        yield
-    finally:
-        net.requires_grad_(True)
-
-
-@torch.no_grad()
-def guard_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Replace NaN in gradients by 0 and infinities by ±1e5, as StyleGAN2-ADA does; nothing is clipped. (An optimiser's hook.)"""
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if p.grad is not None:
-                torch.nan_to_num_(p.grad, nan=0.0, posinf=GRADIENT_BOUND, neginf=-GRADIENT_BOUND)
-
-
-@torch.no_grad()
-def gradient_norm(net: nn.Module) -> Tensor:
-    """L2 norm of all gradients of a net."""
-    return torch.stack([p.grad.norm() for p in net.parameters() if p.grad is not None]).norm()
-
-
-@torch.no_grad()
-def diversity(fake: Tensor, real: Tensor) -> Tensor:
-    """How much generated images differ from each other, relative to real ones: about 1 is well, near 0 is collapse.
-
-    The standard deviation over the batch of each pixel of 8×8 px thumbnails, averaged, fake over real.
-    """
-    if len(fake) < 2:
-        return torch.ones((), device=fake.device)
-    spread = [F.adaptive_avg_pool2d(images.float(), 8).std(0).mean() for images in (fake, real)]
-    return spread[0] / spread[1].clamp(min=1e-6)
 
 
 def _lazy_adam(net: nn.Module, lr: float, betas: tuple[float, float], interval: int) -> torch.optim.Adam:
