@@ -19,7 +19,7 @@ from gan_uad.training.engine import Task
 from gan_uad.training.losses import gradient_penalty
 
 SAMPLES = 64  # images of a snapshot (a quarter of it above 256 px)
-SAMPLE_BATCH = 8  # of them are made at once
+SAMPLE_BATCH = 4  # of them are made at once
 GRADIENT_BOUND = 1e5  # in place of an infinite gradient
 
 

@@ -28,7 +28,7 @@ def explained(run: Run, kept: Callable[[], str]) -> Iterator[None]:
             raise
         here = distributed.world()
         line = _advice(run, kept())
-        if here.size == 1:
+        if here.size == 1 or shared:
             raise JobFailed(line) from None
         raise distributed.OwnFailure(f"process {here.rank}: {line}") from None
 
