@@ -19,8 +19,11 @@ PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC
 
 
 @contextmanager
-def explained(run: Run, kept: Callable[[], str]) -> Iterator[None]:
-    """Turn running out of memory in training into `JobFailed`: what was tried, what to try, and what is `kept`."""
+def explained(run: Run, kept: Callable[[], str], shared: bool = False) -> Iterator[None]:
+    """Turn running out of memory into `JobFailed`: what was tried, what to try, and what is `kept`.
+
+    `shared`: all processes will raise this error (`distributed.first`), so that rank 0 may tell it.
+    """
     try:
         yield
     except (RuntimeError, MemoryError) as error:
