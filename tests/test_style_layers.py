@@ -21,7 +21,7 @@ from gan_uad.networks.layers import (
     minibatch_stddev,
     pixel_norm,
 )
-from gan_uad.networks.second_order import conv2d, conv_transpose2d, resample, scale_act
+from gan_uad.networks.second_order import conv2d, conv_transpose2d, modulate, resample, scale_act
 from gan_uad.networks.stylegan2 import StyleGAN2
 from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
 
@@ -170,6 +170,16 @@ def test_scale_act(
     assert torch.autograd.gradgradcheck(lambda *i: scale_act(*i, act_gain), inputs)
     constant = scale_act(y, 0.3, bias, None, act_gain)
     assert torch.allclose(constant, slow(y, torch.full_like(scale, 0.3), bias, torch.zeros_like(noise)))
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_modulate(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
+    if in_parts:
+        monkeypatch.setattr(second_order, "_CACHED", 1)
+    x, style = randn(rng, 3, 4, 5, 5).requires_grad_(True), randn(rng, 3, 4).requires_grad_(True)
+    assert torch.allclose(modulate(x, style), torch.einsum("nchw,nc->nchw", x, style))
+    assert torch.autograd.gradcheck(modulate, (x, style))
+    assert torch.autograd.gradgradcheck(modulate, (x, style))
 
 
 def test_transposed_convolution_differentiates_twice(rng: torch.Generator) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm, resample, scale_act
+from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm, modulate, resample, scale_act
 
 SQRT2 = 2**0.5
 
@@ -231,7 +231,7 @@ class ModulatedConv2d(nn.Module):
             style = style / style.abs().amax(1, keepdim=True)
         if self.demodulate:
             scale = (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
-        x = x * style.to(x.dtype)[:, :, None, None]
+        x = modulate(x, style)
         weight = weight.to(x.dtype)
         if self.up:
             y = conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=0)

@@ -3,7 +3,7 @@
 A gradient penalty differentiates a gradient. torch then derives the second derivatives of a convolution from transposed
 convolutions with image-sized kernels, and those of a normalisation from dozens of element-wise steps in another memory layout.
 Here both are written down once, in terms of the kernels of the first derivative. Values and first derivatives are torch's own;
-a third derivative is an error. `resample` and `scale_act` may be differentiated any number of times.
+a third derivative is an error. `resample`, `scale_act` and `modulate` may be differentiated any number of times.
 """
 
 from __future__ import annotations
@@ -140,14 +140,14 @@ def _strided_weight_grad(small: Tensor, large: Tensor, kernel: int, stride: int)
 
     One matrix product for each row of the kernel, with the K pixels of that row side by side.
     """
-    s, rows = small.shape[1], small.shape[2]
+    s, rows, channels = small.shape[1], small.shape[2], large.shape[1]
     left = small.permute(0, 2, 3, 1).reshape(-1, s).t()
     pixels = large.permute(0, 2, 3, 1)
-    found = []
+    found = torch.empty(s, kernel, kernel * channels, dtype=small.dtype)  # channels-last, as the weights are
     for i in range(kernel):
         windows = pixels[:, i : i + stride * (rows - 1) + 1 : stride].unfold(2, kernel, stride)  # [N, h, w, L, K]
-        found.append(left @ windows.transpose(3, 4).reshape(left.shape[1], -1))
-    return torch.stack(found).view(kernel, s, kernel, -1).permute(1, 3, 0, 2)
+        torch.mm(left, windows.transpose(3, 4).reshape(left.shape[1], -1), out=found[:, i])
+    return found.view(s, kernel, kernel, channels).permute(0, 3, 1, 2)
 
 
 def resample(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tuple[int, int], gain: float = 1.0) -> Tensor:
@@ -259,6 +259,31 @@ class _ScaleAct(Function):
             over_noise = over_noise.sum(0, keepdim=True) if ctx.noise[0] == 1 else over_noise
             over_noise = over_noise.to(ctx.noise[1])
         return over_y, over_factors, over_bias, over_noise, None, None
+
+
+def modulate(x: Tensor, style: Tensor) -> Tensor:
+    """Scale the channels of each image: x `[N, C, H, W]`, style `[N, C]` -> the shape and dtype of x."""
+    y: Tensor = _Modulate.apply(x, style)
+    return y
+
+
+class _Modulate(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, style: Tensor) -> Tensor:
+        ctx.save_for_backward(x, style)
+        return x * style.to(x.dtype)[:, :, None, None]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, style = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            over_x = grad * style.to(grad.dtype)[:, :, None, None]
+            return over_x, (grad * x).sum((2, 3), dtype=style.dtype) if ctx.needs_input_grad[1] else None
+        over_x, over_style = torch.empty_like(grad), torch.empty_like(style)
+        for part in _parts(grad):
+            over_style[part] = torch.mul(grad[part], x[part], out=over_x[part]).sum((2, 3), dtype=style.dtype)
+            torch.mul(grad[part], style[part].to(grad.dtype)[:, :, None, None], out=over_x[part])
+        return over_x, over_style
 
 
 def _act_grads(

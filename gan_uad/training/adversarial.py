@@ -46,8 +46,8 @@ class AdversarialTask(Task):
         self.G, self.D = model.G.train(), model.D.train()
         self.ema = EMA(self.G, ema_kimg, self.average_buffers)
         self.group = getattr(self.D, "mbstd_group", 1)
-        self.opt_G = torch.optim.Adam(self.G.parameters(), lr, tuple(betas))  # type: ignore[arg-type]
-        self.opt_D = torch.optim.Adam(self.D.parameters(), lr_D, tuple(betas))  # type: ignore[arg-type]
+        self.opt_G = torch.optim.Adam(self.G.parameters(), lr, tuple(betas), fused=True)  # type: ignore[arg-type]
+        self.opt_D = torch.optim.Adam(self.D.parameters(), lr_D, tuple(betas), fused=True)  # type: ignore[arg-type]
         self.rng = torch.Generator().manual_seed(seed)
         samples = SAMPLES if self.G.resolution <= 256 else SAMPLES // 4
         self.fixed_z = torch.randn(samples, self.G.z_dim, generator=torch.Generator().manual_seed(seed))

@@ -209,7 +209,7 @@ class StyleGAN2Task(AdversarialTask):
 def _lazy_adam(net: nn.Module, lr: float, betas: tuple[float, float], interval: int) -> torch.optim.Adam:
     """Adam with rates corrected for an extra step once in `interval` (Karras et al. 2020, appendix B)."""
     c = interval / (interval + 1) if interval else 1.0
-    optimizer = torch.optim.Adam(net.parameters(), lr * c, (betas[0] ** c, betas[1] ** c), eps=1e-8)
+    optimizer = torch.optim.Adam(net.parameters(), lr * c, (betas[0] ** c, betas[1] ** c), eps=1e-8, fused=True)
     optimizer.register_step_pre_hook(guard_gradients)
     return optimizer
 

@@ -2,8 +2,8 @@
 
     python scripts/bench/stylegan2_step.py [--preset stylegan2_e_64] [--batch 8] [--rounds 3] [--precision fp32 bf16] [--compile]
 
-One round = the peak probe, then each phase of a training step in each precision (generator, its path length, discriminator, its R1),
-and inference without gradients. s/kimg weighs the phases by how often they come: generator + path / 4 + discriminator + R1 / 16.
+One round = the peak probe (2 s of it), then each phase of a training step in each precision (generator, its path length,
+discriminator, its R1), and inference without gradients. s/kimg weighs the phases by how often they come: generator + path / 4 + discriminator + R1 / 16.
 `--compile` adds inference, and on CUDA the training phases, with G and D under torch.compile.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import flops_of, header, interleave, median_ratio, peak_probe
+from common import flops_of, header, interleave, median_ratio, peak_probe, sustained
 
 from gan_uad import device as devices
 from gan_uad import registry
@@ -76,7 +76,7 @@ def main() -> None:
         with torch.no_grad():
             task.ema.net(z)
 
-    probe, probe_flops = peak_probe(device)
+    probe, probe_flops = sustained(*peak_probe(device), device, 2.0)
     flops = {name: flops_of(work) for name, (work, _) in parts.items()} | {"inference": flops_of(infer)}
     works: dict[str, Callable[[], Any]] = {"peak": probe}
     for precision in args.precision:
