@@ -178,10 +178,9 @@ class _Resample(Function):
 
 
 def _resampled(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tuple[int, int], gain: float) -> Tensor:
-    line = torch.tensor(taps, dtype=torch.float64)
-    kernel = torch.outer(line, line) * (gain / float(line.sum()) ** 2)
-    c, size = x.shape[1], len(taps)
-    weight = kernel.to(x.device, x.dtype).expand(c, 1, size, size)
+    c, size, total = x.shape[1], len(taps), sum(taps) ** 2
+    kernel = torch.tensor([[a * b * gain / total for a in taps] for b in taps], dtype=x.dtype, device=x.device)
+    weight = kernel.expand(c, 1, size, size)
     if up == 1:
         if pad[0] != pad[1] or min(pad) < 0:
             x, pad = F.pad(x, (*pad, *pad)), (0, 0)

@@ -3,8 +3,8 @@
     python scripts/bench/stylegan2_step.py [--preset stylegan2_e_64] [--batch 8] [--rounds 3] [--precision fp32 bf16] [--compile]
 
 One round = the peak probe (2 s of it), then each phase of a training step in each precision (generator, its path length,
-discriminator, its R1), and inference without gradients. s/kimg weighs the phases by how often they come: generator + path / 4 + discriminator + R1 / 16.
-`--compile` adds inference, and on CUDA the training phases, with G and D under torch.compile.
+discriminator, its R1), and inference without gradients. s/kimg weighs the phases by how often they come: generator + path / 4
++ discriminator + R1 / 16. `--compile` adds inference with the generator under torch.compile.
 """
 
 from __future__ import annotations
