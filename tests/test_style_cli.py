@@ -1,0 +1,169 @@
+"""The style-based families through the command line: growing and resuming in a fade, augmentation, warnings, and bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gan_uad.config import load_config, presets
+from gan_uad.jobs.load import load_model
+
+SIZES = {"z_dim": 8, "channel_base": 128, "channel_max": 16}
+STYLE = SIZES | {"w_dim": 8, "mapping_layers": 2}
+# 4, 8 and 16 px, a step or two each; a fade has three.
+GROWTH = {"start_resolution": 4, "level_kimg": 0.016, "fade_kimg": 0.024, "batch_per_level": {4: 8, 8: 8}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "pgan": {"network": SIZES, "optim": GROWTH},
+    "stylegan": {"network": STYLE, "optim": GROWTH},
+    "stylegan2": {"network": STYLE, "optim": {"augment": "bgc", "ada_kimg": 0.1, "ada_target": -1.0}},
+}
+
+
+@pytest.fixture(scope="module")
+def configs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration for each family: 16 px, batches of 4."""
+    folder = tmp_path_factory.mktemp("configs")
+    training = {"total_kimg": 0.08, "batch": 4, "threads": 1, "device": "cpu", "tick_kimg": 0.02}
+    training |= {"snapshot_kimg": 0.08, "checkpoint_kimg": 0.02}
+    for family, settings in FAMILIES.items():
+        raw = {"model": family, "task": family, "resolution": 16, "data": {"path": str(tiny.patches)}, **settings}
+        (folder / f"{family}.yaml").write_text(yaml.safe_dump({**raw, "training": training}))
+    return folder
+
+
+def only_run(out: Path) -> Path:
+    (run,) = out.iterdir()
+    return run
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_that_was_broken_off_ends_like_one_that_was_not(
+    tiny: Any, configs: Path, tmp_path: Path, family: str
+) -> None:
+    """Broken off at 32 images: for the growing families in the middle of the fade to 8 px."""
+    config = configs / f"{family}.yaml"
+    assert tiny.train(config, tmp_path / "whole").exit_code == 0
+    assert tiny.train(config, tmp_path / "broken", total_kimg=0.032).exit_code == 0
+    broken = only_run(tmp_path / "broken")
+    if family != "stylegan2":
+        last = rows(broken)[-1]
+        assert last["resolution"] > 4
+        assert 0 < last["alpha"] < 1
+    result = tiny.train(broken, tmp_path, "--resume", total_kimg=0.08)
+    assert result.exit_code == 0, result.output
+    states = [torch.load(run / "state.pt", weights_only=True) for run in (only_run(tmp_path / "whole"), broken)]
+    assert states[0]["nimg"] == states[1]["nimg"] >= 80
+    assert equal(*(state["task"] for state in states))
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def test_growing_is_logged_and_kept_in_the_model(tiny: Any, configs: Path, tmp_path: Path) -> None:
+    result = tiny.train(configs / "stylegan.yaml", tmp_path, total_kimg=0.056)
+    assert result.exit_code == 0, result.output
+    run = only_run(tmp_path)
+    assert [row["nimg"] for row in rows(run)][:2] == [24, 40]  # batches of 8 at 4 and 8 px
+    model = load_model(run)
+    assert model.networks["gan"].G.stage == (3, 1.0)
+    images = model.generate([0, 1])
+    assert images.shape == (2, 3, 16, 16)
+    assert torch.equal(images[..., ::2, ::2], images[..., 1::2, 1::2])  # of 8 px, enlarged
+
+
+def test_adaptive_augmentation_is_logged(tiny: Any, configs: Path, tmp_path: Path) -> None:
+    assert tiny.train(configs / "stylegan2.yaml", tmp_path).exit_code == 0
+    p = [row["ada_p"] for row in rows(only_run(tmp_path))]
+    assert p == sorted(p)
+    assert 0 < p[-1] <= 0.8
+
+
+def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gan_uad.training.watch.SETTLED", 2)
+    monkeypatch.setattr("gan_uad.training.stylegan2.diversity", lambda fake, real: torch.tensor(0.1))
+    result = tiny.train(configs / "stylegan2.yaml", tmp_path, tick_kimg=0.004, total_kimg=0.04)
+    assert result.exit_code == 0
+    assert result.stderr.count("generated images hardly differ from each other (diversity 0.10") == 1
+    found = [row["nimg"] for row in rows(only_run(tmp_path)) if "warnings" in row]
+    assert found == [20]
+
+
+@pytest.mark.parametrize(
+    ("family", "words", "message"),
+    [
+        ("pgan", ["-o", "resolution=48"], "resolution must be a power of two"),
+        ("stylegan", ["-o", "resolution=48"], "resolution must be a power of two"),
+        ("stylegan2", ["-o", "resolution=48"], "resolution must be a power of two"),
+        ("stylegan2", ["-o", "training.batch=6"], "batch of 6 images cannot be cut into minibatch-stddev groups of 4"),
+        (
+            "stylegan2",
+            ["-o", "training.batch=8", "-o", "training.micro_batch=2"],
+            r"batch of 8 images \(in passes of 2\) cannot be cut into minibatch-stddev groups of 4",
+        ),
+        ("pgan", ["-o", "optim.batch_per_level={8: 7}"], "batch of 7 images cannot be cut"),
+        ("stylegan2", ["-o", "training.batch=16"], "12 normal train images are too few: a batch has 16"),
+        ("stylegan2", ["-o", "training.precision=fp16"], "fp16 is for CUDA"),
+        ("stylegan2", ["-o", "optim.augment=flip"], "unknown augmentations 'flip'"),
+        ("stylegan", ["-o", "optim.start_resolution=6"], r"start_resolution must be one of \[4, 8, 16\]"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    tiny: Any, configs: Path, tmp_path: Path, family: str, words: list[str], message: str
+) -> None:
+    result = tiny.train(configs / f"{family}.yaml", tmp_path / "runs", *words)
+    assert result.exit_code == 2, result.output
+    assert re.search(message, result.stderr.splitlines()[-1]), result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_checkpoint_of_another_channel_base(tiny: Any, configs: Path, tmp_path: Path) -> None:
+    config = configs / "stylegan2.yaml"
+    for base in (128, 64):
+        assert (
+            tiny.train(config, tmp_path / str(base), "-o", f"network.channel_base={base}", total_kimg=0.004).exit_code
+            == 0
+        )
+    narrow, wide = only_run(tmp_path / "64"), only_run(tmp_path / "128")
+    (narrow / "state.pt").write_bytes((wide / "state.pt").read_bytes())
+    result = tiny.train(narrow, tmp_path, "--resume", total_kimg=0.008)
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert "of another architecture" in line
+    assert "another resolution or channel_base?" in line
+    result = tiny.train(narrow, tmp_path, "--resume", "-o", "network.channel_base=128")
+    assert result.exit_code == 2
+    assert "it cannot go on with" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", [name for name in presets() if name.startswith(("pgan", "stylegan"))])
+def test_every_style_preset_can_be_built(name: str) -> None:
+    """Sizes, options and batches fit together (the widths on no device)."""
+    from gan_uad import registry
+    from gan_uad.jobs.train import build_task
+
+    config = load_config(name)
+    with torch.device("meta"):
+        net = registry.build("network", config.model, {"resolution": config.resolution, **config.network})
+        assert net.G.resolution == config.resolution
+    narrow = config.model_copy(update={"network": {**config.network, "channel_base": 64, "channel_max": 8}})
+    task = build_task(narrow, torch.device("cpu"))
+    task.check_batches(config.training.batch)
+    assert config.training.batch in task.batch_sizes(config.training.batch)
