@@ -96,7 +96,8 @@ def train(
     type=click.Choice(["const", "none", "random"]),
     default="const",
     show_default=True,
-    help="Noise maps: the trained ones, none, or others for each image, by its seed (StyleGAN, StyleGAN2).",
+    help="Noise maps: the same for all images, none, or others for each, by its seed (StyleGAN, StyleGAN2). In tissue they place nuclei "
+    "and fibres: random shows the variety.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the images. [default: generated]")
 @click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")

@@ -171,7 +171,7 @@ def test_accumulated_passes_train_as_one(
 def test_stylegan2_trains_as_one_process(launch: Launcher, tmp_path: Path) -> None:
     """Its minibatch stddev looks at groups of images, which strided shares and passes keep together; lazy terms included."""
     sizes = ["resolution=32", "training.batch=16", "network.z_dim=16", "network.w_dim=16"]
-    sizes += ["network.channel_base=128", "network.channel_max=16"]
+    sizes += ["network.channel_base=128", "network.channel_max=16", "optim.path_weight=2", "optim.mixing=0.9"]
     case: dict[str, Any] = {"source": "stylegan2_64_small", "overrides": sizes}
     passes = in_passes(case, 4)
     codes, outputs = launch.run("steps", json.dumps([case, passes]), folder=tmp_path)

@@ -71,9 +71,21 @@ class AdversarialTask(Task):
         return figures | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
 
     def sample(self) -> Tensor:
-        """Images of the averaged generator at fixed latents."""
+        """Images of the averaged generator at fixed latents; of a style-based one with fixed noise of each image's own.
+
+        (Noise places nuclei and fibres: with one map for all, as in the originals' pictures, they would lie alike in every image.)
+        """
+        z = self.fixed_z.to(self.device)
+        G: Any = self.ema.net
+        shapes = G.synthesis.noise_shapes if hasattr(G, "synthesis") else []
+        rng = torch.Generator().manual_seed(0)
+        maps = [torch.randn(len(z), *shape, generator=rng).to(self.device) for shape in shapes]
+        made = []
         with torch.no_grad():
-            return torch.cat([self.ema.net(z) for z in self.fixed_z.to(self.device).split(SAMPLE_BATCH)])
+            for i in range(0, len(z), SAMPLE_BATCH):
+                rows = slice(i, i + SAMPLE_BATCH)
+                made.append(G(z[rows], noise=[m[rows] for m in maps]) if maps else G(z[rows]))
+        return torch.cat(made)
 
     def networks(self) -> dict[str, nn.Module]:
         """The averaged generator with the current discriminator."""
