@@ -88,11 +88,19 @@ def test_growing_is_logged_and_kept_in_the_model(tiny: Any, configs: Path, tmp_p
     assert torch.equal(images[..., ::2, ::2], images[..., 1::2, 1::2])  # of 8 px, enlarged
 
 
+def test_a_tick_that_spans_levels_logs_the_last(tiny: Any, configs: Path, tmp_path: Path) -> None:
+    """Steps at 4 px, at 8 px while it fades in (alpha 1/3, 2/3), and after."""
+    assert tiny.train(configs / "pgan.yaml", tmp_path, tick_kimg=1, checkpoint_kimg=1, total_kimg=0.04).exit_code == 0
+    (row,) = rows(only_run(tmp_path))
+    assert row["resolution"] == 8
+    assert row["alpha"] == pytest.approx(2 / 3)
+
+
 def test_adaptive_augmentation_is_logged(tiny: Any, configs: Path, tmp_path: Path) -> None:
     assert tiny.train(configs / "stylegan2.yaml", tmp_path).exit_code == 0
     p = [row["ada_p"] for row in rows(only_run(tmp_path))]
     assert p == sorted(p)
-    assert 0 < p[-1] <= 0.8
+    assert p[-1] == pytest.approx(0.8)  # 80 images of 100
 
 
 def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +159,39 @@ def test_a_checkpoint_of_another_channel_base(tiny: Any, configs: Path, tmp_path
     result = tiny.train(narrow, tmp_path, "--resume", "-o", "network.channel_base=128")
     assert result.exit_code == 2
     assert "it cannot go on with" in result.stderr.splitlines()[-1]
+
+
+def test_out_of_memory_advises_only_passes_that_hold_whole_groups(
+    tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batch 8 and minibatch-stddev groups of 4: passes of 4, and nothing smaller."""
+
+    def failing(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("gan_uad.training.stylegan2.StyleGAN2Task.step", failing)
+    result = tiny.train(configs / "stylegan2.yaml", tmp_path, batch=8)
+    assert "--resume -o training.micro_batch=4 (" in result.stderr.splitlines()[-1]
+    result = tiny.train(only_run(tmp_path), tmp_path, "--resume", micro_batch=4)
+    assert result.exit_code == 1
+    line = result.stderr.splitlines()[-1]
+    assert "batch 8 in passes of 4 images" in line
+    assert "micro_batch=" not in line
+    assert "smaller network" in line
+
+
+def test_out_of_memory_names_the_level_s_batch(
+    tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 px have batches of 8, the run 4: passes must divide both."""
+
+    def failing(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("gan_uad.training.progressive.ProgressiveTask.step", failing)
+    line = tiny.train(configs / "stylegan.yaml", tmp_path).stderr.splitlines()[-1]
+    assert "stylegan at 16 px, batch 8 (" in line
+    assert "--resume -o training.micro_batch=4 (" in line
 
 
 @pytest.mark.parametrize("name", [name for name in presets() if name.startswith(("pgan", "stylegan"))])

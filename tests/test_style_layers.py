@@ -242,6 +242,14 @@ def tiny() -> StyleGAN2:
     return net
 
 
+def test_a_batch_of_no_images(tiny: StyleGAN2) -> None:
+    images = tiny.G(torch.zeros(0, tiny.G.z_dim, dtype=torch.float64))
+    assert images.shape == (0, 3, 16, 16)
+    scores = tiny.D(images)
+    assert scores.shape == (0,)
+    scores.sum().backward()
+
+
 def check_by_differences(net: torch.nn.Module, loss: Callable[[], Tensor]) -> None:
     """A loss's gradient along a random direction of all weights, against a central difference."""
     parameters = [p for p in net.parameters() if p.requires_grad]

@@ -118,7 +118,7 @@ def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
     `group` is one group. Raises `ValueError` when N is not a multiple of the group.
     """
     n, c, h, w = x.shape
-    group = min(group, n)
+    group = max(1, min(group, n))
     if n % group:
         raise ValueError(f"a batch of {n} images cannot be cut into minibatch-stddev groups of {group}")
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(

@@ -337,7 +337,7 @@ def _act_grads_in_place(
 
 
 def _parts(x: Tensor) -> list[slice]:
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or x[0].numel() < _CACHED:
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() < _CACHED * len(x):
         return [slice(None)]
     return [slice(i, i + 1) for i in range(len(x))]
 

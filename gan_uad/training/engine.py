@@ -41,6 +41,7 @@ class Task(ABC):
 
     micro_batch: int | None = None  # images of one pass in this process; None: its whole share of the batch
     group: int = 1  # images that a pass must hold together (minibatch stddev)
+    states: frozenset[str] = frozenset()  # figures that say where training stands: the last one is logged, not the mean
 
     def batch_at(self, nimg: int) -> int | None:
         """Images of the batch that follows `nimg` images, in all processes; None: what the run says."""
@@ -64,6 +65,17 @@ class Task(ABC):
                     f"a batch of {whole} images{cut} cannot be cut into minibatch-stddev groups of {self.group}: "
                     f"make training.batch (and micro_batch) a multiple of {self.group}, or set network.mbstd_group"
                 )
+
+    def allows(self, micro_batch: int, batch: int) -> bool:
+        """Whether a run of batch size `batch` could go on in passes of `micro_batch` images."""
+        asked, self.micro_batch = self.micro_batch, micro_batch
+        try:
+            self.check_batches(batch)
+        except UserError:
+            return False
+        finally:
+            self.micro_batch = asked
+        return True
 
     def parts(self, count: int) -> list[slice]:
         """The micro-batches of a share of `count` images: every M-th image, for the reason given in `distributed.share`."""
@@ -161,7 +173,7 @@ def train(
             loop.snapshot(0)
         while nimg < total:
             batch = task.batch_at(nimg) or settings.batch
-            with memory.explained(run, loop.kept):
+            with memory.explained(run, loop.kept, batch, task.allows):
                 real = stream.at(nimg, batch).to(device, non_blocking=True)
                 with autocast:
                     loop.add(task.step(real, nimg))
@@ -210,6 +222,9 @@ class _Loop:
 
     def add(self, figures: dict[str, Tensor]) -> None:
         for name, value in figures.items():
+            if name in self.task.states:
+                self.sums[name], self.counts[name] = value.float(), 1
+                continue
             self.sums[name] = self.sums.get(name, 0) + value.float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
@@ -245,7 +260,8 @@ class _Loop:
         distributed.first(write)
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure since the last call, over all processes (which log the same figures at the same steps)."""
+        """The mean of each figure since the last call (of `states` the last value), over all processes, which log the same
+        figures at the same steps."""
         local = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         names = sorted(local)
@@ -267,7 +283,7 @@ class _Loop:
         name = f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png"
 
         def write() -> None:
-            with memory.explained(self.run, self.kept, shared=True):
+            with memory.explained(self.run, self.kept, self.run.config.training.batch, self.task.allows, shared=True):
                 images = to_uint8(self.task.sample().float().cpu())
             save_grid(images, self.run.folder / "fakes" / name)
 

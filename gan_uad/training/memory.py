@@ -19,9 +19,12 @@ PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC
 
 
 @contextmanager
-def explained(run: Run, kept: Callable[[], str], shared: bool = False) -> Iterator[None]:
-    """Turn running out of memory into `JobFailed`: what was tried, what to try, and what is `kept`.
+def explained(
+    run: Run, kept: Callable[[], str], batch: int, allows: Callable[[int, int], bool], shared: bool = False
+) -> Iterator[None]:
+    """Turn running out of memory into `JobFailed`: what was tried (a batch of `batch` images), what to try, and what is `kept`.
 
+    `allows(micro_batch, training.batch)`: whether the task can work in such passes (see `Task.allows`).
     `shared`: all processes will raise this error (`distributed.first`), so that rank 0 may tell it.
     """
     try:
@@ -30,7 +33,7 @@ def explained(run: Run, kept: Callable[[], str], shared: bool = False) -> Iterat
         if not _is_memory(error):
             raise
         here = distributed.world()
-        line = _advice(run, kept())
+        line = _advice(run, kept(), batch, allows)
         if here.size == 1 or shared:
             raise JobFailed(line) from None
         raise distributed.OwnFailure(f"process {here.rank}: {line}") from None
@@ -40,15 +43,16 @@ def _is_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in PHRASES)
 
 
-def _advice(run: Run, kept: str) -> str:
-    config = run.config
-    share = config.training.batch // distributed.world().size
-    micro_batch = config.training.micro_batch or share
-    tried = f"{config.model} at {config.resolution} px, batch {config.training.batch}"
-    if micro_batch < config.training.batch:
+def _advice(run: Run, kept: str, batch: int, allows: Callable[[int, int], bool]) -> str:
+    config, size = run.config, distributed.world().size
+    whole = config.training.batch  # must be a multiple of the passes too, whatever `batch` is at this level
+    micro_batch = min(config.training.micro_batch or batch, batch // size)
+    tried = f"{config.model} at {config.resolution} px, batch {batch}"
+    if micro_batch < batch:
         tried += f" in passes of {micro_batch} image{'s' if micro_batch > 1 else ''}"
     again = f"gan-uad train {run.folder} --resume"
-    half = max((k for k in range(1, micro_batch // 2 + 1) if share % k == 0), default=None)
+    fewer = range(micro_batch // 2, 0, -1)
+    half = next((k for k in fewer if whole // size % k == 0 and allows(k, whole)), None)
     if half is not None:
         advice = f"Go on with: {again} -o training.micro_batch={half} (gradients are accumulated: the same batch in less memory)"
     elif smaller := smaller_presets(config):

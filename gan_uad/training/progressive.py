@@ -53,6 +53,7 @@ class ProgressiveTask(AdversarialTask):
     """
 
     average_buffers = False
+    states = frozenset({"resolution", "alpha"})
 
     def __init__(
         self,

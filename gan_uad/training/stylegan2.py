@@ -43,6 +43,7 @@ class StyleGAN2Task(AdversarialTask):
     """
 
     average_buffers = False
+    states = frozenset({"ada_p"})
 
     def __init__(
         self,
@@ -69,6 +70,11 @@ class StyleGAN2Task(AdversarialTask):
             raise ValueError(
                 "r1_interval and path_interval must not be negative, path_shrink at least 1 and mixing in [0, 1], "
                 f"got {r1_interval}, {path_interval}, {path_shrink} and {mixing}"
+            )
+        if min(r1_gamma or 0, path_weight) < 0 or not 0 <= path_decay <= 1:
+            raise ValueError(
+                "r1_gamma and path_weight must not be negative and path_decay in [0, 1], "
+                f"got {r1_gamma}, {path_weight} and {path_decay}"
             )
         super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
         self.opt_G = _lazy_adam(self.G, lr, betas, path_interval if path_weight else 0)
