@@ -161,6 +161,17 @@ def test_augmentation_follows_the_signs_of_real_images() -> None:
     assert not torch.equal(plain.D.from_rgb.weight, altered.D.from_rgb.weight)
 
 
+def test_every_image_that_d_judges_is_augmented() -> None:
+    """Generated ones too, in the generator's step as well: otherwise the generator learns to make altered images."""
+    task = make(augment="bgc", augment_p=1.0)
+    task.pipe.apply = lambda images, drawn: images * 0.0 + 7.0
+    judged: list[Tensor] = []
+    task.D.register_forward_pre_hook(lambda net, inputs: judged.append(inputs[0].detach()))
+    task.step(batch(), 0)
+    assert len(judged) == 4  # generator's step, fakes, reals, R1
+    assert all(bool((images == 7).all()) for images in judged)
+
+
 def test_r1_sees_through_the_augmentation() -> None:
     """The slope is that with respect to the images before they are altered: brightness ×0 would give a penalty of 0."""
     task = make(augment="c", augment_p=1.0)
