@@ -86,6 +86,8 @@ def test_resampling_differentiates_twice(rng: torch.Generator, up: int, down: in
 def test_modulated_convolution_is_the_slow_definition(rng: torch.Generator, up: bool, demodulate: bool) -> None:
     """Weights are modulated and demodulated for each image, and each image is convolved by its own."""
     layer = ModulatedConv2d(5, 7, 6, up=up, demodulate=demodulate).double()
+    with torch.no_grad():
+        layer.weight.mul_(0.01)  # eps counts, too
     x, w = randn(rng, 3, 5, 8, 8), randn(rng, 3, 6)
     y, scale = layer(x, w)
     found = y * (scale[:, :, None, None] if isinstance(scale, Tensor) else scale)
@@ -103,7 +105,7 @@ def test_modulated_convolution_is_the_slow_definition(rng: torch.Generator, up: 
             theirs = slow_resample(theirs, TAPS, 1, 1, (1, 1), 4.0)
         else:
             theirs = F.conv2d(image[None], kernel, padding=1)
-        assert torch.allclose(mine, theirs[0], atol=1e-10)
+        assert torch.allclose(mine, theirs[0], rtol=1e-9, atol=1e-12)
 
 
 def test_modulated_convolution_in_half_precision_stays_in_range(rng: torch.Generator) -> None:
@@ -170,6 +172,22 @@ def test_scale_act(
     assert torch.autograd.gradgradcheck(lambda *i: scale_act(*i, act_gain), inputs)
     constant = scale_act(y, 0.3, bias, None, act_gain)
     assert torch.allclose(constant, slow(y, torch.full_like(scale, 0.3), bias, torch.zeros_like(noise)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("scale", [2.0, torch.full((1, 1), 2.0)])
+def test_scale_act_clamps_low_precision(dtype: torch.dtype, differentiable: bool, scale: Tensor | float) -> None:
+    """At ±256 after the activation; what is clamped has no slope, in either way to compute it."""
+    y = torch.tensor([-1500.0, -500.0, 50.0, 500.0]).view(1, 1, 2, 2).to(dtype).requires_grad_(True)
+    found = scale_act(y, scale, None, None, 1.0)
+    (slope,) = torch.autograd.grad(found.sum(), y, create_graph=differentiable)
+    clamped = dtype != torch.float32
+    assert found.dtype == slope.dtype == dtype
+    assert found.flatten().tolist() == pytest.approx(
+        [-256, -200, 100, 256] if clamped else [-600, -200, 100, 1000], rel=1e-2
+    )
+    assert slope.flatten().tolist() == pytest.approx([0, 0.4, 2, 0] if clamped else [0.4, 0.4, 2, 2], rel=1e-2)
 
 
 @pytest.mark.parametrize("in_parts", [False, True])
