@@ -98,9 +98,10 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         )
     largest = max(task.batch_sizes(settings.batch))
     if len(chosen) < largest:
+        key = "training.batch" if largest == settings.batch else "optim.batch_per_level"
         raise UserError(
             f"{config.data.path}: {len(chosen)} {config.data.label} train images are too few: a batch has {largest}. "
-            "Use more images or a smaller -o training.batch"
+            f"Use more images or a smaller -o {key}"
         )
     stream = TrainStream(
         chosen, settings.batch, settings.seed, config.data.flips, config.data.turns, here.rank, here.size

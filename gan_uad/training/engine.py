@@ -61,9 +61,10 @@ class Task(ABC):
             together = whole if passes == {whole} else self.group
             if self.group > 1 and (len(passes) > 1 or max(passes) % min(self.group, together)):
                 cut = "" if passes == {whole} else f" (in passes of {', '.join(map(str, sorted(passes)))})"
+                key = "training.batch" if whole == batch else "optim.batch_per_level"
                 raise UserError(
                     f"a batch of {whole} images{cut} cannot be cut into minibatch-stddev groups of {self.group}: "
-                    f"make training.batch (and micro_batch) a multiple of {self.group}, or set network.mbstd_group"
+                    f"make {key} (and micro_batch) a multiple of {self.group}, or set network.mbstd_group"
                 )
 
     def allows(self, micro_batch: int, batch: int) -> bool:
