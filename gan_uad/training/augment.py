@@ -53,7 +53,6 @@ SYM6 = (
 REACH = len(SYM6) // 4  # pixels by which either filter reaches beyond an image, at the image's own resolution
 
 ADA_KIMG = 500.0  # thousand images in which p can rise from 0 to 1
-ADA_KIMG_TRANSFER = 100.0  # the same where training starts from another run's networks
 
 
 @dataclass(frozen=True)
