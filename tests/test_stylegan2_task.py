@@ -155,6 +155,11 @@ def test_augmentation_follows_the_signs_of_real_images() -> None:
         figures = steps(task, 0, 8)
     assert float(figures[-1]["ada_p"]) == 0
     assert rising.ada.p == pytest.approx(8 * BATCH / 100)
+    seen: list[tuple[float, int]] = []
+    resting.ada.observe = lambda sign, count: seen.append((sign, count))
+    last = resting.step(batch(), 0)
+    assert float(last["real_sign"]) != float(last["fake_sign"])
+    assert seen == [(pytest.approx(float(last["real_sign"]) * BATCH), BATCH)]
     plain, altered = make(), make(augment="b", augment_p=1.0)
     for task in (plain, altered):
         steps(task, 0, 1)
