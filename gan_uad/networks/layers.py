@@ -124,7 +124,7 @@ def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
     grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(
         group, n // group, channels, c // channels, h, w
     )
-    spread = (grouped.var(0, unbiased=False) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
+    spread = ((grouped - grouped.mean(0)).square().mean(0) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
     maps = spread.repeat(group, 1)[:, :, None, None].expand(n, channels, h, w)
     return torch.cat([x, maps.to(x.dtype)], 1)
 
