@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm, modulate, resample, scale_act
+from gan_uad.networks.fused import modulate, resample, scale_act
+from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm
 
 SQRT2 = 2**0.5
 

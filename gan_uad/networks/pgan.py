@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_uad.networks.fused import scale_act
 from gan_uad.networks.layers import (
     SQRT2,
     EqualConv2d,
@@ -20,7 +21,6 @@ from gan_uad.networks.layers import (
     pixel_norm,
 )
 from gan_uad.networks.progressive import LEAST_LEVEL, Discriminator, GrowingGenerator, enlarge, up_conv, widths_of
-from gan_uad.networks.second_order import scale_act
 from gan_uad.registry import register
 
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_uad.networks.fused import resample
 from gan_uad.networks.layers import (
     SQRT2,
     EqualConv2d,
@@ -19,7 +20,7 @@ from gan_uad.networks.layers import (
     minibatch_stddev,
     mixed_precision,
 )
-from gan_uad.networks.second_order import conv_transpose2d, resample
+from gan_uad.networks.second_order import conv_transpose2d
 
 LEAST_LEVEL = 2  # 4 px
 

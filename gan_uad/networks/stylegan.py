@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gan_uad.networks.fused import scale_act
 from gan_uad.networks.layers import (
     SQRT2,
     EqualLinear,
@@ -30,7 +31,7 @@ from gan_uad.networks.progressive import (
     up_conv,
     widths_of,
 )
-from gan_uad.networks.second_order import conv2d, scale_act
+from gan_uad.networks.second_order import conv2d
 from gan_uad.registry import register
 
 NOISE_MODES = ("const", "none")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from gan_uad.networks.fused import resample, scale_act
 from gan_uad.networks.layers import (
     SQRT2,
     EqualConv2d,
@@ -24,7 +25,6 @@ from gan_uad.networks.layers import (
     minibatch_stddev,
     mixed_precision,
 )
-from gan_uad.networks.second_order import resample, scale_act
 from gan_uad.registry import register
 
 TAPS = (1.0, 3.0, 3.0, 1.0)

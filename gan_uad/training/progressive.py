@@ -258,11 +258,8 @@ class StyleGANTask(ProgressiveTask):
 
     def make(self, latents: Latents, part: slice) -> Tensor:
         """Images of one micro-batch."""
-        ws = self.G.spread(self.G.mapping(latents.z[part]))
-        if latents.z_mixed is not None:
-            mixed = self.G.spread(self.G.mapping(latents.z_mixed[part]))
-            ws = torch.cat([ws[:, : latents.crossover], mixed[:, latents.crossover :]], 1)
-        images: Tensor = self.G.synthesis.synthesize_level(ws, [maps[part] for maps in latents.noise])
+        maps = [layer[part] for layer in latents.noise]
+        images: Tensor = self.G.synthesis.synthesize_level(latents.ws(self.G, part), maps)
         return images
 
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:

@@ -28,6 +28,14 @@ class Latents:
     crossover: int
     noise: list[Tensor]
 
+    def ws(self, G: Any, part: slice) -> Tensor:
+        """w for each layer of `G`, `[N, num_ws, w_dim]`, of one micro-batch."""
+        ws: Tensor = G.spread(G.mapping(self.z[part]))
+        if self.z_mixed is None:
+            return ws
+        mixed = G.spread(G.mapping(self.z_mixed[part]))
+        return torch.cat([ws[:, : self.crossover], mixed[:, self.crossover :]], 1)
+
 
 @register("stylegan2", kind="task")
 class StyleGAN2Task(AdversarialTask):
@@ -105,10 +113,7 @@ class StyleGAN2Task(AdversarialTask):
 
     def make(self, latents: Latents, part: slice) -> tuple[Tensor, Tensor]:
         """Images and their ws `[N, num_ws, w_dim]`, of one micro-batch."""
-        ws = self.G.spread(self.G.mapping(latents.z[part]))
-        if latents.z_mixed is not None:
-            mixed = self.G.spread(self.G.mapping(latents.z_mixed[part]))
-            ws = torch.cat([ws[:, : latents.crossover], mixed[:, latents.crossover :]], 1)
+        ws = latents.ws(self.G, part)
         return self.G.synthesis(ws, [maps[part] for maps in latents.noise]), ws
 
     def draw_shown(self, count: int) -> Callable[[Tensor, slice], Tensor]:
