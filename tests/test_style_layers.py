@@ -321,7 +321,7 @@ def test_path_length_and_its_gradient(tiny: StyleGAN2, rng: torch.Generator) -> 
         step[index] = 1e-6
         step = step.view_as(ws)
         change = tiny.G.synthesis(ws + step) - tiny.G.synthesis(ws - step)
-        along.view(-1)[index] = float((change[0] * y[0]).sum()) / 2e-6 / 16
+        along.view(-1)[index] = float((change[0] * y[0]).sum().detach()) / 2e-6 / 16
     assert float(lengths()[0]) == pytest.approx(float(along.square().sum(2).mean(1).sqrt()), rel=1e-5)
     check_by_differences(tiny.G, lambda: (lengths() - 0.3).square().mean())
 
