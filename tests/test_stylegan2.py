@@ -85,20 +85,17 @@ def test_parameter_counts_of_config_e_at_64_px() -> None:
     assert sum(p.numel() for p in net.D.parameters()) == 23_407_361
 
 
-@pytest.mark.parametrize("train", [False, True])
-def test_one_graph_under_torch_compile(train: bool) -> None:
-    """`fullgraph` is an error at the first graph break."""
+def test_one_graph_under_torch_compile() -> None:
+    """`fullgraph` is an error at the first graph break: inference of G, forward and backward of D."""
     torch.manual_seed(0)
     net = StyleGAN2(resolution=16, z_dim=8, w_dim=8, mapping_layers=1, channel_base=64, channel_max=8)
     z = torch.randn(4, 8)
     torch._dynamo.reset()
-    generator = torch.compile(net.G, fullgraph=True, backend="aot_eager")
-    with torch.set_grad_enabled(train):
-        close(generator(z).detach(), net.G(z).detach(), 1e-5)
-    if train:
-        logits = torch.compile(net.D, fullgraph=True, backend="aot_eager")(generator(z))
-        grads = torch.autograd.grad(logits.sum(), list(net.G.parameters()), allow_unused=True)
-        expected = torch.autograd.grad(net.D(net.G(z)).sum(), list(net.G.parameters()), allow_unused=True)
-        for mine, theirs in zip(grads, expected, strict=True):
-            if theirs is not None:
-                torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        images = net.G(z)
+        close(torch.compile(net.G, fullgraph=True, backend="aot_eager")(z), images, 1e-5)
+    images.requires_grad_(True)
+    discriminator = torch.compile(net.D, fullgraph=True, backend="aot_eager")
+    (found,) = torch.autograd.grad(discriminator(images).sum(), images)
+    (expected,) = torch.autograd.grad(net.D(images).sum(), images)
+    close(found, expected)
