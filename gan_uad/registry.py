@@ -25,8 +25,8 @@ from typing import Any, TypeVar, get_type_hints
 
 from gan_uad.errors import UserError, near
 
-KINDS = ("network", "task", "scorer", "inverter")
-ROOMS = ("gan_uad.networks", "gan_uad.training", "gan_uad.scoring", "encoders")
+KINDS = ("network", "task", "features", "scorer", "inverter")
+ROOMS = ("gan_uad.networks", "gan_uad.training", "gan_uad.features", "gan_uad.scoring", "encoders")
 ENTRY_POINT_GROUP = "gan_uad.models"
 
 T = TypeVar("T", bound=type)

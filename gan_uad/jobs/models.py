@@ -9,10 +9,10 @@ from gan_uad.config import presets, read_yaml
 
 
 def models(as_json: bool = False) -> None:
-    """Print networks, tasks, inverters and scorers by name with what they are, and the presets with what they train."""
+    """Print networks, tasks, features, inverters and scorers by name with what they are, and the presets with what they train."""
     listed = {
         "presets": {name: _summary(name) for name in presets()},
-        **{f"{kind}s": {entry.name: entry.summary for entry in registry.entries(kind)} for kind in registry.KINDS},
+        **{kind if kind.endswith("s") else f"{kind}s": {entry.name: entry.summary for entry in registry.entries(kind)} for kind in registry.KINDS},
     }
     if as_json:
         print(json.dumps(listed, indent=2))
