@@ -132,7 +132,6 @@ class AdaptiveP:
             raise ValueError(f"need interval >= 1, ada_kimg > 0, p >= 0; got {interval}, {ada_kimg}, {p}")
         self.target, self.interval, self.ada_kimg = target, interval, ada_kimg
         self.p = p
-        self.mean_sign = 0.0  # of the last full interval, for the log
         self._signs, self._images, self._steps = 0.0, 0, 0
 
     def observe(self, sum_of_signs: float, count: int) -> None:
@@ -142,24 +141,18 @@ class AdaptiveP:
         self._steps += 1
         if self._steps < self.interval:
             return
-        self.mean_sign = self._signs / max(self._images, 1)
-        direction = (self.mean_sign > self.target) - (self.mean_sign < self.target)
+        mean = self._signs / max(self._images, 1)
+        direction = (mean > self.target) - (mean < self.target)
         self.p = max(self.p + direction * self._images / (self.ada_kimg * 1000), 0.0)
         self._signs, self._images, self._steps = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, as plain numbers."""
-        return {
-            "p": self.p,
-            "mean_sign": self.mean_sign,
-            "signs": self._signs,
-            "images": self._images,
-            "steps": self._steps,
-        }
+        return {"p": self.p, "signs": self._signs, "images": self._images, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state, within an interval too."""
-        self.p, self.mean_sign = state["p"], state["mean_sign"]
+        self.p = state["p"]
         self._signs, self._images, self._steps = state["signs"], state["images"], state["steps"]
 
 
