@@ -234,6 +234,7 @@ def test_learning_makes_the_mean_colour_right() -> None:
         ({"path_decay": 3.0}, "path_decay in"),
         ({"augment": "bgq"}, "unknown augmentations"),
         ({"augment": "bgc", "augment_p": 1.5}, "augment_p must be in"),
+        ({"augment_p": 0.5}, "augment_p without augment"),
     ],
 )
 def test_bad_options_are_one_line(optim: dict[str, Any], words: str) -> None:

@@ -94,6 +94,8 @@ class StyleGAN2Task(AdversarialTask):
         self.path_mean = torch.zeros((), device=device)
         if augment_p is not None and not 0 <= augment_p <= 1:
             raise ValueError(f"augment_p must be in [0, 1], got {augment_p}")
+        if augment_p is not None and augment == "none":
+            raise ValueError("augment_p without augment changes nothing: give augment, bgc for example, too")
         self.pipe = None if augment == "none" else AugmentPipe(augment)
         self.ada, self.augment_p = AdaptiveP(ada_target, ada_kimg=ada_kimg), augment_p
 
