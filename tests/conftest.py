@@ -51,10 +51,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
-    """The nets of the tests are small: more threads than two only wait for each other."""
+    """The nets of the tests are small: more threads than two only wait for each other, and each of several workers gets one."""
     from gan_uad import device
 
-    device.prepare("cpu", threads=min(2, device.cores()))
+    device.prepare("cpu", threads=1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, device.cores()))
 
 
 @pytest.fixture(autouse=True)

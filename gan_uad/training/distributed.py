@@ -139,6 +139,15 @@ def mean(x: Tensor) -> Tensor:
     return total / world().size
 
 
+@torch.no_grad()
+def total(x: Tensor) -> Tensor:
+    """`x` (on the CPU, of one shape everywhere) added up over the processes."""
+    if world().size > 1:
+        with _collective():
+            dist.all_reduce(x)
+    return x
+
+
 def any_of(flag: bool) -> bool:
     """Whether `flag` is true in any process. On the CPU: no wait for the device."""
     if world().size == 1:
