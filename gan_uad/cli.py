@@ -202,6 +202,73 @@ def evaluate(scores: tuple[Path, ...], out: Path | None, threshold: str | None, 
 
 
 @main.command()
+@click.argument("sources", nargs=-1, required=True)
+@click.option("--real", required=True, metavar="DATA", help="Real patches: folder, zip, .npz or .h5.")
+@click.option(
+    "--num", type=click.IntRange(min=2), default=50_000, show_default=True, help="Images that each generator makes."
+)
+@click.option(
+    "--features",
+    default="efficientnet_lite0",
+    show_default=True,
+    metavar="NAME,...",
+    help="Networks, each a table of its own: inception (the FID), vgg16, ...; see `gan-uad models`.",
+)
+@click.option(
+    "--weights", type=click.Path(path_type=Path), help="Weights file, or a folder of them; see `gan-uad weights list`."
+)
+@click.option(
+    "--fast", is_flag=True, help="Faster features, which are not quite those of the original; named beside the figures."
+)
+@click.option(
+    "--split",
+    type=click.Choice(["train", "val", "test", "all"]),
+    help="Reals of which split. [default: train where there are splits, else all]",
+)
+@click.option(
+    "--label",
+    type=click.Choice(["normal", "anomalous", "all"]),
+    help="Reals of which label. [default: what was trained on]",
+)
+@click.option(
+    "--truncation", type=click.FloatRange(-1, 2), metavar="PSI", default=1.0, show_default=True, help="As in generate."
+)
+@click.option(
+    "--noise",
+    type=click.Choice(["const", "none", "random"]),
+    default="random",
+    show_default=True,
+    help="Noise maps of style-based generators, as in generate.",
+)
+@click.option(
+    "--resolution", type=click.IntRange(4, 1024), metavar="PX", help="Side at which sets of images are compared."
+)
+@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Data settings, e.g. -o data.crop=center.")
+@click.option("--untrained", is_flag=True, help="Also judge each generator's nets before any training.")
+@click.option(
+    "--baselines/--no-baselines", default=True, show_default=True, help="Also compare the reals with themselves."
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the subsets of KID and the halves."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("fid"), show_default=True)
+@device_option
+def fid(
+    sources: tuple[str, ...], real: str, num: int, features: str, weights: Path | None, fast: bool, split: str | None,
+    label: str | None, truncation: float, noise: str, resolution: int | None, overrides: tuple[str, ...], untrained: bool,
+    baselines: bool, seed: int, out: Path, device: str,
+) -> None:  # fmt: skip
+    """Table of FID, KID, precision, recall and memorisation of SOURCES (runs, model files, sets of images) against real patches."""
+    from gan_uad.jobs.fid_table import fid as job
+
+    names = tuple(name.strip() for name in features.split(",") if name.strip())
+    job(
+        sources, real, out, num, names, weights=weights, fast=fast, split=split, label=label, psi=truncation, noise=noise,
+        resolution=resolution, overrides=overrides, baselines=baselines, untrained=untrained, seed=seed, where=device,
+    )  # fmt: skip
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True)
 def models(as_json: bool) -> None:
     """List presets, networks, tasks, inverters and scorers."""

@@ -1,0 +1,155 @@
+"""Features of a set of images as a file on disk, made once: of patches, or of what a generator makes of a row of seeds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gan_uad import console
+from gan_uad.data.arrays import digest
+from gan_uad.data.patches import PatchSet, Pixels, to_uint8
+from gan_uad.errors import JobFailed
+from gan_uad.features.base import FeatureNet
+from gan_uad.features.extract import extract
+from gan_uad.files import explained, make_folder
+from gan_uad.jobs.load import Model
+from gan_uad.metrics.generation import Gaussian, Moments
+from gan_uad.training import distributed
+
+CHUNK = 256  # images between two writes, in each process
+ROWS = 4096  # features read at once
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """`count` images of which any can be asked for: `get(rows)` gives uint8 `[n, R, R, 3]`; `key` tells their content."""
+
+    name: str
+    count: int
+    key: str
+    get: Callable[[list[int]], Pixels]
+
+
+def of_patches(patches: PatchSet, name: str) -> ImageSet:
+    """The patches as they are."""
+    return ImageSet(name, len(patches), patches.fingerprint, patches.gather)
+
+
+def of_generator(
+    model: Model, name: str, digested: str, count: int, psi: float = 1.0, noise: str = "const"
+) -> ImageSet:
+    """Images of seeds 0 to `count` − 1. Asked for them, raises `JobFailed` when one is not finite."""
+
+    def get(rows: list[int]) -> Pixels:
+        images = model.generate(rows, psi=psi, noise=noise)
+        bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten()
+        if len(bad):
+            raise JobFailed(
+                f"{name}: the generator makes images that are not finite (seed {rows[int(bad[0])]}): its training diverged, "
+                "take an earlier checkpoint"
+            )
+        return to_uint8(images)
+
+    return ImageSet(name, count, digest("generated", digested, psi, noise, model.device.type), get)
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features float32 `[N, dim]` (memory-mapped) of an `ImageSet`, and their Gaussian."""
+
+    images: ImageSet
+    values: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: NDArray[np.int64]) -> FeatureSet:
+        """Some of the images."""
+        chosen = ImageSet(self.images.name, len(rows), digest(self.images.key, rows.tolist()), self.images.get)
+        return FeatureSet(chosen, self.values[rows])
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """Mean and covariance in float64, read a few rows at a time."""
+        moments = Moments(self.values.shape[1])
+        for start in range(0, len(self), ROWS):
+            moments.update(self.values[start : start + ROWS])
+        return moments.gaussian()
+
+
+def features_key(images: ImageSet, net: FeatureNet) -> str:
+    """A key of all that the features depend on."""
+    return digest(images.key, net.spec, net.weights, net.preprocessing, net.dim)
+
+
+def collect(images: ImageSet, net: FeatureNet, device: torch.device, folder: Path) -> FeatureSet:
+    """The features of all images: found in `folder`, gone on with where an earlier call stopped, or made; in all processes together.
+
+    The file is raw float32 while it grows (a row is whole or cut off when it is taken up again), and renamed when complete.
+    """
+    target = folder / f"features-{features_key(images, net)[:24]}.f32"
+    part = target.with_suffix(".part")
+    row_bytes = 4 * net.dim
+
+    def state() -> tuple[bool, int]:
+        make_folder(folder)
+        if target.is_file() and target.stat().st_size == images.count * row_bytes:
+            return True, images.count
+        done = min(part.stat().st_size // row_bytes, images.count) if part.is_file() else 0
+        with explained(part), open(part, "ab") as file:
+            file.truncate(done * row_bytes)
+        return False, done
+
+    complete, start = distributed.first(state)
+    if not complete:
+        _fill(images, net, device, part, start)
+
+        def finish() -> None:
+            with explained(target):
+                os.replace(part, target)
+
+        distributed.first(finish)
+    values = np.memmap(target, np.float32, "r", shape=(images.count, net.dim))
+    return FeatureSet(images, values)
+
+
+def _fill(images: ImageSet, net: FeatureNet, device: torch.device, part: Path, start: int) -> None:
+    """Append the features of images `start` on. Each process takes every `size`-th image of a chunk."""
+    here = distributed.world()
+    with console.progress(f"features of {images.name}", images.count, done=start) as bar:
+        for first in range(start, images.count, CHUNK * here.size):
+            rows = list(range(first, min(first + CHUNK * here.size, images.count)))
+            mine = rows[here.rank :: here.size]
+            found = distributed.together(lambda mine=mine: _features(images, mine, net, device))
+            whole = torch.zeros(len(rows), net.dim)
+            whole[here.rank :: here.size] = torch.from_numpy(found)
+            whole = distributed.total(whole)
+
+            def append(values: NDArray[np.float32] = whole.numpy()) -> None:
+                with explained(part), open(part, "ab") as file:
+                    file.write(values.astype("<f4").tobytes())
+
+            distributed.first(append)
+            bar.update(rows[-1] + 1)
+
+
+def _features(images: ImageSet, rows: list[int], net: FeatureNet, device: torch.device) -> NDArray[np.float32]:
+    def batches() -> Iterator[Pixels]:
+        for i in range(0, len(rows), 64):
+            yield images.get(rows[i : i + 64])
+
+    found = list(extract(net, batches(), device))
+    values = np.concatenate(found) if found else np.zeros((0, net.dim), np.float32)
+    if not np.isfinite(values).all():
+        bad = rows[int(np.flatnonzero(~np.isfinite(values).all(1))[0])]
+        raise JobFailed(
+            f"{images.name}: features of image {bad} are not finite: the weights of {net.weights} are broken"
+        )
+    return values

@@ -1,0 +1,178 @@
+"""What `gan-uad fid` compares, and the figures of one comparison."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gan_uad import console, registry
+from gan_uad.config import DataConfig, data_config, resolve
+from gan_uad.data.patches import PatchSet, load_patches
+from gan_uad.errors import UserError
+from gan_uad.features.base import FeatureNet
+from gan_uad.jobs.feature_sets import FeatureSet
+from gan_uad.jobs.load import Model, load_model
+from gan_uad.metrics.generation import frechet_distance, kid, memorisation, precision_recall
+
+LABELS = {"normal": 0, "anomalous": 1, "all": None}
+FEW = 2048  # images; with fewer the covariance of 2048 features is singular, and the distance biased upwards
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row of the table: a generator (`model`) or a set of images (`source`), and how its reals are to be prepared."""
+
+    name: str
+    source: str
+    resolution: int
+    real_data: DataConfig
+    model: Model | None = None
+
+    @property
+    def kimg(self) -> float | None:
+        """Thousands of images that the generator was trained with."""
+        return None if self.model is None else self.model.nimg / 1000
+
+
+def candidates(
+    sources: tuple[str, ...],
+    real: str,
+    overrides: tuple[str, ...],
+    resolution: int | None,
+    untrained: bool,
+    on: torch.device,
+) -> list[Candidate]:
+    """Sources as rows, with names that differ. Reals are prepared as a run's images were, told anew by `overrides` (data.*)."""
+    for override in overrides:
+        if not override.startswith("data."):
+            raise UserError(f"-o {override}: only data.* settings apply here")
+    found: list[Candidate] = []
+    for source in sources:
+        if _is_model(source):
+            found += _of_run(source, real, overrides, resolution, untrained, on)
+        elif resolution is None:
+            raise UserError(
+                f"{source} is a set of images, no run: say with --resolution at what side in px to compare it"
+            )
+        else:
+            found.append(Candidate(Path(source).stem, source, resolution, data_config(real, overrides)))
+    keys = [(c.name, c.resolution) for c in found]
+    return [
+        replace(c, name=f"{c.name} ({Path(c.source).name})") if keys.count((c.name, c.resolution)) > 1 else c
+        for c in found
+    ]
+
+
+def _is_model(source: str) -> bool:
+    path = Path(source)
+    if not path.exists():
+        raise UserError(f"no such run, model file or set of images: {source}")
+    return path.suffix == ".safetensors" or any(
+        (path / name).is_file() for name in ("model.safetensors", "config.yaml")
+    )
+
+
+def _of_run(
+    source: str, real: str, overrides: tuple[str, ...], resolution: int | None, untrained: bool, on: torch.device
+) -> list[Candidate]:
+    model = load_model(source, on)
+    side = model.resolution
+    if "gan" not in model.networks:
+        raise UserError(f"{source} holds no generator, only {', '.join(model.networks)}: give the run of a GAN")
+    if resolution not in (None, side):
+        raise UserError(f"{source} makes images of {side} px, --resolution says {resolution}")
+    raw = model.config.model_dump(mode="json")
+    raw["data"]["path"] = real
+    data = resolve(raw, overrides, default_name=model.name, where="-o").data
+    name = "_".join(part for part in model.name.split("_") if part != str(side))
+    rows = [Candidate(name, source, side, data, model)]
+    if untrained:
+        torch.manual_seed(model.config.training.seed)
+        spec = model.networks["gan"].spec
+        fresh = registry.build("network", spec["name"], spec["options"]).eval().requires_grad_(False).to(on)
+        rows.append(
+            Candidate(f"{name}, untrained", source, side, data, replace(model, networks={"gan": fresh}, nimg=0))
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Reals:
+    """What candidates of one preparation are compared with, others of the same kind (not trained on), and what was decided."""
+
+    patches: PatchSet
+    held_out: PatchSet
+    notes: list[str]
+
+
+def choose_reals(candidate: Candidate, split: str | None, label: str | None) -> Reals:
+    """The real images of a split and label. Left open: the label that the generator was trained on (else normal), and the train split
+    where the set brings splits or is what the generator was trained on (else all). Raises `UserError` where nothing is left.
+    """
+    settings = candidate.real_data
+    patches = load_patches(settings, candidate.resolution, progress=console.counter("reading patches"))
+    notes = list(patches.notes)
+    own = candidate.model is not None and candidate.model.config.data.path
+    same = bool(own) and Path(str(own)).resolve() == Path(str(settings.path)).resolve()
+    part = split or ("train" if same or patches.brings_splits else "all")
+    wanted = label or settings.label
+    known = sorted(set(patches.manifest.label.tolist()))
+    if known == [-1]:
+        notes.append("the real images have no labels: all are used, whatever they show")
+    elif wanted == "all" and 1 in known:
+        notes.append("the real images contain anomalous ones (label 1), as asked with label all")
+    elif left := sum(value != LABELS[wanted] for value in patches.manifest.label.tolist() if wanted != "all"):
+        notes.append(f"{left} images that are not labelled {wanted} are left out of the reals")
+    of_label = patches if known == [-1] else patches.select(None, LABELS[wanted])
+    chosen = of_label if part == "all" else of_label.select(part)
+    if len(chosen) < 2:
+        raise UserError(
+            f"{settings.path}: {len(chosen)} {wanted} images in the {part} split, at least 2 are needed; "
+            "see `gan-uad data check`, --split and --label"
+        )
+    return Reals(chosen, of_label.select("val") if part == "train" else of_label.take([]), notes)
+
+
+def compare(
+    candidate: str, real: FeatureSet, fake: FeatureSet, held_out: FeatureSet | None, net: FeatureNet, seed: int
+) -> dict[str, Any]:
+    """All figures of `fake` against `real` in one network's features, and what must be said beside them."""
+    n, n_real = len(fake), len(real)
+    warnings = [f"{name} {count} images: fewer than {FEW}, the distance is biased upwards: read the KID beside it"
+                for name, count in ((candidate, n), ("real", n_real)) if count < FEW]  # fmt: skip
+    distance = kid(real.values, fake.values, seed=seed)
+    if distance.size < 1000:
+        warnings.append(
+            f"KID on {distance.subsets} subsets of {distance.size} images instead of 1000: the smaller set has {min(n, n_real)}"
+        )
+    precision, recall = precision_recall(real.values, fake.values)
+    figures: dict[str, Any] = {
+        "figure": net.figure, "value": frechet_distance(real.gaussian, fake.gaussian), "kid": distance.mean, "kid_std": distance.std,
+        "kid_subset": distance.size, "precision": precision, "recall": recall, "n": n, "n_real": n_real,
+    }  # fmt: skip
+    if held_out is not None:
+        copied = memorisation(real.values, fake.values, held_out.values)
+        figures |= {"memorisation": copied.probability, "n_held_out": len(held_out), "pairs": copied.closest(8)}
+    return figures | {"warnings": warnings}
+
+
+def read_cell(path: Path, key: str) -> dict[str, Any] | None:
+    """A finished cell, if it was made of the very same."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("key") == key else None
+
+
+def halves(real: FeatureSet, seed: int) -> tuple[FeatureSet, FeatureSet]:
+    """The reals dealt at random into two sets of one size, what a perfect generator of so many images would reach."""
+    order = np.random.default_rng(seed).permutation(len(real))
+    half = len(real) // 2
+    a, b = (np.sort(part) for part in (order[:half], order[half : 2 * half]))
+    return real.take(a), real.take(b)
