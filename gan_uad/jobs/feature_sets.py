@@ -130,14 +130,14 @@ def _fill(images: ImageSet, net: FeatureNet, device: torch.device, part: Path, s
             found = distributed.together(lambda mine=mine: _features(images, mine, net, device))
             whole = torch.zeros(len(rows), net.dim)
             whole[here.rank :: here.size] = torch.from_numpy(found)
-            whole = distributed.total(whole)
-
-            def append(values: NDArray[np.float32] = whole.numpy()) -> None:
-                with explained(part), open(part, "ab") as file:
-                    file.write(values.astype("<f4").tobytes())
-
-            distributed.first(append)
+            data = distributed.total(whole).numpy().astype("<f4").tobytes()
+            distributed.first(lambda data=data: _append(part, data))
             bar.update(rows[-1] + 1)
+
+
+def _append(path: Path, data: bytes) -> None:
+    with explained(path), open(path, "ab") as file:
+        file.write(data)
 
 
 def _features(images: ImageSet, rows: list[int], net: FeatureNet, device: torch.device) -> NDArray[np.float32]:

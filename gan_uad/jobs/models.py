@@ -12,7 +12,10 @@ def models(as_json: bool = False) -> None:
     """Print networks, tasks, features, inverters and scorers by name with what they are, and the presets with what they train."""
     listed = {
         "presets": {name: _summary(name) for name in presets()},
-        **{kind if kind.endswith("s") else f"{kind}s": {entry.name: entry.summary for entry in registry.entries(kind)} for kind in registry.KINDS},
+        **{
+            kind if kind.endswith("s") else f"{kind}s": {entry.name: entry.summary for entry in registry.entries(kind)}
+            for kind in registry.KINDS
+        },
     }
     if as_json:
         print(json.dumps(listed, indent=2))
