@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from gan_uad.networks.fused import modulate, resample, scale_act
 from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm
 
 SQRT2 = 2**0.5
+NOISE_MODES = ("const", "none")  # of the style-based families: each layer's own fixed map, or none
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -250,6 +252,7 @@ class MappingNetwork(nn.Module):
 
     def __init__(self, z_dim: int, w_dim: int, layers: int, lr_multiplier: float = 0.01) -> None:
         super().__init__()
+        self.z_dim, self.w_dim = z_dim, w_dim
         self.layers = nn.Sequential(
             *(
                 EqualLinear(w_dim if i else z_dim, w_dim, lr_multiplier=lr_multiplier, activate=True)
@@ -271,6 +274,38 @@ class MappingNetwork(nn.Module):
     def truncate(self, w: Tensor, psi: float) -> Tensor:
         """`w_avg + psi · (w − w_avg)`: 1 changes nothing, 0 is the average image; variety against fidelity."""
         return w if psi == 1 else self.w_avg.lerp(w, psi)
+
+
+class StyleGenerator(nn.Module):
+    """z `[N, z_dim]` ~ N(0, 1) -> w `[N, w_dim]` by `mapping` -> images `[N, 3, R, R]` by `synthesis`, real ones being in [-1, 1].
+
+    `synthesis` takes ws `[N, num_ws, w_dim]` and noise: one of `NOISE_MODES`, or one map `[N or 1, 1, H, W]` for each layer.
+    """
+
+    synthesis: Any
+
+    def __init__(self, mapping: MappingNetwork, synthesis: Any) -> None:
+        super().__init__()
+        self.resolution, self.z_dim, self.w_dim = synthesis.resolution, mapping.z_dim, mapping.w_dim
+        self.mapping, self.synthesis = mapping, synthesis
+
+    def forward(self, z: Tensor, psi: float = 1.0, noise: str | Sequence[Tensor] = "const") -> Tensor:
+        """Images of `z`, with w truncated by `psi`."""
+        images: Tensor = self.synthesis(self.spread(self.mapping.truncate(self.mapping(z), psi)), noise)
+        return images
+
+    def spread(self, w: Tensor) -> Tensor:
+        """w `[N, w_dim]` -> the same for every layer, `[N, num_ws, w_dim]`."""
+        return w.unsqueeze(1).expand(-1, self.synthesis.num_ws, -1)
+
+
+def noise_of_layers(noise: str | Sequence[Tensor], layers: int) -> Sequence[Tensor | str]:
+    """For each of so many layers a noise map, or the mode that holds for all; raises `ValueError` for an unknown mode."""
+    if not isinstance(noise, str):
+        return noise
+    if noise not in NOISE_MODES:
+        raise ValueError(f"noise must be one of {NOISE_MODES} or a map for each layer, got {noise!r}")
+    return [noise] * layers
 
 
 @contextmanager

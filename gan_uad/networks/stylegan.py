@@ -17,10 +17,12 @@ from gan_uad.networks.layers import (
     SQRT2,
     EqualLinear,
     MappingNetwork,
+    StyleGenerator,
     as_images,
     check_resolution,
     check_sizes,
     mixed_precision,
+    noise_of_layers,
 )
 from gan_uad.networks.progressive import (
     LEAST_LEVEL,
@@ -33,8 +35,6 @@ from gan_uad.networks.progressive import (
 )
 from gan_uad.networks.second_order import conv2d
 from gan_uad.registry import register
-
-NOISE_MODES = ("const", "none")
 
 
 def adain(x: Tensor, style: Tensor, eps: float = 1e-8) -> Tensor:
@@ -109,10 +109,8 @@ class Synthesis(GrowingGenerator):
 
         noise: "const" (each layer's own fixed map), "none", or one map `[N or 1, 1, H, W]` for each layer (that is in use).
         """
-        if isinstance(noise, str) and noise not in NOISE_MODES:
-            raise ValueError(f"noise must be one of {NOISE_MODES} or a map for each layer, got {noise!r}")
         level, _ = self.stage
-        maps = [noise] * len(self.layers) if isinstance(noise, str) else noise
+        maps = noise_of_layers(noise, len(self.layers))
         with mixed_precision(ws) as low:
             full = ws.dtype if ws.dtype == torch.float64 else torch.float32
             ws = ws.to(full)
@@ -128,23 +126,8 @@ class Synthesis(GrowingGenerator):
         return enlarge(self.synthesize_level(ws, noise), self.resolution)
 
 
-class Generator(nn.Module):
-    """z `[N, z_dim]` ~ N(0, 1) -> images `[N, 3, R, R]`, real ones being in [-1, 1]."""
-
-    def __init__(
-        self,
-        resolution: int,
-        z_dim: int,
-        w_dim: int,
-        mapping_layers: int,
-        channel_base: int,
-        channel_max: int,
-        low_precision_levels: int,
-    ) -> None:
-        super().__init__()
-        self.resolution, self.z_dim, self.w_dim = resolution, z_dim, w_dim
-        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
-        self.synthesis = Synthesis(resolution, w_dim, channel_base, channel_max, low_precision_levels)
+class Generator(StyleGenerator):
+    """StyleGAN's: it grows."""
 
     def grow(self, level: int, alpha: float = 1.0) -> None:
         """Make images of 2^`level` px: see `Growing.grow`."""
@@ -153,15 +136,8 @@ class Generator(nn.Module):
     @property
     def stage(self) -> tuple[int, float]:
         """Present level and alpha."""
-        return self.synthesis.stage
-
-    def forward(self, z: Tensor, psi: float = 1.0, noise: str | Sequence[Tensor] = "const") -> Tensor:
-        """Images of `z`, with w truncated by `psi`."""
-        return self.synthesis(self.spread(self.mapping.truncate(self.mapping(z), psi)), noise)
-
-    def spread(self, w: Tensor) -> Tensor:
-        """w `[N, w_dim]` -> the same for every layer, `[N, num_ws, w_dim]`."""
-        return w.unsqueeze(1).expand(-1, self.synthesis.num_ws, -1)
+        stage: tuple[int, float] = self.synthesis.stage
+        return stage
 
 
 @register("stylegan")
@@ -192,5 +168,6 @@ class StyleGAN(nn.Module):
             channel_max=channel_max,
             mbstd_group=mbstd_group,
         )
-        self.G = Generator(resolution, z_dim, w_dim, mapping_layers, channel_base, channel_max, low_precision_levels)
+        mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
+        self.G = Generator(mapping, Synthesis(resolution, w_dim, channel_base, channel_max, low_precision_levels))
         self.D = Discriminator(resolution, channel_base, channel_max, mbstd_group, low_precision_levels, blurred=True)

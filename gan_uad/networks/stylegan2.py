@@ -18,17 +18,18 @@ from gan_uad.networks.layers import (
     EqualLinear,
     MappingNetwork,
     ModulatedConv2d,
+    StyleGenerator,
     as_images,
     channels_at,
     check_resolution,
     check_sizes,
     minibatch_stddev,
     mixed_precision,
+    noise_of_layers,
 )
 from gan_uad.registry import register
 
 TAPS = (1.0, 3.0, 3.0, 1.0)
-NOISE_MODES = ("const", "none")
 
 
 class StyleLayer(nn.Module):
@@ -71,6 +72,7 @@ class Synthesis(nn.Module):
         self, resolution: int, w_dim: int, channel_base: int, channel_max: int, low_precision_levels: int
     ) -> None:
         super().__init__()
+        self.resolution = resolution
         self.levels = [4 << i for i in range(resolution.bit_length() - 2)]
         self.low_precision_levels = low_precision_levels
         widths = [channels_at(r, channel_base, channel_max) for r in self.levels]
@@ -93,9 +95,7 @@ class Synthesis(nn.Module):
 
         noise: "const" (each layer's own fixed map), "none", or one map `[N or 1, 1, H, W]` for each layer.
         """
-        if isinstance(noise, str) and noise not in NOISE_MODES:
-            raise ValueError(f"noise must be one of {NOISE_MODES} or a map for each layer, got {noise!r}")
-        maps = [noise] * len(self.layers) if isinstance(noise, str) else noise
+        maps = noise_of_layers(noise, len(self.layers))
         with mixed_precision(ws) as low:
             x = as_images(self.const.expand(len(ws), -1, -1, -1))
             image: Tensor | None = None
@@ -107,33 +107,6 @@ class Synthesis(nn.Module):
                 image = colours if image is None else resample(image, TAPS, 2, 1, (2, 1), gain=4.0) + colours
         assert image is not None
         return image
-
-
-class Generator(nn.Module):
-    """z `[N, z_dim]` ~ N(0, 1) -> images `[N, 3, R, R]`, real ones being in [-1, 1]."""
-
-    def __init__(
-        self,
-        resolution: int,
-        z_dim: int,
-        w_dim: int,
-        mapping_layers: int,
-        channel_base: int,
-        channel_max: int,
-        low_precision_levels: int,
-    ) -> None:
-        super().__init__()
-        self.resolution, self.z_dim, self.w_dim = resolution, z_dim, w_dim
-        self.mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
-        self.synthesis = Synthesis(resolution, w_dim, channel_base, channel_max, low_precision_levels)
-
-    def forward(self, z: Tensor, psi: float = 1.0, noise: str | Sequence[Tensor] = "const") -> Tensor:
-        """Images of `z`, with w truncated by `psi`."""
-        return self.synthesis(self.spread(self.mapping.truncate(self.mapping(z), psi)), noise)
-
-    def spread(self, w: Tensor) -> Tensor:
-        """w `[N, w_dim]` -> the same for every layer, `[N, num_ws, w_dim]`."""
-        return w.unsqueeze(1).expand(-1, self.synthesis.num_ws, -1)
 
 
 class DownBlock(nn.Module):
@@ -226,5 +199,6 @@ class StyleGAN2(nn.Module):
         width = channels_at(4, channel_base, channel_max)
         if mbstd_channels < 0 or (mbstd_channels and width % mbstd_channels):
             raise ValueError(f"mbstd_channels must divide the {width} channels at 4 px, got {mbstd_channels}")
-        self.G = Generator(resolution, z_dim, w_dim, mapping_layers, channel_base, channel_max, low_precision_levels)
+        mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
+        self.G = StyleGenerator(mapping, Synthesis(resolution, w_dim, channel_base, channel_max, low_precision_levels))
         self.D = Discriminator(resolution, channel_base, channel_max, mbstd_group, mbstd_channels, low_precision_levels)
