@@ -181,3 +181,38 @@ def tiny(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempPath
     result = made.train(made.config("wgan_gp"), made.root / "generator", total_kimg=0.016)
     assert result.exit_code == 0, result.output
     return made
+
+
+@pytest.fixture(scope="session")
+def scored(cli: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The encoder run's own test split, scored once with everything there is, and evaluated. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("scored") / "scores"
+    # Four validation groups can promise a rate of 0.2.
+    result = cli("score", trained.encoder, "--maps", "--threshold", "fpr:0.2", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(out)
+    result = cli("evaluate", out, "--resamples", 200)
+    assert result.exit_code == 0, result.output
+    (out / "printed.txt").write_text(result.stdout)
+    return out
+
+
+@pytest.fixture
+def fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the pictures, which most of a small job's time goes into."""
+    monkeypatch.setattr("gan_uad.report.pictures.triplets", lambda *_: None)
+    for name in ("roc", "pr", "histogram", "confusion", "calibration"):
+        monkeypatch.setattr(f"gan_uad.report.plots.{name}", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Uninterrupted runs by task. Nobody writes into them."""
+    runs = {}
+    for task in ("dcgan", "wgan_gp", "izi_f"):
+        out = tmp_path_factory.mktemp(f"whole_{task}")
+        generator = ["--generator", tiny.generator] if task == "izi_f" else []
+        result = tiny.train(tiny.config(task), out, *generator)
+        assert result.exit_code == 0, result.output
+        runs[task] = out / f"00000-{task}"
+    return runs

@@ -17,7 +17,7 @@ import distributed_driver as driver
 import pytest
 import torch
 import yaml
-from test_engine import Toy, figures, log, same, state
+from run_tools import Toy, figures, log, same, state
 from torch import Tensor
 
 import gan_uad

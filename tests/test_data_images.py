@@ -1,0 +1,239 @@
+"""Pictures of a patch set: pixel types, geometry, what is broken or left out; zips and arrays."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from patch_tools import index, load, picture, png, write
+from PIL import Image
+
+from gan_uad.config import DataConfig
+from gan_uad.data.images import BadImage, decode, preprocess
+from gan_uad.data.sources import open_source
+from gan_uad.errors import UserError
+
+# ---------------------------------------------------------------- images
+
+
+def test_every_pixel_type_becomes_rgb() -> None:
+    grey = (np.arange(64).reshape(8, 8) * 4).astype(np.uint8)
+    wide = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040
+    rgb = picture(0)
+    three = np.repeat(grey[..., None], 3, axis=2)
+    np.testing.assert_array_equal(decode(png(grey), "x"), three)
+    np.testing.assert_array_equal(decode(png(grey > 100), "x"), np.repeat(((grey > 100) * 255)[..., None], 3, axis=2))
+    scaled = np.round(wide / 65535 * 255).astype(np.uint8)
+    np.testing.assert_array_equal(decode(png(wide), "x")[..., 0], scaled)
+    np.testing.assert_array_equal(decode(png(wide, format="TIFF"), "x")[..., 2], scaled)
+    for kind in ("BMP", "TIFF"):
+        np.testing.assert_array_equal(decode(png(rgb, format=kind), "x"), rgb)
+    np.testing.assert_array_equal(decode(png(rgb, format="WEBP", lossless=True), "x"), rgb)
+    palette = Image.fromarray(rgb).quantize(16)
+    np.testing.assert_array_equal(decode(png(palette), "x"), np.asarray(palette.convert("RGB")))
+    cmyk = Image.fromarray(rgb).convert("CMYK")
+    np.testing.assert_array_equal(decode(png(cmyk, format="TIFF"), "x"), np.asarray(cmyk.convert("RGB")))
+
+
+def test_alpha_is_composited_on_white() -> None:
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 3] = 255, 0, 51
+    assert decode(png(rgba), "x")[0, :, 0].tolist() == [0, 255, 204]
+    keyed = Image.fromarray(np.array([[7, 9]], np.uint8))
+    assert decode(png(keyed, transparency=7), "x")[0, :, 0].tolist() == [255, 9]
+
+
+def test_exif_orientation_is_applied() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    rgb = picture(0, 4, 2)
+    np.testing.assert_array_equal(decode(png(rgb, exif=exif), "x"), np.rot90(rgb, -1))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty"),
+        (b"hello", "is no PNG"),
+        (png(picture(0, 64, 64))[:-4000], "truncated"),
+        (png(Image.new("F", (4, 4)), format="TIFF"), "'F' is not supported"),
+        (png(picture(0), format="TIFF", save_all=True, append_images=[Image.new("RGB", (8, 8))]), "2 pages"),
+        (png(picture(0), format="GIF"), "is no PNG"),
+    ],
+)
+def test_bad_images_say_why(content: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=f"p7.*{reason}") as caught:
+        decode(content, "p7.png")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (again.name, again.reason) == (caught.value.name, caught.value.reason)
+
+
+@pytest.mark.parametrize("rule", ["bicubic", "bilinear", "lanczos", "box"])
+def test_preprocess_is_pillow(rule: str) -> None:
+    image = picture(0, 50, 40)
+    square = Image.fromarray(image[:, 5:45])
+    expected = np.asarray(square.resize((16, 16), getattr(Image.Resampling, rule.upper())))
+    np.testing.assert_array_equal(preprocess(image, DataConfig(resize=rule), 16), expected)
+
+
+def test_preprocess_crop_and_grey() -> None:
+    image = picture(0, 96, 96)
+    np.testing.assert_array_equal(preprocess(image, DataConfig(crop="center"), 64), image[16:80, 16:80])
+    half = preprocess(image, DataConfig(crop="center", crop_size=32, resize="box"), 16)
+    np.testing.assert_allclose(
+        half, image[32:64, 32:64].reshape(16, 2, 16, 2, 3).mean((1, 3)), atol=1
+    )  # Pillow rounds twice
+    grey = preprocess(image, DataConfig(grayscale=True), 96)
+    luma = np.round(image @ np.array([0.299, 0.587, 0.114]))
+    assert np.abs(grey.astype(int) - luma[..., None]).max() <= 1
+    with pytest.raises(BadImage, match="96x96 px is smaller than the centre crop of 128 px"):
+        preprocess(image, DataConfig(crop="center"), 128)
+
+
+def test_bad_images_are_skipped_listed_or_refused(tmp_path: Path) -> None:
+    contents = {
+        "good/a.png": png(picture(1)),
+        "good/b.png": png(picture(2))[:60],
+        "bad/c.png": b"",
+        "bad/d.png": png(picture(3)),
+    }
+    root = write(tmp_path / "set", contents)
+    for _ in "built", "cached":
+        patches = load(root, tmp_path)
+        assert patches.manifest.image == ["bad/d.png", "good/a.png"]
+        assert [name for name, _ in patches.skipped] == ["bad/c.png", "good/b.png"]
+        np.testing.assert_array_equal(patches.images, [picture(3), picture(1)])
+    assert any("2 broken images skipped" in note for note in patches.notes)
+    with pytest.raises(UserError, match=r"2 broken images.*bad/c\.png: the file is empty"):
+        load(root, tmp_path, strict=True)
+    with pytest.raises(UserError, match="none of 1 images can be used"):
+        load(write(tmp_path / "all", {"good/a.png": b""}), tmp_path)
+
+
+def test_odd_shapes_and_white_patches_are_noted(tmp_path: Path) -> None:
+    white = np.full((8, 8, 3), 240, np.uint8)
+    white[:2] = 100  # a quarter is tissue
+    root = write(tmp_path / "set", {"good/a.png": png(picture(1, 12, 8)), "good/b.png": png(white)})
+    patches = load(root, tmp_path)
+    np.testing.assert_array_equal(patches.images[0], picture(1, 12, 8)[:, 2:10])
+    assert any("1 images are not square" in note for note in patches.notes)
+    assert len(load(root, tmp_path, min_tissue=0.25)) == 2
+    fewer = load(root, tmp_path, min_tissue=0.26)
+    assert fewer.manifest.image == ["good/a.png"]
+    assert any("1 images left out with less tissue" in note for note in fewer.notes)
+
+
+def test_the_tissue_column_decides_where_there_is_one(tmp_path: Path) -> None:
+    root = index(tmp_path, "a.png,,0,train,0.9", "b.png,,0,train,0.1", header="image,group,label,split,tissue")
+    assert load(root, tmp_path, min_tissue=0.5).manifest.image == ["a.png"]
+
+
+# ---------------------------------------------------------------- zips and arrays
+
+
+@pytest.mark.parametrize(
+    "evil", ["../evil.png", "good/../../evil.png", "/etc/evil.png", "C:\\evil.png", "..\\evil.png"]
+)
+def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path: Path, evil: str) -> None:
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("good/a.png", png(picture(0)))
+        archive.writestr(zipfile.ZipInfo(evil), png(picture(0)))
+    with pytest.raises(UserError, match="leads out of the archive"):
+        load(tmp_path / "z.zip", tmp_path)
+
+
+def test_a_zip_equals_its_folder_and_survives_pickling(tmp_path: Path) -> None:
+    root = index(tmp_path, "a.png,p,0,train", "c.png,q,1,test")
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(root.iterdir()):
+            archive.write(file, f"inner/{file.name}")
+    folder, packed = load(root, tmp_path), load(tmp_path / "z.zip", tmp_path)
+    np.testing.assert_array_equal(folder.images, packed.images)
+    assert packed.manifest.image == ["inner/a.png", "inner/c.png"]
+    source = pickle.loads(pickle.dumps(open_source(tmp_path / "z.zip", DataConfig())))
+    np.testing.assert_array_equal(source.read(1), picture(2))
+
+
+def test_a_damaged_zip_member_is_a_bad_image(tmp_path: Path) -> None:
+    path = tmp_path / "z.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("good/a.png", png(picture(0)))
+        archive.writestr("good/b.png", png(picture(1)))
+    content = path.read_bytes()
+    path.write_bytes(content[:80] + bytes([content[80] ^ 255]) + content[81:])
+    patches = load(path, tmp_path)
+    assert patches.manifest.image == ["good/b.png"]
+    assert "CRC" in patches.skipped[0][1]
+
+
+def medmnist(path: Path, **changes: Any) -> Path:
+    arrays: dict[str, Any] = {}
+    for k, split in enumerate(("train", "val", "test")):
+        arrays[f"{split}_images"] = np.random.default_rng(k).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.array([[0], [1], [2], [0], [1], [2]], np.uint8)
+    np.savez_compressed(path, **(arrays | changes))
+    return path
+
+
+def test_medmnist_npz(tmp_path: Path) -> None:
+    path = medmnist(tmp_path / "m.npz")
+    patches = load(path, tmp_path)
+    assert patches.manifest.label.tolist() == [0, 1, 1, 0, 1, 1] * 3
+    assert Counter(patches.manifest.split) == {"train": 6, "val": 6, "test": 6}
+    assert any("normal: 0; anomalous: 1, 2" in note for note in patches.notes)
+    expected = np.random.default_rng(1).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    np.testing.assert_array_equal(patches.select("val").images, np.repeat(expected[..., None], 3, axis=3))
+    assert load(path, tmp_path, normal_classes=["1", "2"]).manifest.label.tolist()[:3] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_labels": np.array([{"a": 1}] * 6, dtype=object)}, "pickled objects, which are never loaded"),
+        ({"val_images": np.zeros((6, 8, 8), np.float32)}, r"val_images must be uint8 .* not float32 \[6, 8, 8\]"),
+        ({"test_labels": np.zeros((6, 14), np.uint8)}, "one label an image"),
+        ({"test_images": np.zeros((6, 8, 8, 8), np.uint8)}, "test_images must be uint8"),
+    ],
+)
+def test_npz_that_is_not_medmnist(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(medmnist(tmp_path / "m.npz", **changes), tmp_path)
+
+
+def pcam(root: Path, wsi: list[str] | None = None) -> Path:
+    import h5py
+
+    root.mkdir()
+    for k, split in enumerate(("train", "valid", "test")):
+        stem = root / f"camelyonpatch_level_2_split_{split}"
+        with h5py.File(f"{stem}_x.h5", "w") as file:
+            file["x"] = np.stack([picture(10 * k + i) for i in range(4)])
+        with h5py.File(f"{stem}_y.h5", "w") as file:
+            file["y"] = np.array([0, 1, 0, 1], np.uint8).reshape(4, 1, 1, 1)
+        if wsi:
+            rows = "".join(f"{i},0,0,True,True,{wsi[k]}\n" for i in range(4))
+            Path(f"{stem}_meta.csv").write_text(",coord_y,coord_x,tumor_patch,center_tumor_patch,wsi\n" + rows)
+    return root
+
+
+def test_pcam_hdf5(tmp_path: Path) -> None:
+    root = pcam(tmp_path / "pcam", ["s1", "s2", "s3"])
+    patches = load(root, tmp_path)
+    assert patches.manifest.counts() == {s: {"normal": 2, "anomalous": 2} for s in ("train", "val", "test")}
+    np.testing.assert_array_equal(patches.select("val").images, [picture(10 + i) for i in range(4)])
+    assert set(patches.select("test").manifest.group) == {"s3"}
+    one = load(root / "camelyonpatch_level_2_split_test_x.h5", tmp_path)
+    assert Counter(one.manifest.split) == {"test": 4}
+    (root / "camelyonpatch_level_2_split_test_y.h5").unlink()
+    with pytest.raises(UserError, match=r"split_test_x\.h5 needs .*split_test_y\.h5"):
+        load(root, tmp_path)
+
+
+def test_pcam_slides_on_two_sides_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="s1 in test and train"):
+        load(pcam(tmp_path / "pcam", ["s1", "s2", "s1"]), tmp_path)

@@ -1,0 +1,127 @@
+"""`gan-uad evaluate` from the outside: figures, tables, pictures, thresholds set again, bad score files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from score_tools import fails, rows
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+
+def test_the_pictures_are_there(scored: Path) -> None:
+    names = ["triplets", "roc", "pr", "calibration"]
+    names += [f"{model}_{kind}" for model in ("tiny_izi_f-izi_f", "mean_color") for kind in ("histogram", "confusion")]
+    for name in names:
+        with Image.open(scored / f"{name}.png") as image:
+            assert image.format == "PNG"
+            assert min(image.size) > 200
+            assert len(np.unique(np.asarray(image))) > 5  # not a blank page
+
+
+def test_the_figures_are_those_of_the_file(scored: Path) -> None:
+    metrics = json.loads((scored / "metrics.json").read_text())
+    assert list(metrics) == ["tiny_izi_f/izi_f", "mean_color"]
+    for name, file in (("tiny_izi_f/izi_f", "scores.csv"), ("mean_color", "mean_color.csv")):
+        found, result = rows(scored / file), metrics[name]
+        labels, scores = [int(r["label"]) for r in found], [float(r["score"]) for r in found]
+        assert result["auroc"]["value"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+        assert result["auprc"]["value"] == pytest.approx(average_precision_score(labels, scores), abs=1e-12)
+        assert result["auroc"]["low"] < result["auroc"]["value"] < result["auroc"]["high"]
+        assert (result["auroc"]["unit"], result["auroc"]["n_units"]) == ("group", 4)
+        decided = np.array([int(r["decision"]) for r in found])
+        assert result["decisions"]["accuracy"] == pytest.approx(np.mean(decided == np.array(labels)))
+        assert result["threshold"]["rule"] == "fpr"
+        for part in ("residual", "features", "latent") if name != "mean_color" else ():
+            expected = roc_auc_score(labels, [float(r[part]) for r in found])
+            assert result["parts"][part] == pytest.approx(expected, abs=1e-12)
+    pixels = metrics["tiny_izi_f/izi_f"]["pixels"]
+    truth, maps = (
+        np.stack([np.asarray(Image.open(f)) for f in sorted((scored / name).iterdir())]) for name in ("truth", "maps")
+    )
+    assert pixels["pixel_auroc"] == pytest.approx(roc_auc_score(truth.ravel() > 0, maps.ravel()), abs=1e-9)
+    assert set(pixels) == {"pixel_auroc", "aupro", "dice", "iou"}
+    printed = (scored / "printed.txt").read_text()
+    assert f"pixel_auroc {pixels['pixel_auroc']:.3f}" in printed
+
+
+def test_the_tables(scored: Path) -> None:
+    figures = rows(scored / "metrics.csv")
+    assert [r["model"] for r in figures] == ["tiny_izi_f/izi_f", "mean_color"]
+    value = json.loads((scored / "metrics.json").read_text())["mean_color"]["auroc"]["value"]
+    assert figures[1]["AUROC"].startswith(f"{value:.3f} [")
+    assert (scored / "metrics.md").read_text().splitlines()[0].startswith("| model")
+    latex = (scored / "metrics.tex").read_text()
+    assert latex.startswith(r"\begin{tabular}")
+    assert r"mean\_color" in latex
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_threshold_set_again(cli: Any, scored: Path, tmp_path: Path) -> None:
+    """Without scoring anew, on the validation scores: for the baseline on its own."""
+    arguments = ("--out", tmp_path, "--resamples", 100)
+    assert cli("evaluate", scored, "--threshold", "quantile:0.5", *arguments).exit_code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    for name, file in (("tiny_izi_f/izi_f", "scores_validation.csv"), ("mean_color", "mean_color_validation.csv")):
+        normals = sorted(float(r["score"]) for r in rows(scored / file) if r["label"] == "0")
+        assert metrics[name]["threshold"]["value"] == normals[9]
+        assert metrics[name]["threshold"]["rule"] == "quantile"
+    assert cli("evaluate", scored, "--threshold", "manual:0.3", *arguments).exit_code == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["tiny_izi_f/izi_f"]["threshold"]["value"] == 0.3
+    assert metrics["mean_color"]["threshold"]["rule"] == "fpr"  # 0.3 is a value of the other score
+    fails(cli("evaluate", scored, "--threshold", "fpr:7", *arguments), "--threshold fpr:7")
+    assert rows(scored / "scores.csv")[0]["threshold"] != "0.3"
+
+
+def test_several_folders_at_once(cli: Any, scored: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(scored, tmp_path / "other")
+    result = cli("evaluate", scored, other, "--out", tmp_path / "both", "--resamples", 100)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
+    assert list(metrics) == [f"{f}: {m}" for f in ("scores", "other") for m in ("tiny_izi_f/izi_f", "mean_color")]
+    assert all("pixels" in metrics[f"{folder}: tiny_izi_f/izi_f"] for folder in ("scores", "other"))
+    assert len(list((tmp_path / "both").glob("*_histogram.png"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "messages"),
+    [
+        ("image,label,score\na,0,1\n\nb,1,x\n", ("line 4", "score 'x' is not a number")),
+        ("image,label,score\na,0,1\nb,1,nan\n", ("line 3", "score is nan")),
+        ("image,label,score\na,0,1\nb,2,1\n", ("line 3", "label '2'")),
+        ("image,label,score\na,0,1\nb,1\n", ("line 3", "cells")),
+        ("image,group,label,score\na,p,0,1\nb,c.png,,0,0.5\n", ("line 3", "cells")),
+        ("image,label,score,model\na,0,1,m\nb,1,2,n\n", ("more than one model (m, n)",)),
+        ("image,label\na,0\n", ("no column 'score'",)),
+        ("image,label,score\n", ("holds no scores",)),
+        ("", ("no column 'image'",)),
+        ("image,label,score\na,0,1\nb,0,2\n", ("both kinds",)),
+        ("image,label,score,threshold\na,0,1,t\nb,1,2,t\n", ("threshold 't' is not a number",)),
+    ],
+)
+def test_bad_score_files(cli: Any, tmp_path: Path, text: str, messages: tuple[str, ...]) -> None:
+    (tmp_path / "scores.csv").write_text(text)
+    fails(cli("evaluate", tmp_path), str(tmp_path / "scores.csv"), *messages)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.csv"]
+
+
+@pytest.mark.usefixtures("fast")
+def test_score_files_of_others(cli: Any, tmp_path: Path) -> None:
+    """A table from elsewhere is enough; a rule that needs validation scores is not passed over in silence."""
+    lines = [f"{i},{i % 2},{i % 2 + i / 10}" for i in range(10)]
+    (tmp_path / "theirs.csv").write_bytes("\ufeffimage,label,score\n".encode() + "\n".join(lines).encode())
+    out = ("--out", tmp_path / "out", "--resamples", 100)
+    result = cli("evaluate", tmp_path / "theirs.csv", *out)
+    assert result.exit_code == 0, result.output
+    assert "no threshold was set, so nothing is called anomalous" in result.stdout
+    fails(cli("evaluate", tmp_path / "theirs.csv", "--threshold", "fpr:0.1", *out), "needs validation scores")
+    assert cli("evaluate", tmp_path / "theirs.csv", "--threshold", "manual:0.95", *out).exit_code == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["theirs"]["decisions"]["sensitivity"] == 1
+    (tmp_path / "empty").mkdir()
+    fails(cli("evaluate", tmp_path / "empty"), "holds no scores.csv", "gan-uad score")

@@ -1,0 +1,227 @@
+"""`gan-uad score` run again, on sets that moved or are odd, and with models that cannot score."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from score_tools import RULE, copied, fails, index, rows
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("inverter", ["izi_f", "anogan"])
+@pytest.mark.parametrize("first_maps", [True, False])
+def test_an_interrupted_scoring_goes_on(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inverter: str, first_maps: bool
+) -> None:
+    """Stopped in the middle, with half a line on disk; also when maps are asked for only the second time."""
+    from gan_uad.scoring.base import Scorer
+
+    monkeypatch.setattr("gan_uad.jobs.score.CHUNK", 8)
+    whole = Scorer.score
+    command = ["score", trained.encoder, copied(trained, tmp_path / "p", step=2), "--inverter", inverter, *RULE]
+    command += ["-o", "scoring.options.steps=2"] if inverter == "anogan" else []
+    command += ["-o", "scoring.calibration_images=20"]
+    calls: list[int] = []
+
+    def stopping(self: Any, images: Any) -> Any:
+        calls.append(len(images))
+        if len(calls) == 6:  # three chunks of validation images, then the third of the scored ones
+            raise KeyboardInterrupt
+        return whole(self, images)
+
+    monkeypatch.setattr(Scorer, "score", stopping)
+    result = cli(*command, "--out", tmp_path / "out", *(["--maps"] if first_maps else []))
+    assert result.exit_code == 130
+    assert not (tmp_path / "out" / "scores.csv").exists()
+    partial = tmp_path / "out" / ".scores.jsonl"
+    assert len(partial.read_text().splitlines()) == 1 + 16
+    torn = "".join(partial.read_text().splitlines(keepends=True)[:-3])
+    partial.write_text(torn + '{"score": 0.12')  # the second chunk was half written
+    calls[:] = [0] * 10  # no more stops
+    assert cli(*command, "--maps", "--out", tmp_path / "out").exit_code == 0
+    continued = calls[10:]
+    left = 12 if first_maps else 20  # what follows the first chunk, or all for want of maps; the validation was done
+    assert sum(continued[: 2 if first_maps else 3]) == left
+    assert cli(*command, "--maps", "--out", tmp_path / "again").exit_code == 0
+    assert sorted(f.name for f in (tmp_path / "out" / "maps").iterdir()) == [f"{i:06d}.png" for i in range(20)]
+    files = ["scores.csv", "scores_validation.csv", "mean_color.csv", "maps/000003.png", "segments/000019.png"]
+    for name in files:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes(), name
+
+
+@pytest.mark.usefixtures("fast")
+def test_other_scores_are_left_alone(cli: Any, trained: Any, scored: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(scored, tmp_path / "mine")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "scores.csv").write_text("image,label,score\na,0,1\n")
+    before = {f: f.read_bytes() for folder in (mine, foreign) for f in folder.rglob("*") if f.is_file()}
+    for out, extra in (
+        (mine, ["--max-images", 5]),
+        (mine, ["-o", "scoring.options.kappa=0.5"]),
+        (mine, [copied(trained, tmp_path / "p")]),
+        (foreign, []),
+    ):
+        fails(cli("score", trained.encoder, *extra, "--out", out), "holds scores of another", "--out")
+    after = {f: f.read_bytes() for folder in (mine, foreign) for f in folder.rglob("*") if f.is_file()}
+    assert before == after
+    # The same again, with another threshold, is no other scoring; evaluate still reads the maps of before.
+    assert cli("score", trained.encoder, "--threshold", "quantile:0.5", "--out", mine).exit_code == 0
+    assert [r["score"] for r in rows(mine / "scores.csv")] == [r["score"] for r in rows(scored / "scores.csv")]
+    assert rows(mine / "scores.csv")[0]["threshold"] != rows(scored / "scores.csv")[0]["threshold"]
+    assert cli("evaluate", mine, "--resamples", 100).exit_code == 0
+
+
+@pytest.mark.usefixtures("fast")
+def test_training_data_that_moved(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """Scores without a threshold, and it says so; told where the data is now, the threshold is back."""
+    run = shutil.copytree(trained.encoder, tmp_path / "run")
+    config, tensors = read_model(run)
+    config["config"]["data"]["path"] = str(tmp_path / "gone")
+    save_file(tensors, run / "model.safetensors", {"gan_uad": json.dumps(config)})
+    folder = copied(trained, tmp_path / "p", step=8)
+    result = cli("score", run, folder, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert f"cannot be read (no such file or folder: {tmp_path / 'gone'})" in result.stderr
+    assert "no threshold was set and no decisions were made" in result.stderr
+    found = rows(tmp_path / "out" / "scores.csv")
+    assert {(r["threshold"], r["decision"]) for r in found} == {("", "")}
+    assert not (tmp_path / "out" / "mean_color.csv").exists()
+    there = ("-o", f"data.path={trained.patches}")
+    assert cli("score", run, folder, *RULE, *there, "--out", tmp_path / "again").exit_code == 0
+    assert rows(tmp_path / "again" / "scores.csv")[0]["threshold"] != ""
+    fails(cli("score", run, "--out", tmp_path / "none"), "no such file or folder")
+
+
+def read_model(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    from safetensors import safe_open
+
+    path = run / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["gan_uad"]), load_file(path)
+
+
+def test_a_run_knows_its_data_from_everywhere(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.patches.parent)
+    result = cli("train", "demo_wgan_gp", "--data", trained.patches.name, "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert f"path: {trained.patches}\n" in result.stdout
+    result = cli("train", trained.generator, "--resume", "--data", trained.patches.name, "--dry-run")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_set_that_changed_since_training(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """Splits that are made here are dealt anew when images come or go: what was trained on may then be tested on."""
+    plain = tmp_path / "plain"
+    (plain / "normal").mkdir(parents=True)
+    for row in index(trained.patches)[:12]:
+        shutil.copy(trained.patches / row["image"], plain / "normal")
+    run = shutil.copytree(trained.encoder, tmp_path / "run")
+    config, tensors = read_model(run)
+    config["config"]["data"]["path"] = str(plain)
+    save_file(tensors, run / "model.safetensors", {"gan_uad": json.dumps(config)})
+    result = cli("score", run, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "has changed since the training" in result.stderr
+
+
+@pytest.mark.usefixtures("fast")
+def test_odd_and_broken_images(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """Grey, 16-bit, CMYK, alpha and other sizes are read; a broken file is skipped, counted and named."""
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    rgb = rng.integers(0, 256, (40, 32, 3), dtype=np.uint8)
+    Image.fromarray(rgb).save(folder / "a.png")
+    Image.fromarray(rgb[..., 0]).save(folder / "grey.png")
+    Image.fromarray(rgb[..., 0].astype(np.uint16) * 257).save(folder / "sixteen.png")
+    Image.fromarray(rgb).convert("CMYK").save(folder / "cmyk.jpg", quality=100)
+    Image.fromarray(np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)])).save(folder / "alpha.png")
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:900])
+    result = cli("score", trained.encoder, folder, *RULE, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = {r["image"]: float(r["score"]) for r in rows(tmp_path / "out" / "scores.csv")}
+    assert set(found) == {"a.png", "grey.png", "sixteen.png", "cmyk.jpg", "alpha.png"}
+    assert found["sixteen.png"] == found["grey.png"]
+    assert found["alpha.png"] == found["a.png"] != found["grey.png"]
+    assert result.stderr.splitlines()[-1].startswith("skipped: broken.png: ")
+    assert [name for name, _ in json.loads((tmp_path / "out" / "scores.json").read_text())["skipped"]] == ["broken.png"]
+    fails(cli("score", trained.encoder, folder, "-o", "data.strict=true", "--out", tmp_path / "s"), "broken.png")
+    for file in folder.glob("*"):
+        if file.name != "broken.png":
+            file.unlink()
+    fails(cli("score", trained.encoder, folder, "--out", tmp_path / "b"), "none of 1 images can be used", "broken.png")
+
+
+def test_sets_that_cannot_be_scored(cli: Any, trained: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    fails(cli("score", trained.encoder, tmp_path / "empty"), "holds no images")
+    torn = copied(trained, tmp_path / "torn", step=20)
+    names = sorted(file.name for file in torn.iterdir())
+    table = "image,group,label,split\n" + "".join(
+        f"{n},p1,0,{s}\n" for n, s in zip(names, ("val", "test"), strict=True)
+    )
+    (torn / "index.csv").write_text(table)
+    fails(cli("score", trained.encoder, torn), "p1 in test and val", "two sides of the split")
+    (torn / "index.csv").write_text(table.replace(",p1,", ",,"))
+    fails(cli("score", trained.encoder, torn, "--split", "train"), "no image in the train split")
+
+
+@pytest.mark.usefixtures("fast")
+def test_one_class_is_not_enough_for_youden(cli: Any, trained: Any, tmp_path: Path) -> None:
+    folder = copied(trained, tmp_path / "p", step=5)
+    names = sorted(file.name for file in folder.iterdir())
+    splits = ["val"] * 4 + ["test"] * 4
+    lines = [f"{n},,0,{s}" for n, s in zip(names, splits, strict=True)]
+    (folder / "index.csv").write_text("\n".join(["image,group,label,split", *lines]))
+    fails(
+        cli("score", trained.encoder, folder, "--threshold", "youden", "--out", tmp_path / "out"), "no anomalous image"
+    )
+    assert cli("score", trained.encoder, folder, "--threshold", "quantile:1", "--out", tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.usefixtures("fast")
+def test_masks_of_some_anomalies_only(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """Nothing fails for it: the scores are there, the truth is left out, and it says so."""
+    folder = copied(trained, tmp_path / "p", step=5)
+    names = sorted(file.name for file in folder.iterdir())
+    Image.new("L", (32, 32), 255).save(folder / "m.png")
+    lines = [f"{n},,{int('normal' not in n)},test,{'m.png' if k == 0 else ''}" for k, n in enumerate(names)]
+    (folder / "index.csv").write_text("\n".join(["image,group,label,split,mask", *lines]))
+    result = cli("score", trained.encoder, folder, *RULE, "--maps", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "the masks are left out" in result.stderr
+    assert not (tmp_path / "out" / "truth").exists()
+    assert cli("evaluate", tmp_path / "out", "--resamples", 100).exit_code == 0
+
+
+def test_models_that_cannot_score(cli: Any, trained: Any, tmp_path: Path) -> None:
+    config, tensors = read_model(trained.encoder)
+    good = trained.encoder / "model.safetensors"
+    truncated, pickled, plain, nan = (tmp_path / f"{name}.safetensors" for name in ("cut", "pickle", "plain", "nan"))
+    truncated.write_bytes(good.read_bytes()[:5000])
+    pickled.write_bytes(pickle.dumps({"G": 1}))
+    save_file(tensors, plain)
+    tensors["gan.G.blocks.0.conv1.weight"][:] = float("nan")
+    save_file(tensors, nan, {"gan_uad": json.dumps(config)})
+    for path, message in (
+        (truncated, "is not a safetensors file"),
+        (pickled, "Pickled checkpoints"),
+        (trained.encoder / "state.pt", "is not a safetensors file"),
+        (plain, "was not written by gan_uad"),
+        (tmp_path / "nothing", "no such run folder or model file"),
+        (nan, "NaN or infinity"),
+    ):
+        fails(cli("score", path, trained.patches, "--out", tmp_path / "out"), message)
+    fails(cli("score", trained.generator, "--inverter", "izi_f"), "this model has no encoder; train one")
