@@ -1,0 +1,209 @@
+"""Networks trained on ImageNet, as features: the average over space of their last maps, and the maps of each stage."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_uad.features import weights as weight_files
+from gan_uad.features.base import FeatureNet
+from gan_uad.features.fold import fold_batch_norm
+from gan_uad.networks.efficientnet_lite import EfficientNetLite0, own_names
+from gan_uad.registry import register
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of values in [0, 1]
+LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (value − 127) / 128
+SIDE = 224  # px that an image is brought to for pooled features
+
+
+class Backbone(FeatureNet):
+    """A convolutional network: `stages` gives its maps of rising depth, whose last, averaged over space, are the features.
+
+    For `forward`, images are brought to `side` px (bilinear, antialiased when they shrink), the size that these networks were trained on:
+    at their own size small patches would be seen at another scale. `maps` takes them as they are.
+    """
+
+    mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
+    side: int = SIDE
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: nn.Module, label: str) -> None:
+        super().__init__()
+        self.net = fold_batch_norm(net.eval()).to(memory_format=torch.channels_last).requires_grad_(False)
+        self.weights = label
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in self.mean_std)
+        # For values in [-1, 1]; float32 of −0.030 and 0.458 like those that LPIPS was published with.
+        self.register_buffer("shift", 2 * mean - 1, persistent=False)
+        self.register_buffer("scale", 2 * std, persistent=False)
+        self.preprocessing = (
+            f"RGB, resized to {self.side} px (bilinear, antialiased when shrunk), normalised by mean {self._words(0)} and "
+            f"deviation {self._words(1)}; spatial mean of the last maps"
+        )
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        """Normalised images -> maps of rising depth."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 `[N, 3, H, W]` -> float32 `[N, dim]`."""
+        x = as_float(images).mul_(1 / 127.5).sub_(1)
+        return self.stages(self._normalised(resized(x, self.side)))[-1].mean((2, 3))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Float `[N, 3, H, W]` in [-1, 1] at their own size -> `[N, C, h, w]` of each stage, differentiable."""
+        return self.stages(self._normalised(images))
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Stay in evaluation mode: a part of something that is trained must not set batch statistics free here."""
+        return super().train(False)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
+
+    def _words(self, which: int) -> str:
+        return "/".join(f"{value:.3g}" for value in self.mean_std[which])
+
+
+def as_float(images: Tensor) -> Tensor:
+    """uint8 `[N, 3, H, W]` as float32 0 to 255; raises `ValueError` for anything else."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+    return images.to(torch.float32, memory_format=torch.channels_last)
+
+
+def resized(x: Tensor, side: int) -> Tensor:
+    """Images `[N, C, H, W]` at `side` × `side`: bilinear with pixel centres kept, antialiased where they shrink."""
+    if x.shape[2:] == (side, side):
+        return x
+    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=True)
+
+
+def taps(layers: nn.Sequential, x: Tensor, after: Sequence[int]) -> list[Tensor]:
+    """What comes out of the layers of the given indices; those after the last are not run."""
+    found = []
+    for first, last in pairwise((0, *(index + 1 for index in after))):
+        x = layers[first:last](x)
+        found.append(x)
+    return found
+
+
+class Torchvision(Backbone):
+    """A network of torchvision without its classifier, from a full file or, for VGG16 and AlexNet, one of the convolutions alone."""
+
+    name: str  # of torchvision's builder and of the weights
+    head: str  # what its classifier is called
+
+    def __init__(self, weights: Path | None = None) -> None:
+        """`weights`: a file or folder to take instead of the usual places. Raises `UserError`."""
+        import torchvision.models
+
+        loaded = weight_files.load(self.name, weights)
+        with torch.device("meta"):  # nothing is made that the file brings anyway
+            net = torchvision.models.get_model(self.name, weights=None)
+        setattr(net, self.head, nn.Identity())
+        state = {self._key(key): value for key, value in loaded.state.items() if not key.startswith(f"{self.head}.")}
+        weight_files.put(net, state, loaded.path, self.name)
+        super().__init__(net, loaded.label)
+
+    def _key(self, key: str) -> str:
+        return key
+
+
+class _Sequential(Torchvision):
+    """Taps of `features` after the layers of `after`."""
+
+    head = "classifier"
+    after: tuple[int, ...]
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        return taps(self.net.features, x, self.after)
+
+
+@register("vgg16", kind="features")
+class VGG16(_Sequential):
+    """VGG16 of ImageNet, 512 features of its last convolution (relu5_3)."""
+
+    name, figure, dim = "vgg16", "FD-VGG16", 512
+    after = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
+
+
+@register("alexnet", kind="features")
+class AlexNet(_Sequential):
+    """AlexNet of ImageNet, 256 features of its last convolution (relu5)."""
+
+    name, figure, dim = "alexnet", "FD-AlexNet", 256
+    after = (1, 4, 7, 9, 11)  # relu1 to relu5
+
+
+@register("efficientnet_v2_s", kind="features")
+class EfficientNetV2S(_Sequential):
+    """EfficientNetV2-S of ImageNet, 1280 features; images at 384 px, as it was trained."""
+
+    name, figure, dim = "efficientnet_v2_s", "FD-EfficientNetV2-S", 1280
+    side = 384
+    after = (1, 2, 3, 5, 7)  # at 1/2, 1/4, 1/8, 1/16 and 1/32
+
+
+@register("densenet121", kind="features")
+class DenseNet121(Torchvision):
+    """DenseNet121 of ImageNet, 1024 features."""
+
+    name, figure, dim = "densenet121", "FD-DenseNet121", 1024
+    head = "classifier"
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        found = taps(
+            self.net.features, x, (2, 4, 6, 8, 11)
+        )  # relu0, the four dense blocks; the last with its normalisation
+        return [*found[:-1], F.relu(found[-1])]
+
+    def _key(self, key: str) -> str:
+        # torchvision's published file is older than the names: there "norm.1" is what is now "norm1".
+        return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
+
+
+@register("resnet34", kind="features")
+class ResNet34(Torchvision):
+    """ResNet34 of ImageNet, 512 features."""
+
+    name, figure, dim = "resnet34", "FD-ResNet34", 512
+    head = "fc"
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        net: Any = self.net
+        found = [net.relu(net.bn1(net.conv1(x)))]
+        x = net.maxpool(found[0])
+        for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+            x = layer(x)
+            found.append(x)
+        return found
+
+
+@register("efficientnet_lite0", kind="features")
+class EfficientNetLite0Features(Backbone):
+    """EfficientNet-Lite0 of ImageNet, 1280 features; its weights are installed with this package."""
+
+    name, figure, dim = "efficientnet_lite0", "FD-EffNetLite0", 1280
+    mean_std = LITE
+
+    def __init__(self, weights: Path | None = None) -> None:
+        """`weights`: a file or folder to take instead of the usual places. Raises `UserError`."""
+        loaded = weight_files.load(self.name, weights)
+        with torch.device("meta"):
+            net = EfficientNetLite0()
+        weight_files.put(net, own_names(loaded.state), loaded.path, self.name)
+        super().__init__(net, loaded.label)
+
+    def stages(self, x: Tensor) -> list[Tensor]:
+        found: list[Tensor] = self.net(x)
+        return found

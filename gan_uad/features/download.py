@@ -1,0 +1,141 @@
+"""Fetching one large file over HTTP: it goes on where it stopped, and appears under its name only when its hash is right."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from gan_uad import console
+from gan_uad.errors import JobFailed
+from gan_uad.files import explained, make_folder
+
+TIMEOUT = 20.0  # seconds without a single byte
+ATTEMPTS = 3  # in a row that bring nothing new
+WAIT = 1.0  # seconds before the second attempt; doubled for each further one
+CHUNK = 1 << 16
+SPARE = 64 << 20  # bytes that must stay free on the disk
+_MB = 1 << 20
+
+
+class Unreachable(Exception):
+    """The address cannot be reached, or gives up before the file is whole; the message says why."""
+
+
+def download(url: str, target: Path, sha256: str) -> None:
+    """Bring the file at `url` to `target`, whose SHA-256 must begin with `sha256` (lower-case hex).
+
+    What a broken connection leaves stays as `<target>.part`, and the next call goes on from there. Processes that fetch the same file
+    at once wait for the first. Raises `Unreachable`, and `JobFailed` for a refusal (HTTP 4xx), too little disk and a wrong hash.
+    """
+    make_folder(target.parent)
+    part = target.with_name(f"{target.name}.part")
+    with explained(part), _alone(part) as file:
+        if target.is_file():  # somebody else fetched it while this process waited
+            part.unlink(missing_ok=True)
+            return
+        resumed = file.seek(0, os.SEEK_END) > 0
+        _fetch(url, file, target)
+        found = _sha256(file)
+        if resumed and not found.startswith(sha256):  # the part may have been of another file
+            file.truncate(0)
+            _fetch(url, file, target)
+            found = _sha256(file)
+        if not found.startswith(sha256):
+            part.unlink()
+            raise JobFailed(
+                f"{url} gave a file with sha256 {found} where it should begin with {sha256}: nothing was kept; try again, "
+                "or fetch it by other means"
+            )
+        os.fsync(file.fileno())
+        os.replace(part, target)
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[BinaryIO]:
+    """The partial file, opened for reading and appending, and locked against other processes."""
+    while True:
+        with open(part, "a+b", buffering=0) as file:
+            with suppress(OSError):  # some network disks know no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                yield file  # type: ignore[misc]
+                return
+
+
+def _fetch(url: str, file: BinaryIO, target: Path) -> None:
+    """Receive until the file is whole, over as many connections as it takes."""
+    failures = 0
+    while True:
+        have = file.seek(0, os.SEEK_END)
+        try:
+            if _receive(url, file, have, target):
+                return
+            problem = "the connection breaks off"
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and have:  # nothing follows what is here: its hash will tell
+                return
+            problem = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):
+                raise JobFailed(
+                    f"{url}: {problem}; fetch {target.name} by other means and put it into {target.parent}"
+                ) from None
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = getattr(error, "reason", error)
+            problem = str(getattr(reason, "strerror", None) or reason) or type(reason).__name__
+            if isinstance(reason, socket.gaierror):  # no such name: waiting does not help
+                raise Unreachable(problem) from error
+        failures = 0 if file.seek(0, os.SEEK_END) > have else failures + 1
+        if failures == ATTEMPTS:
+            raise Unreachable(problem)
+        time.sleep(WAIT * 2**failures if failures else 0)
+
+
+def _receive(url: str, file: BinaryIO, have: int, target: Path) -> bool:
+    """Append what one connection gives; whether that was all there is."""
+    headers = {"User-Agent": "gan_uad"} | ({"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
+        if have and response.status == 206:
+            start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+            if (
+                start is None or int(start[1]) != have
+            ):  # a part that was not asked for: begin anew without asking for parts
+                file.truncate(0)
+                return False
+        elif have:  # the server knows no ranges and gives everything again
+            file.truncate(0)
+            have = 0
+        length = response.headers.get("Content-Length")
+        total = None if length is None else have + int(length)
+        _check_disk(target, have, total)
+        with console.progress(f"downloading {target.name}", (total or 0) / _MB, "MB", have / _MB) as bar:
+            while piece := response.read(CHUNK):
+                file.write(piece)
+                have += len(piece)
+                bar.update(have / _MB)
+    return total is None or have == total
+
+
+def _check_disk(target: Path, have: int, total: int | None) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if total is not None and total - have > free - SPARE:
+        raise JobFailed(
+            f"{target.name} needs {(total - have) / _MB:.0f} MB more in {target.parent}, where {free / _MB:.0f} MB are free: "
+            "free some disk, then run again"
+        )
+
+
+def _sha256(file: BinaryIO) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
