@@ -1,0 +1,16 @@
+"""Figures that judge a generator by features of its images: the one place to import them from.
+
+Features are float `[images, features]` of one network for all sets, in memory or memory-mapped, and finite.
+"""
+
+from gan_uad.metrics.frechet import Gaussian, Moments, frechet_distance, gaussian_of
+from gan_uad.metrics.kid import Kid, kid
+
+__all__ = [
+    "Gaussian",
+    "Kid",
+    "Moments",
+    "frechet_distance",
+    "gaussian_of",
+    "kid",
+]
