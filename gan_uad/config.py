@@ -77,6 +77,13 @@ class TrainingConfig(_Strict):
         10.0, gt=0, description="a picture every so many kimg (and early ones at 0, 1/16, 1/4 of it)"
     )
     checkpoint_kimg: float = Field(10.0, gt=0, description="a resumable checkpoint every so many kimg")
+    judge_kimg: float | None = Field(
+        None, gt=0, description="judge the model every so many kimg, and at the end; default: never"
+    )
+    judge_images: int = Field(10000, ge=2, description="a judgement rests on at most so many images")
+    patience: int | None = Field(
+        None, ge=1, description="stop when so many judgements in a row are no better than the best; default: never"
+    )
 
 
 class ScoringConfig(_Strict):
@@ -86,7 +93,7 @@ class ScoringConfig(_Strict):
     inverter: str | None = Field(
         None, description="a registered inverter; default: what the run trained, else the search in z"
     )
-    options: dict[str, Any] = Field({}, description="options of the inverter")
+    options: dict[str, Any] = Field({}, description="options of the inverter, or of a scorer that needs none")
     threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
     calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
 

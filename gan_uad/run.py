@@ -1,6 +1,7 @@
 """A run folder: made, described, logged into, found again.
 
 runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  fakes/  state.pt  model.safetensors
+                        metrics.jsonl  best.safetensors  (of a run that is judged while it is trained)
 """
 
 from __future__ import annotations
@@ -76,15 +77,41 @@ class Run:
         """The networks worth keeping."""
         return self.folder / "model.safetensors"
 
+    @property
+    def best_path(self) -> Path:
+        """The networks as they were when a judge liked them best."""
+        return self.folder / "best.safetensors"
+
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
-        path = self.folder / "log.jsonl"
-        with explained(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._append("log.jsonl", row)
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines of `log.jsonl` (a killed process may leave half a line, which is passed over)."""
-        path = self.folder / "log.jsonl"
+        return self._rows("log.jsonl")
+
+    def judged(self, row: dict[str, Any]) -> None:
+        """Append one judgement to `metrics.jsonl`."""
+        self._append("metrics.jsonl", row)
+
+    def read_judgements(self) -> list[dict[str, Any]]:
+        """All whole lines of `metrics.jsonl`; none where nothing was judged."""
+        return self._rows("metrics.jsonl")
+
+    def rewind_log(self, nimg: int) -> None:
+        """Drop the lines that a killed process wrote after the checkpoint that training goes on from."""
+        for name in ("log.jsonl", "metrics.jsonl"):
+            kept = [row for row in self._rows(name) if row["nimg"] <= nimg]
+            if kept or (self.folder / name).is_file():
+                write_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in kept))
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        path = self.folder / name
+        with explained(path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        path = self.folder / name
         rows = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
             try:
@@ -92,11 +119,6 @@ class Run:
             except json.JSONDecodeError:
                 continue
         return rows
-
-    def rewind_log(self, nimg: int) -> None:
-        """Drop the lines that a killed process wrote after the checkpoint that training goes on from."""
-        kept = [row for row in self.read_log() if row["nimg"] <= nimg]
-        write_text(self.folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
 
 
 def environment(seed: int) -> dict[str, Any]:

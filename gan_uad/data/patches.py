@@ -22,7 +22,7 @@ from gan_uad.data.sources import Source, open_source
 from gan_uad.errors import UserError
 
 __all__ = [
-    "BadImage", "PatchSet", "TrainStream", "batches", "load_patches", "preprocess", "to_tensor", "to_uint8"
+    "BadImage", "LabelledStream", "PatchSet", "TrainStream", "batches", "load_patches", "preprocess", "to_tensor", "to_uint8"
 ]  # fmt: skip
 
 
@@ -204,14 +204,21 @@ class TrainStream:
 
     def at(self, nimg: int, batch: int | None = None) -> Tensor:
         """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]; of another size if `batch` says so."""
-        k = nimg + np.arange(self._rank, batch or self._batch, self._world)
+        k = self._counted(nimg, batch)
         return to_tensor(self._patches.gather(self._chosen(k), self._transforms(k)))
 
+    def _counted(self, nimg: int, batch: int | None) -> NDArray[np.int64]:
+        return nimg + np.arange(self._rank, batch or self._batch, self._world)
+
     def _chosen(self, k: NDArray[np.int64]) -> NDArray[np.int64]:
-        n = len(self._patches)
+        n = self._epoch
         epochs = range(int(k[0]) // n, int(k[-1]) // n + 1)
         self._orders = {e: self._orders[e] if e in self._orders else self._order(e) for e in epochs}
         return np.concatenate([self._orders[e][k[k // n == e] % n] for e in epochs])
+
+    @property
+    def _epoch(self) -> int:
+        return len(self._patches)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self._patches))
@@ -224,6 +231,54 @@ class TrainStream:
         if self._flips:
             return bits & np.uint8(3)
         return QUARTER_TURNS[bits & np.uint8(3)] if self._turns else np.zeros_like(bits)
+
+
+class LabelledStream(TrainStream):
+    """A `TrainStream` of images with their labels, in which both classes may be made equally frequent.
+
+    `balance`: "none"; "oversample": an epoch shows every image of the larger class once, and those of the smaller class over and
+    over, each equally often to within one; "undersample": an epoch shows every image of the smaller class once, and as many of the
+    larger, drawn anew for each epoch. Raises `UserError` where a class is missing or an image has no label.
+    """
+
+    def __init__(
+        self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool, rank: int = 0, world: int = 1, balance: str = "none"
+    ) -> None:  # fmt: skip
+        super().__init__(patches, batch, seed, flips, turns, rank, world)
+        labels = patches.manifest.label
+        self._classes = [np.flatnonzero(labels == label) for label in (0, 1)]
+        if len(patches) > sum(map(len, self._classes)):
+            raise UserError(f"{patches.source}: some images to learn from have no label")
+        for rows, name in zip(self._classes, ("normal", "anomalous"), strict=True):
+            if not len(rows):
+                raise UserError(
+                    f"{patches.source}: no {name} image among {len(patches)} to learn from; both are needed"
+                )
+        sizes = [len(rows) for rows in self._classes]
+        shown = {"none": sizes, "oversample": [max(sizes)] * 2, "undersample": [min(sizes)] * 2}
+        if balance not in shown:
+            raise ValueError(f"balance must be one of {', '.join(shown)}, not {balance!r}")
+        self._shown = shown[balance]
+
+    def at(self, nimg: int, batch: int | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The batch shown after `nimg` images, as in `TrainStream`, and its labels, int64 [batch / world]: 0 normal, 1 anomalous."""
+        k = self._counted(nimg, batch)
+        rows = self._chosen(k)
+        labels = torch.from_numpy(self._patches.manifest.label[rows].astype(np.int64))
+        return to_tensor(self._patches.gather(rows, self._transforms(k))), labels
+
+    @property
+    def _epoch(self) -> int:
+        return sum(self._shown)
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng((self._seed, epoch))
+        picked = []
+        for rows, count in zip(self._classes, self._shown, strict=True):
+            times = -(-count // len(rows))
+            # The last round may not be whole: which images it has is drawn.
+            picked += [*[rows] * (times - 1), rng.permutation(rows)[: count - (times - 1) * len(rows)]]
+        return rng.permutation(np.concatenate(picked))
 
 
 def _mixed(k: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:

@@ -13,20 +13,25 @@ from torch import nn
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve
-from gan_uad.data.patches import PatchSet, TrainStream, load_patches
+from gan_uad.data.patches import PatchSet, load_patches
 from gan_uad.errors import UserError
 from gan_uad.jobs.load import inherit_preprocessing, load_model
+from gan_uad.jobs.score_sets import some
 from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.engine import Task, save_grid
 from gan_uad.training.engine import train as run_training
+from gan_uad.training.judge import Judge
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
 # What a resumed run may be told anew: nothing that changes what the next step computes.
 # (`micro_batch` up to rounding: without it no run could go on that ran out of memory.)
 RESUMABLE = {
     f"training.{key}"
-    for key in ("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "threads", "device", "micro_batch")
+    for key in (
+        *("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "judge_kimg", "patience"),
+        *("threads", "device", "micro_batch"),
+    )
 }
 
 
@@ -70,6 +75,8 @@ def _configured(
     if micro_batch is not None and (batch // processes) % micro_batch:
         share = f"{batch // processes} images of each process" if processes > 1 else f"training.batch {batch}"
         raise UserError(f"training.micro_batch {micro_batch} does not divide the {share}")
+    if config.training.patience is not None and config.training.judge_kimg is None:
+        raise UserError("training.patience counts judgements, and there are none: set training.judge_kimg too")
     return config, existing
 
 
@@ -96,16 +103,9 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         raise UserError(
             f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there"
         )
-    largest = max(task.batch_sizes(settings.batch))
-    if len(chosen) < largest:
-        key = "training.batch" if largest == settings.batch else "optim.batch_per_level"
-        raise UserError(
-            f"{config.data.path}: {len(chosen)} {config.data.label} train images are too few: a batch has {largest}. "
-            f"Use more images or a smaller -o {key}"
-        )
-    stream = TrainStream(
-        chosen, settings.batch, settings.seed, config.data.flips, config.data.turns, here.rank, here.size
-    )
+    _check_enough(config, task, len(chosen))
+    stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
+    judge = None if settings.judge_kimg is None else _judge(config, task, patches)
     run = distributed.first(lambda: _run(config, out, existing, chosen))
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
     description = {
@@ -113,9 +113,38 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         "train_images": len(chosen),
         "train_data": patches.fingerprint,
     }
-    run_training(task, stream, run, where, description, resume=existing is not None)
-    console.say(f"done: {run.folder} ({settings.total_kimg:g} kimg)")
+    ended = run_training(task, stream, run, where, description, existing is not None, judge)
+    console.say(f"done: {run.folder} ({ended})")
     return run
+
+
+def _check_enough(config: RunConfig, task: Task, count: int) -> None:
+    """Raise `UserError` when there are fewer images than the largest batch has."""
+    batch = config.training.batch
+    sizes, fixed = (
+        task.batch_sizes(batch),
+        task.batch_sizes(0),
+    )  # `fixed`: those that the run's batch size has no part in, and 0
+    largest = max(sizes)
+    if count < largest:
+        keys = ["-o training.batch"] * (0 in fixed and batch == largest) + ["optim.batch_per_level"] * (
+            largest in fixed
+        )
+        raise UserError(
+            f"{config.data.path}: {count} {config.data.label} train images are too few: a batch has {largest}. "
+            f"Use more images or a smaller {' and '.join(keys)}"
+        )
+
+
+def _judge(config: RunConfig, task: Task, patches: PatchSet) -> Judge:
+    """What judges the task every `judge_kimg`, on images that it is not trained on."""
+    validation = patches.select("val")
+    if len(validation) == 0:
+        raise UserError(f"{config.data.path}: no image in the val split, on which training.judge_kimg would judge")
+    judge = task.judge(some(validation, config.training.judge_images, config.training.seed))
+    if judge is None:
+        raise UserError(f"nothing judges a {config.task} while it is trained: leave training.judge_kimg out")
+    return judge
 
 
 def _check_precision(config: RunConfig, where: torch.device) -> None:

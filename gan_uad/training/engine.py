@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import resource
-import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,12 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gan_uad import console
-from gan_uad.data.patches import to_uint8
+from gan_uad.data.patches import PatchSet, TrainStream, to_uint8
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import atomic, explained, remove_leftovers
 from gan_uad.run import Run
 from gan_uad.training import checkpoint, distributed, memory
 from gan_uad.training.ema import EMA
+from gan_uad.training.judge import Judge, Judging
+from gan_uad.training.signals import signals
 from gan_uad.training.watch import Watch
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,6 +83,15 @@ class Task(ABC):
         passes = -(-count // (self.micro_batch or count))
         return [slice(m, None, passes) for m in range(passes)]
 
+    def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> Stream:
+        """What it is trained on, from the `patches` chosen for that: their images, in this process's shares."""
+        here = distributed.world()
+        return TrainStream(patches, batch, seed, flips, turns, here.rank, here.size)
+
+    def judge(self, patches: PatchSet) -> Judge | None:
+        """What judges it while it is trained, on some validation `patches` (of any label); None: nothing of its own does."""
+        return None
+
     def whole(self, real: Tensor) -> int:
         """Images of the batch in all processes, of which `real` is this one's share."""
         return len(real) * distributed.world().size
@@ -120,11 +129,12 @@ class Task(ABC):
             distributed.broadcast(net.buffers())
 
     @abstractmethod
-    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+    def step(self, real: Any, nimg: int) -> dict[str, Tensor]:
         """Do the optimiser steps for one batch, `nimg` images having been seen before it (in all processes).
 
-        `real` is this process's share, `[N, 3, R, R]` in [-1, 1]. Returns scalar figures to log (detached, means over the
-        share); a step may leave out those that it did not compute.
+        `real` is what `stream` gives, this process's share of it, on the device: images `[N, 3, R, R]` in [-1, 1], or a tuple of
+        tensors such as images and labels. Returns scalar figures to log (detached, means over the share); a step may leave out
+        those that it did not compute.
         """
 
     @abstractmethod
@@ -147,19 +157,27 @@ class Task(ABC):
 class Stream(Protocol):
     """Where batches come from: a pure function of how many images were seen."""
 
-    def at(self, nimg: int, batch: int | None = None) -> Tensor:
-        """The batch `[N, 3, R, R]` in [-1, 1] that follows the first `nimg` images; this process's share of `batch` images."""
+    def at(self, nimg: int, batch: int | None = None) -> Tensor | tuple[Tensor, ...]:
+        """The batch `[N, 3, R, R]` in [-1, 1] that follows the first `nimg` images, or a tuple of it and what belongs to it, each
+        `[N, ...]`; this process's share of `batch` images."""
 
 
 def train(
-    task: Task, stream: Stream, run: Run, device: torch.device, description: dict[str, Any], resume: bool = False
-) -> None:
-    """Train `task` until the run's `total_kimg`, logging, drawing and saving on the way.
+    task: Task,
+    stream: Stream,
+    run: Run,
+    device: torch.device,
+    description: dict[str, Any],
+    resume: bool = False,
+    judge: Judge | None = None,
+) -> str:
+    """Train `task` until the run's `total_kimg` or until `judge` says that nothing gets better, logging, drawing and saving on
+    the way; returns in words how it ended.
 
     Every process of a group calls it; rank 0 alone writes. Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM to any
     process, and `JobFailed` when a figure is not finite, the disk is full or memory does not do; the last good checkpoint is kept.
     """
-    loop = _Loop(task, run, device, description)
+    loop = _Loop(task, run, device, description, Judging(judge, run))
     nimg = loop.restore(resume)
     settings = run.config.training
     total = round(settings.total_kimg * 1000)
@@ -167,19 +185,22 @@ def train(
     autocast = torch.autocast(device.type, low, enabled=low is not None)
     with (
         loop.writing(nimg),
-        _signals() as stop,
+        signals() as stop,
         console.progress(run.config.name, total / 1000, "kimg", nimg / 1000) as bar,
     ):
         if nimg == 0:
             loop.snapshot(0)
-        while nimg < total:
+        while nimg < total and not loop.judging.exhausted:
             batch = task.batch_at(nimg) or settings.batch
             with memory.explained(run, loop.kept, batch, task.allows):
-                real = stream.at(nimg, batch).to(device, non_blocking=True)
+                real = _moved(stream.at(nimg, batch), device)
                 with autocast:
                     loop.add(task.step(real, nimg))
             before, nimg = nimg, nimg + batch
-            done, stopped = nimg >= total, distributed.any_of(bool(stop))
+            if loop.judging.due(partial(_crossed, before, nimg), nimg >= total):
+                loop.judge(nimg)
+            done = nimg >= total or loop.judging.exhausted
+            stopped = distributed.any_of(bool(stop))
             save = done or stopped or _crossed(before, nimg, settings.checkpoint_kimg)
             # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
             if save or _crossed(before, nimg, settings.tick_kimg):
@@ -192,13 +213,16 @@ def train(
                 raise Interrupted(
                     f"stopped at {nimg / 1000:g} kimg, all saved. Go on with: gan-uad train {run.folder} --resume"
                 )
+    return f"{nimg / 1000:g} kimg{loop.judging.verdict(stopped_early=nimg < total)}"
 
 
 class _Loop:
     """The loop's own small state: figures since the last tick, and the writers (of rank 0)."""
 
-    def __init__(self, task: Task, run: Run, device: torch.device, description: dict[str, Any]) -> None:
-        self.task, self.run, self.device, self.description = task, run, device, description
+    def __init__(
+        self, task: Task, run: Run, device: torch.device, description: dict[str, Any], judging: Judging
+    ) -> None:
+        self.task, self.run, self.device, self.description, self.judging = task, run, device, description, judging
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.tick_time, self.tick_nimg = time.monotonic(), 0
@@ -243,7 +267,7 @@ class _Loop:
             "nimg": nimg,
             "kimg": nimg / 1000,
             "seconds_per_kimg": round(per_kimg, 3),
-            "memory_gb": _memory(self.device),
+            "memory_gb": memory.peak(self.device),
             **means,
         }
         if warnings := self.watch.look(means):
@@ -259,6 +283,19 @@ class _Loop:
             bar.update(nimg / 1000, f"{shown} | {per_kimg:.1f} s/kimg, {row['memory_gb']:.1f} GB", force=not bar.live)
 
         distributed.first(write)
+
+    def judge(self, nimg: int) -> None:
+        """Have the task judged as it stands; a figure that is not finite ends the training."""
+        start = time.monotonic()
+        self.task.synchronise()
+        with memory.explained(self.run, self.kept, self.run.config.training.batch, self.task.allows):
+            figures = self.judging.look(
+                nimg, self.task.networks, self.description, lambda *row: self.board.add_scalar(*row)
+            )
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise self.diverged(f"{name} is {value}", nimg)
+        self.tick_time += time.monotonic() - start  # seconds_per_kimg is of the training alone
 
     def means(self) -> dict[str, float]:
         """The mean of each figure since the last call (of `states` the last value), over all processes, which log the same
@@ -296,6 +333,7 @@ class _Loop:
 
         def write() -> None:
             state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
+            state["judging"] = self.judging.state_dict()
             # Figures are those before the last update; the weights after it may be broken all the same.
             if broken := next(checkpoint.not_finite(state["task"], "state"), None):
                 raise self.diverged(f"{broken} is not finite", nimg)
@@ -316,6 +354,7 @@ class _Loop:
             except KeyError as missing:
                 raise UserError(f"{self.run.state_path} is of another task: it holds no {missing}") from None
             torch.set_rng_state(state["torch_rng"])
+            self.judging.load_state_dict(state.get("judging", {}))
         else:
             for net in self.task.modules():  # equal seeds do not make equal weights on unequal machines
                 distributed.broadcast(net)
@@ -346,6 +385,12 @@ def save_grid(images: np.ndarray, path: Any) -> None:
         Image.fromarray(canvas).save(temporary, format="png")
 
 
+def _moved(batch: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor | tuple[Tensor, ...]:
+    if isinstance(batch, tuple):
+        return tuple(part.to(device, non_blocking=True) for part in batch)
+    return batch.to(device, non_blocking=True)
+
+
 def _crossed(before: int, after: int, every_kimg: float) -> bool:
     every = every_kimg * 1000
     return int(before / every) != int(after / every)
@@ -353,30 +398,3 @@ def _crossed(before: int, after: int, every_kimg: float) -> bool:
 
 def _early(before: int, after: int, every_kimg: float) -> bool:
     return any(before < share * every_kimg * 1000 <= after for share in EARLY_SNAPSHOTS)
-
-
-def _memory(device: torch.device) -> float:
-    """Peak memory in GB: of the device on CUDA, of the process on CPU."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives; a second Ctrl-C does not wait. (SIGTERM may well come twice:
-    `timeout` sends it to the process and to its group.)
-    """
-    received: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -79,3 +80,10 @@ def _widths(config: RunConfig) -> tuple[float, ...]:
     parameters = inspect.signature(registry.find("network", config.model)).parameters
     defaults = {key: parameters[key].default if key in parameters else 0 for key in ("channel_base", "channel_max")}
     return tuple(float(config.network.get(key, default)) for key, default in defaults.items())
+
+
+def peak(device: torch.device) -> float:
+    """Peak memory in GB: of the device on CUDA, of the process on CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 1e9, 2)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)

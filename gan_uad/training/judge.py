@@ -1,0 +1,109 @@
+"""Judging a model while it is trained: figures every so many images, the best model kept, and the end when none gets better."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import nn
+
+from gan_uad import console
+from gan_uad.run import Run
+from gan_uad.training import checkpoint, distributed
+
+
+class Judge(Protocol):
+    """Tells how good a task is as it stands: a classifier's loss on validation images, a generator's FID."""
+
+    figure: str  # that of its figures which says which model is best
+    larger: bool  # whether more of it is better
+
+    def judge(self, nimg: int) -> dict[str, float]:
+        """Figures by name, of the task after `nimg` images. A pure function of the task's state, in which it leaves no trace: no
+        random number is taken from the generators of the run.
+
+        Every process calls it at the same time (after rank 0's buffers were given to all), so that they may share the work.
+        """
+
+
+class Judging:
+    """Calls a run's judge when it is due, and remembers which model was best and how long ago.
+
+    `best.safetensors` is that model, `metrics.jsonl` holds every judgement. Without a judge nothing is ever due. All that it
+    remembers is in `state_dict`, so that a resumed run stops where an uninterrupted one does.
+    """
+
+    def __init__(self, judge: Judge | None, run: Run) -> None:
+        self.judge, self.run = judge, run
+        settings = run.config.training
+        self.every, self.patience = settings.judge_kimg, settings.patience
+        self.best: float | None = None
+        self.best_nimg = 0
+        self.since = 0  # judgements after the best
+
+    def due(self, crossed: Callable[[float], bool], last: bool) -> bool:
+        """Whether to judge now; `crossed(kimg)`: a multiple of `kimg` was just passed. `last`: the training ends here."""
+        return self.judge is not None and (last or (self.every is not None and crossed(self.every)))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether so many judgements brought nothing better that training should end."""
+        return self.judge is not None and self.patience is not None and self.since >= self.patience
+
+    def look(
+        self,
+        nimg: int,
+        networks: Callable[[], dict[str, nn.Module]],
+        description: dict[str, Any],
+        plot: Callable[[str, float, int], None],
+    ) -> dict[str, float]:
+        """Judge the task, keep its model if it is the best so far, and log; returns the figures, the same in every process.
+
+        `plot(name, value, nimg)` is called by rank 0. Figures that are not finite are returned, and nothing else is done:
+        they say that training diverged.
+        """
+        judge = self.judge
+        if judge is None:
+            raise ValueError("there is no judge")
+        figures = distributed.from_first(judge.judge(nimg))
+        if not all(map(math.isfinite, figures.values())):
+            return figures
+        value = figures[judge.figure]
+        better = self.best is None or (value > self.best if judge.larger else value < self.best)
+        if better:
+            self.best, self.best_nimg, self.since = value, nimg, 0
+        else:
+            self.since += 1
+
+        def write() -> None:
+            if better:
+                told = {**description, "nimg": nimg, "best": {"figure": judge.figure, "value": value}}
+                checkpoint.save_model(self.run.best_path, networks(), told)
+            self.run.judged({"nimg": nimg, "kimg": nimg / 1000, **figures, "best": better})
+            for name, figure in figures.items():
+                plot(name, figure, nimg)
+
+        distributed.first(write)
+        shown = " ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+        console.say(f"judged at {nimg / 1000:g} kimg: {shown}{' (the best so far)' if better else ''}")
+        return figures
+
+    def verdict(self, stopped_early: bool) -> str:
+        """How it went, in words that follow on "12 kimg"; "" where nothing was judged."""
+        if self.judge is None or self.best is None:
+            return ""
+        text = (
+            f"; best {self.judge.figure} {self.best:.4g} at {self.best_nimg / 1000:g} kimg: {self.run.best_path.name}"
+        )
+        return f", stopped early after {self.since} judgements without a better one{text}" if stopped_early else text
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"best": self.best, "best_nimg": self.best_nimg, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state; an empty one is of a run that was never judged."""
+        for name in self.state_dict():
+            if name in state:
+                setattr(self, name, state[name])
