@@ -77,7 +77,6 @@ def test_a_resumed_task_is_the_same_bit_for_bit(optim: dict[str, Any]) -> None:
     torch.save(broken.state_dict(), buffer)
     buffer.seek(0)
     resumed = make(seed=1, **optim)
-    resumed.seed = 0
     resumed.load_state_dict(torch.load(buffer, weights_only=True))
     steps(resumed, 5, 9)
     assert all(map(torch.equal, weights(whole), weights(resumed)))
@@ -93,7 +92,7 @@ def test_micro_batches_give_the_whole_batch_s_weights() -> None:
         for net in (task.G, task.D, task.ema.net):
             net.double()
         task.path_mean = task.path_mean.double()
-        task.normal = lambda shape, count, task=task: StyleGAN2Task.normal(task, shape, count).double()
+        task.normal = lambda *what, task=task: [x.double() for x in StyleGAN2Task.normal(task, *what)]
         task.draw_z = lambda count, task=task: StyleGAN2Task.draw_z(task, count).double()
         task.micro_batch = micro_batch
         for i in range(2):
@@ -125,27 +124,43 @@ def test_path_mean_and_w_avg_are_running_means() -> None:
     task = make()
     figures = task.step(batch(), 0)
     assert float(task.path_mean) == pytest.approx(0.01 * float(figures["path_length"]), rel=1e-5)
-    z = make(mixing=0.0).draw_z(BATCH)  # the same that the first generator step draws
-    task = make(mixing=0.0, path_weight=0.0)  # nothing moves the mapping network after that step
+    task = make(lr=0.1)
+    w = task.G.mapping(
+        make().draw_z(BATCH)
+    )  # of the z that the first generator step draws, before it moves the mapping
     task.step(batch(), 0)
-    expected = 0.005 * task.G.mapping(z).mean(0)
-    assert torch.allclose(task.G.mapping.w_avg, expected, rtol=1e-4, atol=1e-8)
+    torch.testing.assert_close(task.G.mapping.w_avg, 0.005 * w.mean(0), rtol=1e-4, atol=1e-8)
     assert torch.equal(task.ema.net.mapping.w_avg, task.G.mapping.w_avg)  # copied, not averaged
 
 
 def test_style_mixing_gives_later_layers_another_w() -> None:
     task = make(mixing=1.0)
-    task.noise_rng = torch.Generator().manual_seed(0)
     latents = task.draw(3)
-    _, ws = task.make(latents, slice(None))
-    crossover = latents.crossover
+    ws, crossover = latents.ws(task.G, slice(None)), latents.crossover
     assert 1 <= crossover < ws.shape[1]
     assert torch.equal(ws[:, 0], ws[:, crossover - 1])
     assert not torch.allclose(ws[:, 0], ws[:, crossover])
     assert torch.allclose(ws[:, crossover], task.G.mapping(latents.z_mixed))
-    plain = make(mixing=0.0)
-    plain.noise_rng = torch.Generator().manual_seed(0)
-    assert plain.draw(3).z_mixed is None
+    assert make(mixing=0.0).draw(3).z_mixed is None
+    assert {task.draw(1).crossover for _ in range(50)} == set(range(1, ws.shape[1]))
+
+
+def test_every_image_has_noise_of_its_own() -> None:
+    """In training and in pictures: of equal latents two images differ by their noise only."""
+    task = make(mixing=0.0)
+    with torch.no_grad():
+        for net in (task.G, task.ema.net):
+            for layer in net.synthesis.layers:
+                layer.noise_strength.fill_(1.0)
+    latents = task.draw(2)
+    latents.z = latents.z[:1].expand(2, -1)
+    made = task.make(latents, slice(None))
+    assert float((made[0] - made[1]).abs().mean()) > 0.01
+    assert all(not torch.equal(a, b) for a, b in zip(latents.noise, task.draw(2).noise, strict=True))
+    task.fixed_z = task.fixed_z[:1].expand(6, -1)
+    shown = task.sample()
+    assert all(float((shown[i] - shown[j]).abs().mean()) > 0.01 for i in range(6) for j in range(i))
+    assert torch.equal(shown, task.sample())
 
 
 def test_augmentation_follows_the_signs_of_real_images() -> None:

@@ -71,21 +71,9 @@ class AdversarialTask(Task):
         return figures | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
 
     def sample(self) -> Tensor:
-        """Images of the averaged generator at fixed latents; of a style-based one with fixed noise of each image's own.
-
-        (Noise places nuclei and fibres: with one map for all, as in the originals' pictures, they would lie alike in every image.)
-        """
-        z = self.fixed_z.to(self.device)
-        G: Any = self.ema.net
-        shapes = G.synthesis.noise_shapes if hasattr(G, "synthesis") else []
-        rng = torch.Generator().manual_seed(0)
-        maps = [torch.randn(len(z), *shape, generator=rng).to(self.device) for shape in shapes]
-        made = []
-        with torch.no_grad():
-            for i in range(0, len(z), SAMPLE_BATCH):
-                rows = slice(i, i + SAMPLE_BATCH)
-                made.append(G(z[rows], noise=[m[rows] for m in maps]) if maps else G(z[rows]))
-        return torch.cat(made)
+        """Images of the averaged generator at fixed latents."""
+        z, G = self.fixed_z.to(self.device), self.ema.net
+        return in_small_batches(len(z), lambda part: G(z[part]))
 
     def networks(self) -> dict[str, nn.Module]:
         """The averaged generator with the current discriminator."""
@@ -110,6 +98,12 @@ class AdversarialTask(Task):
         self.opt_G.load_state_dict(state["opt_G"])
         self.opt_D.load_state_dict(state["opt_D"])
         self.rng.set_state(state["rng"])
+
+
+@torch.no_grad()
+def in_small_batches(count: int, make: Callable[[slice], Tensor]) -> Tensor:
+    """The `count` images of a snapshot, made a few at a time: beside a training there is little memory left."""
+    return torch.cat([make(slice(i, i + SAMPLE_BATCH)) for i in range(0, count, SAMPLE_BATCH)])
 
 
 @contextmanager

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from gan_uad.networks.progressive import enlarge, shrink
 from gan_uad.registry import register
-from gan_uad.training import distributed
 from gan_uad.training.adversarial import AdversarialTask, diversity, frozen, guard_gradients
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G, r1_penalty
-from gan_uad.training.stylegan2 import W_AVG_BETA, Latents
+from gan_uad.training.style import StyleTask
 
 # Both originals' for one GPU.
 BATCH_PER_LEVEL = {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}
@@ -208,7 +207,7 @@ class PGANTask(ProgressiveTask):
 
 
 @register("stylegan", kind="task")
-class StyleGANTask(ProgressiveTask):
+class StyleGANTask(StyleTask, ProgressiveTask):
     """StyleGAN's training: non-saturating logistic loss, R1 on every step, style mixing, growing from 8 px.
 
     `lr_per_level` None is the published table (1.5e-3 at 128 px, 2e-3 at 256, 3e-3 from 512 on); `lr` holds for levels without an entry.
@@ -237,29 +236,14 @@ class StyleGANTask(ProgressiveTask):
         super().__init__(model, device, seed, lr, betas, ema_kimg, *growth)
         self.r1_gamma, self.mixing = r1_gamma, mixing
 
-    def draw(self, count: int) -> Latents:
-        """Fresh latents of `count` images in this process, and noise for the layers in use.
+    @property
+    def layers_in_use(self) -> int:
+        """See `StyleTask`: those of the present level."""
+        return int(self.G.synthesis.layers_in_use)
 
-        Two w are mixed at a random one of these layers with probability `mixing`.
-        """
-        layers = self.G.synthesis.layers_in_use
-        z, z_mixed, crossover = self.draw_z(count), None, layers
-        if float(torch.rand((), generator=self.rng)) < self.mixing:
-            crossover = int(torch.randint(1, layers, (), generator=self.rng))
-            z_mixed = self.draw_z(count)
-        # Noise is drawn on the device, by a seed of its own: at high resolutions the CPU would take longer than the step.
-        seed = int(torch.randint(1 << 62, (), generator=self.rng))
-        rng, world = torch.Generator(self.device).manual_seed(seed), distributed.world()
-        noise = [
-            distributed.share(torch.randn(count * world.size, *shape, generator=rng, device=self.device), world)
-            for shape in self.G.synthesis.noise_shapes[:layers]
-        ]
-        return Latents(z, z_mixed, crossover, noise)
-
-    def make(self, latents: Latents, part: slice) -> Tensor:
-        """Images of one micro-batch."""
-        maps = [layer[part] for layer in latents.noise]
-        images: Tensor = self.G.synthesis.synthesize_level(latents.ws(self.G, part), maps)
+    def synthesize(self, ws: Tensor, noise: list[Tensor]) -> Tensor:
+        """See `StyleTask`; of the present level's size."""
+        images: Tensor = self.G.synthesis.synthesize_level(ws, noise)
         return images
 
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
@@ -288,9 +272,7 @@ class StyleGANTask(ProgressiveTask):
     def generator_step(self, count: int) -> dict[str, Tensor]:
         """Minimise −log σ(D(G(z))), and let the mean of w follow."""
         latents = self.draw(count)
-        with torch.no_grad():
-            w = self.G.mapping(latents.z)
-            self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
+        self.track(latents)
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             value = nonsaturating_G(self.D(self.make(latents, part)))

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gan_uad.registry import register
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import AdversarialTask, diversity, frozen, guard_gradients
+from gan_uad.training.adversarial import diversity, frozen, guard_gradients
 from gan_uad.training.augment import AdaptiveP, AugmentPipe
 from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
-
-W_AVG_BETA = 0.995
-
-
-@dataclass
-class Latents:
-    """What a batch of images is made from: z `[N, z_dim]`, from layer `crossover` on `z_mixed`, noise maps `[N, 1, H, W]` by layer."""
-
-    z: Tensor
-    z_mixed: Tensor | None
-    crossover: int
-    noise: list[Tensor]
-
-    def ws(self, G: Any, part: slice) -> Tensor:
-        """w for each layer of `G`, `[N, num_ws, w_dim]`, of one micro-batch."""
-        ws: Tensor = G.spread(G.mapping(self.z[part]))
-        if self.z_mixed is None:
-            return ws
-        mixed = G.spread(G.mapping(self.z_mixed[part]))
-        return torch.cat([ws[:, : self.crossover], mixed[:, self.crossover :]], 1)
+from gan_uad.training.style import StyleTask
 
 
 @register("stylegan2", kind="task")
-class StyleGAN2Task(AdversarialTask):
+class StyleGAN2Task(StyleTask):
     """Non-saturating loss, R1 and path length regularisation once in several steps, style mixing (Karras et al. 2020).
 
     `r1_gamma` None is StyleGAN2-ADA's heuristic, 0.0002 · resolution² / batch. The regularisers are multiplied by their interval k, and
@@ -50,7 +29,6 @@ class StyleGAN2Task(AdversarialTask):
     `augment_p` throughout.
     """
 
-    average_buffers = False
     states = frozenset({"ada_p"})
 
     def __init__(
@@ -87,7 +65,7 @@ class StyleGAN2Task(AdversarialTask):
         super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
         self.opt_G = _lazy_adam(self.G, lr, betas, path_interval if path_weight else 0)
         self.opt_D = _lazy_adam(self.D, lr if lr_D is None else lr_D, betas, r1_interval if r1_gamma != 0 else 0)
-        self.seed, self.r1_gamma, self.mixing = seed, r1_gamma, mixing
+        self.r1_gamma, self.mixing = r1_gamma, mixing
         self.r1_interval = r1_interval if r1_gamma != 0 else 0
         self.path_interval = path_interval if path_weight else 0
         self.path_weight, self.path_decay, self.path_shrink = path_weight, path_decay, path_shrink
@@ -98,25 +76,6 @@ class StyleGAN2Task(AdversarialTask):
             raise ValueError("augment_p without augment changes nothing: give augment, bgc for example, too")
         self.pipe = None if augment == "none" else AugmentPipe(augment)
         self.ada, self.augment_p = AdaptiveP(ada_target, ada_kimg=ada_kimg), augment_p
-
-    def draw(self, count: int) -> Latents:
-        """Fresh latents of `count` images in this process: two w are mixed at a random layer with probability `mixing`."""
-        z, z_mixed, crossover = self.draw_z(count), None, self.G.synthesis.num_ws
-        if float(torch.rand((), generator=self.rng)) < self.mixing:
-            crossover = int(torch.randint(1, crossover, (), generator=self.rng))
-            z_mixed = self.draw_z(count)
-        return Latents(z, z_mixed, crossover, [self.normal(shape, count) for shape in self.G.synthesis.noise_shapes])
-
-    def normal(self, shape: tuple[int, ...], count: int) -> Tensor:
-        """N(0, 1) of a shape for `count` images in this process, drawn on the device for the whole batch."""
-        world = distributed.world()
-        drawn = torch.randn(count * world.size, *shape, generator=self.noise_rng, device=self.device)
-        return distributed.share(drawn, world)
-
-    def make(self, latents: Latents, part: slice) -> tuple[Tensor, Tensor]:
-        """Images and their ws `[N, num_ws, w_dim]`, of one micro-batch."""
-        ws = latents.ws(self.G, part)
-        return self.G.synthesis(ws, [maps[part] for maps in latents.noise]), ws
 
     def draw_shown(self, count: int) -> Callable[[Tensor, slice], Tensor]:
         """What D is shown instead of `count` images in this process, a micro-batch at a time: augmentations, drawn for the whole batch."""
@@ -131,7 +90,6 @@ class StyleGAN2Task(AdversarialTask):
         """Generator, its path length when due, discriminator, its R1 when due, average."""
         batch = self.whole(real)
         turn = nimg // batch
-        self.noise_rng = torch.Generator(self.device).manual_seed(_key(self.seed, nimg))
         figures = self.generator_step(len(real))
         if self.path_interval and turn % self.path_interval == 0:
             figures = self.path_step(max(1, len(real) // self.path_shrink)) | figures
@@ -144,26 +102,23 @@ class StyleGAN2Task(AdversarialTask):
     def generator_step(self, count: int) -> dict[str, Tensor]:
         """Minimise the non-saturating loss over the generator, on `count` images in this process."""
         latents, shown = self.draw(count), self.draw_shown(count)
+        self.track(latents)
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = nonsaturating_G(self.D(shown(self.make(latents, part)[0], part)))
+            value = nonsaturating_G(self.D(shown(self.make(latents, part), part)))
             return value, {"loss_G": value}
 
         with frozen(self.D):
-            figures = self.optimise(self.opt_G, count, loss)
-        with torch.no_grad():
-            w = self.G.mapping(latents.z)
-            self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
-        return figures
+            return self.optimise(self.opt_G, count, loss)
 
     def path_step(self, count: int) -> dict[str, Tensor]:
         """Pull the path lengths of `count` images in this process to their running mean."""
-        latents = self.draw(count)
-        side = self.G.resolution
-        directions = self.normal((3, side, side), count)
+        latents, side = self.draw(count), self.G.resolution
+        (directions,) = self.normal(count, [(3, side, side)])
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            images, ws = self.make(latents, part)
+            ws = latents.ws(self.G, part)
+            images = self.synthesize(ws, latents.noise_of(part))
             lengths = path_lengths(images, ws, directions[part])
             value = (lengths - self.path_mean).square().mean()
             return value * self.path_weight * self.path_interval, {"path_length": lengths.mean(), "path_penalty": value}
@@ -178,7 +133,7 @@ class StyleGAN2Task(AdversarialTask):
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
-                fake = self.make(latents, part)[0]
+                fake = self.make(latents, part)
             on_fake, on_real = self.D(show_fake(fake, part)), self.D(show_real(real[part], part))
             value = nonsaturating_D(on_real, on_fake)
             return value, {
@@ -209,7 +164,7 @@ class StyleGAN2Task(AdversarialTask):
         return self.optimise(self.opt_D, len(real), loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """See `AdversarialTask`; the noise is drawn anew from the seed at every step."""
+        """See `AdversarialTask`."""
         return {**super().state_dict(), "path_mean": self.path_mean, "ada": self.ada.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -225,8 +180,3 @@ def _lazy_adam(net: nn.Module, lr: float, betas: tuple[float, float], interval: 
     optimizer = torch.optim.Adam(net.parameters(), lr * c, (betas[0] ** c, betas[1] ** c), eps=1e-8, fused=True)
     optimizer.register_step_pre_hook(guard_gradients)
     return optimizer
-
-
-def _key(seed: int, nimg: int) -> int:
-    """A seed for what is drawn at one step."""
-    return int(np.random.SeedSequence((seed, nimg)).generate_state(1, np.uint64)[0] >> np.uint64(1))
