@@ -5,5 +5,6 @@ be cited and checked against a reference. Here does not belong anything that rea
 prints, or knows of torch, click or a run folder: that is `jobs/`, `report/`, `training/`, `features/`.
 
 `detection` is where callers import the image-level figures from (it gathers `ranking`, `bootstrap`, `thresholds`,
-`decisions` and `calibration`); `pixel` has the figures of anomaly maps against masks; `generation` judges generators.
+`decisions` and `calibration`); `pixel` has the figures of anomaly maps against masks; `generation` judges generators by
+features of their images (it gathers `frechet`, `kid` and `neighbours`); `shrinkage` has a covariance that can be inverted.
 """
