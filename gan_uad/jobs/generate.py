@@ -44,7 +44,7 @@ class Source:
     @property
     def G(self) -> Any:
         """The generator."""
-        return self.model.networks["gan"].G
+        return self.model.generator
 
     def __len__(self) -> int:
         return len(self.seeds if self.latents is None else self.latents)
@@ -74,9 +74,7 @@ def open_source(
 ) -> Source:
     """Load the generator of `run`; latents come from the file if there is one, else from `seeds`. Raises `UserError`."""
     model = load_model(run, device.prepare(where))
-    if "gan" not in model.networks:
-        raise UserError(f"{run} holds no generator, only {', '.join(model.networks)}: give the run of a GAN")
-    G = model.networks["gan"].G
+    G = model.generator
     check_style(G, psi, noise)
     with open(model_file(run), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +41,20 @@ class Model:
         """Side of the images in px."""
         return self.config.resolution
 
+    @property
+    def generator(self) -> Any:
+        """The generator. Raises `UserError` when the run trained none."""
+        if "gan" not in self.networks:
+            raise UserError(f"{self.path} holds no generator, only {', '.join(self.networks)}: give the run of a GAN")
+        return self.networks["gan"].G
+
     def generate(self, seeds: Sequence[int], batch: int = 32, *, psi: float = 1.0, noise: str = "const") -> Tensor:
         """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds.
 
         For StyleGAN and StyleGAN2: truncation `psi` (1: none, 0: the average image), `noise` "const", "none" or "random" (by the seed);
         `UserError` for others than the defaults with another generator.
         """
-        G = self.networks["gan"].G
+        G = self.generator
         check_style(G, psi, noise)
         return draw(G, settle(G, from_seeds(seeds, G.z_dim), psi, batch), noise, batch)
 
@@ -60,10 +68,14 @@ class Model:
 
 
 def model_file(path: str | Path) -> Path:
-    """The model file that a run folder or a path means. Raises `UserError` when there is none."""
+    """The model file that a run folder or a path means: of a run that was judged the best one, else the last one.
+
+    Raises `UserError` when there is none.
+    """
     path = Path(path)
     if path.is_dir():
-        file = path / "model.safetensors"
+        best = path / "best.safetensors"
+        file = best if best.is_file() else path / "model.safetensors"
         if not file.is_file():
             raise UserError(
                 f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder"
@@ -91,12 +103,27 @@ def inverter_of(model: Model) -> str:
 
 
 def make_scorer(model: Model, inverter: str | None = None, options: dict[str, Any] | None = None) -> Scorer:
-    """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones."""
+    """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones.
+
+    A scorer that works without an inverter is given the run's networks, and the options itself.
+    """
     settings = model.config.scoring
+    given = {"nets": model.networks, "device": model.device}
+    if "inverter" not in inspect.signature(registry.find("scorer", settings.scorer)).parameters:
+        if inverter or settings.inverter:
+            raise UserError(
+                f"{model.path} is scored by {settings.scorer}, which uses no inverter: leave --inverter out"
+            )
+        return registry.build("scorer", settings.scorer, {**settings.options, **(options or {})}, **given)
+    if "gan" not in model.networks:
+        raise UserError(
+            f"{model.path} holds {', '.join(model.networks)} and no generator, so {settings.scorer} cannot score: "
+            "name another scorer with -o scoring.scorer=..."
+        )
     configured = inverter_of(model)
     chosen = inverter or configured
     base = settings.options if chosen == configured else {}
-    found = registry.build("inverter", chosen, {**base, **(options or {})}, nets=model.networks, device=model.device)
+    found = registry.build("inverter", chosen, {**base, **(options or {})}, **given)
     return registry.build("scorer", settings.scorer, {}, inverter=found)
 
 

@@ -56,12 +56,14 @@ def score(
     parsed = _parsed(threshold or config.scoring.threshold)
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
-    used = scorer.inverter.spec  # type: ignore[attr-defined]
+    found_by = getattr(scorer, "inverter", None)
+    used = scorer.spec if found_by is None else found_by.spec
     folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
     key = _key(run, used, sets)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
-        "inverter": used, "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
+        "inverter": None if found_by is None else used, "label": f"{model.name}/{used['name']}",
+        "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
     _claim(folder, settings)
@@ -79,7 +81,7 @@ def _score_all(
     pixel_quantile: float,
 ) -> None:
     key = settings["key"]
-    label = f"{settings['name']}/{settings['inverter']['name']}"
+    label = settings["label"]
     validation = None
     if sets.validation is not None:
         validation = _score_set(
@@ -119,14 +121,14 @@ def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--threshold {rule}: {error}") from None
 
 
-def _default_folder(run: str, data: str, inverter: str, split: str | None) -> Path:
+def _default_folder(run: str, data: str, method: str, split: str | None) -> Path:
     parent = Path(run) if Path(run).is_dir() else Path(run).parent
-    return parent / "scores" / "-".join(part for part in (Path(data).stem, split, inverter) if part)
+    return parent / "scores" / "-".join(part for part in (Path(data).stem, split, method) if part)
 
 
-def _key(run: str, inverter: dict[str, Any], sets: ScoreSets) -> str:
+def _key(run: str, method: dict[str, Any], sets: ScoreSets) -> str:
     hashed = hashlib.sha256(model_file(run).read_bytes())
-    parts = (inverter, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None)
+    parts = (method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None)
     hashed.update(json.dumps(parts, sort_keys=True).encode())
     return hashed.hexdigest()
 

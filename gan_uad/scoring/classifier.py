@@ -1,0 +1,56 @@
+"""Scores of a trained classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gan_uad.errors import UserError
+from gan_uad.metrics.detection import classification_report
+from gan_uad.registry import register
+from gan_uad.scoring.base import Scorer, Scores
+
+
+@register("classifier", kind="scorer")
+class ClassifierScorer(Scorer):
+    """The logit of "anomalous": log P(anomalous) − log P(normal), which is above 0 where the classifier says so.
+
+    The network is trained already; `fit` only keeps the scores of validation normals. No maps and no reconstructions.
+    """
+
+    def __init__(self, nets: dict[str, Any], device: torch.device) -> None:
+        if "classifier" not in nets:
+            raise UserError(f"the scorer classifier needs a trained classifier, not {', '.join(nets)}")
+        self.net, self.device = nets["classifier"], device
+        self.resolution = self.net.resolution
+
+    @torch.no_grad()
+    def score_batch(self, images: Tensor) -> Scores:
+        """See `Scorer`."""
+        logits = self.net(images.to(self.device, memory_format=torch.channels_last)).float().cpu()
+        return Scores(logits[:, 1] - logits[:, 0])
+
+    def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+        """Accuracy on a labelled set with its 95 % Wilson interval, sensitivity and specificity; images of label −1 are left out."""
+        if labels is None or not bool((labels >= 0).any()):
+            raise UserError("a classifier is compared by its accuracy, which needs labelled images")
+        known = labels >= 0
+        return accuracy_figures(labels[known], self.score(images[known]).image)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's."""
+        return dict(self.net.state_dict())
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """See `Scorer`."""
+        self.net.load_state_dict(tensors)
+
+
+def accuracy_figures(labels: Tensor, scores: Tensor) -> dict[str, float]:
+    """Figures of calling every score above 0 anomalous, for labels `[N]` of 0 and 1."""
+    report = classification_report(labels.numpy(), (scores > 0).numpy())
+    low, high = report["wilson"]["accuracy"]
+    figures = {"accuracy": report["accuracy"], "accuracy_low": low, "accuracy_high": high}
+    return figures | {key: report[key] for key in ("sensitivity", "specificity")} | {"n": len(labels)}

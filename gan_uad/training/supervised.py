@@ -1,0 +1,225 @@
+"""Training a classifier on labelled patches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gan_uad import console
+from gan_uad.data.patches import LabelledStream, PatchSet, to_tensor
+from gan_uad.errors import UserError
+from gan_uad.features import weights
+from gan_uad.metrics.detection import auroc
+from gan_uad.registry import register
+from gan_uad.training import distributed
+from gan_uad.training.augment import Augmentation, AugmentPipe
+from gan_uad.training.checkpoint import load_weights
+from gan_uad.training.engine import Task
+
+OPTIMISERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+SAMPLES = 64  # images of a snapshot
+JUDGED_AT_ONCE = 64
+
+
+@register("supervised", kind="task")
+class SupervisedTask(Task):
+    """Cross-entropy of a network with two logits (normal, anomalous), judged on validation images.
+
+    schedule: "none"; "cosine": the rate falls from `lr` to 0 over `schedule_kimg`; "step": it is multiplied by `lr_decay` every
+    `schedule_kimg`. balance: what is done about classes of unequal size; "oversample" and "undersample" are those of `LabelledStream`,
+    "weight" weighs the loss of an image by the inverse of its class's share. augment: strength of random changes of brightness,
+    contrast, saturation, scale, aspect and position, 0 is none and 1 that of ADA (flips and quarter turns are settings of `data`).
+    init: "imagenet" takes torchvision's weights (see `features.weights`) and never random ones in their place. best_by: the figure of
+    the validation that says which model is best.
+    """
+
+    states = frozenset({"lr"})
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-2,
+        optimizer: Literal["adamw", "adam", "adamax"] = "adamw",
+        schedule: Literal["none", "cosine", "step"] = "none",
+        schedule_kimg: float | None = None,
+        lr_decay: float = 0.1,
+        balance: Literal["none", "oversample", "undersample", "weight"] = "none",
+        label_smoothing: float = 0.0,
+        augment: float = 0.0,
+        init: Literal["none", "imagenet"] = "none",
+        best_by: Literal["val_loss", "val_accuracy", "val_auroc"] = "val_loss",
+    ) -> None:
+        if lr <= 0 or weight_decay < 0 or lr_decay <= 0:
+            raise ValueError(f"need lr > 0, weight_decay >= 0, lr_decay > 0; got {lr}, {weight_decay}, {lr_decay}")
+        if (schedule == "none") != (schedule_kimg is None) or (schedule_kimg is not None and schedule_kimg <= 0):
+            raise ValueError(
+                f"a schedule needs a positive schedule_kimg, and the other way round; got {schedule}, {schedule_kimg}"
+            )
+        if not 0 <= label_smoothing < 1 or augment < 0:
+            raise ValueError(f"need label_smoothing in [0, 1) and augment >= 0, got {label_smoothing} and {augment}")
+        if init == "imagenet":
+            start_from_imagenet(model)
+        self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
+        self.opt = OPTIMISERS[optimizer](self.model.parameters(), lr, weight_decay=weight_decay)
+        self.lr, self.lr_decay, self.schedule, self.schedule_kimg = lr, lr_decay, schedule, schedule_kimg
+        self.balance, self.label_smoothing, self.augment, self.best_by = balance, label_smoothing, augment, best_by
+        # Tissue keeps its hue; turns are those of the stream.
+        self.pipe = AugmentPipe("gc", rotate=0.0, hue=0.0, lumaflip=0.0)
+        self.rng = torch.Generator().manual_seed(seed)
+        self.class_weights = torch.ones(2, device=device)
+        self.examples = torch.zeros(1, 3, model.resolution, model.resolution)
+
+    def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> LabelledStream:
+        """See `Task`: the images that have a label, with it."""
+        known = patches.take(np.flatnonzero(patches.manifest.label >= 0))
+        if len(known) < len(patches):
+            console.say(f"note: {len(patches) - len(known)} train images have no label and are left out")
+        if not len(known):
+            raise UserError(f"{patches.source}: no train image has a label; a classifier learns from labelled images")
+        here = distributed.world()
+        drawn = "none" if self.balance == "weight" else self.balance
+        stream = LabelledStream(known, batch, seed, flips, turns, here.rank, here.size, drawn)
+        if self.balance == "weight":
+            counts = torch.from_numpy(np.bincount(known.manifest.label, minlength=2))
+            self.class_weights = (len(known) / (2 * counts)).float().to(self.device)
+        picked = np.random.default_rng(seed).permutation(len(known))[:SAMPLES]
+        self.examples = to_tensor(known.gather(np.sort(picked)))
+        return stream
+
+    def judge(self, patches: PatchSet) -> Validation:
+        """See `Task`. Raises `UserError` unless there are validation images of both labels."""
+        return Validation(self, patches)
+
+    def step(self, real: tuple[Tensor, Tensor], nimg: int) -> dict[str, Tensor]:
+        """One step on images `[N, 3, R, R]` in [-1, 1] and labels `[N]` of 0 and 1."""
+        images, labels = real
+        for group in self.opt.param_groups:
+            group["lr"] = self.lr_at(nimg)
+        here = distributed.world()
+        changes = (
+            self.draw(self.whole(images), self.rng).take(slice(here.rank, None, here.size)) if self.augment else None
+        )
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            shown = images[part] if changes is None else self.pipe.apply(images[part], changes.take(part))
+            logits = self.model(shown).float()
+            each = F.cross_entropy(logits, labels[part], reduction="none", label_smoothing=self.label_smoothing)
+            value = (each * self.class_weights[labels[part]]).mean()
+            return value, {"loss": value, "accuracy": (logits.argmax(1) == labels[part]).float().mean()}
+
+        figures = self.optimise(self.opt, len(images), loss)
+        return figures | {"lr": torch.tensor(self.lr_at(nimg))}
+
+    def lr_at(self, nimg: int) -> float:
+        """Learning rate of the step that follows `nimg` images."""
+        if self.schedule_kimg is None:
+            return self.lr
+        way = nimg / (self.schedule_kimg * 1000)
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * min(way, 1))) / 2
+        return float(self.lr * self.lr_decay ** int(way))
+
+    def draw(self, count: int, generator: torch.Generator) -> Augmentation:
+        """Changes of `count` images: ADA's, of which `augment` says how far they go."""
+        drawn = self.pipe.draw(count, self.model.resolution, 1.0, generator)
+        same = Augmentation(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
+        return Augmentation(
+            torch.lerp(same.geometry, drawn.geometry, self.augment), torch.lerp(same.color, drawn.color, self.augment)
+        )
+
+    def sample(self) -> Tensor:
+        """Some train images as the network is shown them (those of one call are those of the next)."""
+        if not self.augment:
+            return self.examples
+        return self.pipe.apply(self.examples, self.draw(len(self.examples), torch.Generator().manual_seed(0)))
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The classifier."""
+        return {"classifier": self.model}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser, random numbers; the rate follows from the images seen."""
+        return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state back; raises `UserError` when it is of another architecture."""
+        load_weights(self.model, state["model"], "the checkpoint")
+        self.opt.load_state_dict(state["opt"])
+        self.rng.set_state(state["rng"])
+
+
+class Validation:
+    """Judges a classifier by validation images: `val_loss` (cross-entropy), `val_accuracy` and `val_auroc`.
+
+    Where the task balances the classes, loss and accuracy are means over the two classes of each one's own. In float32, the network
+    in evaluation mode, as it will score; processes share the images.
+    """
+
+    def __init__(self, task: SupervisedTask, patches: PatchSet) -> None:
+        self.task, self.larger = task, task.best_by != "val_loss"
+        self.figure: str = task.best_by
+        self.patches = patches.take(np.flatnonzero(patches.manifest.label >= 0))
+        self.labels = torch.from_numpy(self.patches.manifest.label.astype(np.int64))
+        for label, name in ((0, "normal"), (1, "anomalous")):
+            if not bool((self.labels == label).any()):
+                raise UserError(
+                    f"{patches.source}: no {name} image among the {len(patches)} validation images; both are needed to judge"
+                )
+
+    def judge(self, nimg: int) -> dict[str, float]:
+        """See `Judge`."""
+        logits = self.logits().double()
+        each = F.cross_entropy(logits, self.labels, reduction="none")
+        right = (logits.argmax(1) == self.labels).double()
+        score = (logits[:, 1] - logits[:, 0]).numpy()
+        figures = {"val_loss": self._mean(each), "val_accuracy": self._mean(right)}
+        return figures | {"val_auroc": auroc(self.labels.numpy(), score) if np.isfinite(score).all() else math.nan}
+
+    @torch.no_grad()
+    def logits(self) -> Tensor:
+        """`[N, 2]` of all validation images, on the CPU, in every process."""
+        here, task = distributed.world(), self.task
+        rows = np.arange(here.rank, len(self.labels), here.size)
+        found = torch.zeros(len(self.labels), 2)
+        with evaluating(task.model), torch.autocast(task.device.type, enabled=False):
+            for start in range(0, len(rows), JUDGED_AT_ONCE):
+                some = rows[start : start + JUDGED_AT_ONCE]
+                found[some] = task.model(to_tensor(self.patches.gather(some)).to(task.device)).float().cpu()
+        return distributed.total(found)
+
+    def _mean(self, values: Tensor) -> float:
+        if self.task.balance == "none":
+            return float(values.mean())
+        return float(sum(values[self.labels == label].mean() for label in (0, 1)) / 2)
+
+
+@contextmanager
+def evaluating(net: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode; afterwards every part of it is as it was (a frozen one stays frozen)."""
+    modes = [(module, module.training) for module in net.modules()]
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def start_from_imagenet(model: Any) -> None:
+    """Give a network's trunk torchvision's ImageNet weights. Raises `UserError` where there are none for it, or none are found."""
+    name = getattr(model, "imagenet", None)
+    if name is None:
+        raise UserError("optim.init=imagenet: there are no ImageNet weights for this network; use optim.init=none")
+    loaded = weights.load(name)
+    weights.put(model.trunk, model.trunk_weights(loaded.state), loaded.path, name)
+    console.say(f"starting from {loaded.label}")
