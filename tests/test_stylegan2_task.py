@@ -125,9 +125,8 @@ def test_path_mean_and_w_avg_are_running_means() -> None:
     figures = task.step(batch(), 0)
     assert float(task.path_mean) == pytest.approx(0.01 * float(figures["path_length"]), rel=1e-5)
     task = make(lr=0.1)
-    w = task.G.mapping(
-        make().draw_z(BATCH)
-    )  # of the z that the first generator step draws, before it moves the mapping
+    # Of the z that the first generator step draws, before that step moves the mapping network.
+    w = task.G.mapping(make().draw_z(BATCH))
     task.step(batch(), 0)
     torch.testing.assert_close(task.G.mapping.w_avg, 0.005 * w.mean(0), rtol=1e-4, atol=1e-8)
     assert torch.equal(task.ema.net.mapping.w_avg, task.G.mapping.w_avg)  # copied, not averaged

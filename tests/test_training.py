@@ -183,7 +183,7 @@ def test_the_critic_loss_of_wgan_gp() -> None:
     on_real, on_fake = D(x), D(fake)
     penalty = gradient_penalty(D, x, fake, mix)
     (on_fake.mean() - on_real.mean() + 10 * penalty).backward()
-    figures = job.critic_step(x)
+    figures = job.discriminator_step(x)
     assert float(figures["wasserstein"]) == pytest.approx((on_real.mean() - on_fake.mean()).item(), rel=1e-4)
     assert float(figures["penalty"]) == pytest.approx(penalty.item(), rel=1e-4)
     for mine, theirs in zip(job.D.parameters(), D.parameters(), strict=True):
@@ -202,7 +202,7 @@ def test_the_generator_loss_of_wgan_gp() -> None:
     expected = -job.D(G(torch.randn(8, 6, generator=rng))).mean()
     expected.backward()
     D = weights(job.D)
-    assert float(job.generator_step(8, 8)["loss_G"]) == pytest.approx(expected.item(), rel=1e-4)
+    assert float(job.generator_step(8)["loss_G"]) == pytest.approx(expected.item(), rel=1e-4)
     for mine, theirs in zip(job.G.parameters(), G.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(D[name], p) for name, p in job.D.named_parameters())

@@ -16,7 +16,7 @@ from gan_uad.training import distributed
 from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.ema import EMA
 from gan_uad.training.engine import Task
-from gan_uad.training.losses import gradient_penalty
+from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G
 
 SAMPLES = 64  # images of a snapshot (a quarter of it above 256 px)
 SAMPLE_BATCH = 4  # of them are made at once
@@ -170,12 +170,12 @@ class DCGANTask(AdversarialTask):
             with torch.no_grad():
                 fake = self.G(z[part]) if made is None else made.detach()
             on_real, on_fake = self.D(real[part]), self.D(fake)
-            loss = F.softplus(-on_real).mean() + F.softplus(on_fake).mean()
+            loss = nonsaturating_D(on_real, on_fake)
             signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
             return loss, {"loss_D": loss, **signs, "diversity": diversity(fake, real[part])}
 
         def loss_G(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            loss = F.softplus(-self.D(self.G(z[part]) if made is None else made)).mean()
+            loss = nonsaturating_G(self.D(self.G(z[part]) if made is None else made))
             return loss, {"loss_G": loss}
 
         figures = self.optimise(self.opt_D, len(real), loss_D)
@@ -186,8 +186,52 @@ class DCGANTask(AdversarialTask):
         return figures
 
 
+class WassersteinTask(AdversarialTask):
+    """A task with the losses of WGAN-GP (Gulrajani et al. 2017, algorithm 1)."""
+
+    gp_weight: float
+    drift = 0.0  # PGAN's weight of E[D(real)²]
+
+    def make(self, z: Tensor) -> Tensor:
+        """Images of `z`, with gradients."""
+        images: Tensor = self.G(z)
+        return images
+
+    def scores(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """The critic's values `[N]` of both."""
+        on_real, on_fake = self.D(torch.cat([real, fake])).chunk(2)
+        return on_real, on_fake
+
+    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
+        """Minimise E[D(fake)] − E[D(real)] + gp_weight · penalty + drift · E[D(real)²] over the critic."""
+        z = self.draw_z(len(real))
+        mix = self.shared(torch.rand(self.whole(real), generator=self.rng))
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            with torch.no_grad():
+                fake = self.make(z[part])
+            on_real, on_fake = self.scores(real[part], fake)
+            penalty = gradient_penalty(self.D, real[part], fake, mix[part])
+            wasserstein = on_real.mean() - on_fake.mean()
+            value = self.gp_weight * penalty + self.drift * on_real.square().mean() - wasserstein
+            return value, {"wasserstein": wasserstein, "penalty": penalty, "diversity": diversity(fake, real[part])}
+
+        return self.optimise(self.opt_D, len(real), loss)
+
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """Minimise −E[D(G(z))] over the generator, on `count` images in this process."""
+        z = self.draw_z(count)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = -self.D(self.make(z[part])).mean()
+            return value, {"loss_G": value}
+
+        with frozen(self.D):
+            return self.optimise(self.opt_G, count, loss)
+
+
 @register("wgan_gp", kind="task")
-class WGANGPTask(AdversarialTask):
+class WGANGPTask(WassersteinTask):
     """WGAN-GP's training: a critic step on every batch, a generator step after every `n_critic` of them.
 
     `lr_D` gives the critic a rate of its own (Heusel et al. 2017, two time scales), with which fewer critic steps do.
@@ -214,39 +258,8 @@ class WGANGPTask(AdversarialTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One critic step, and a generator step when it is due."""
-        figures, batch = self.critic_step(real), self.whole(real)
+        figures, batch = self.discriminator_step(real), self.whole(real)
         if (nimg // batch + 1) % self.n_critic == 0:
-            figures |= self.generator_step(len(real), nimg + batch)
-        return figures
-
-    def critic_step(self, real: Tensor) -> dict[str, Tensor]:
-        """Minimise E[D(fake)] − E[D(real)] + λ·penalty over the critic."""
-        z = self.draw_z(len(real))
-        mix = self.shared(torch.rand(self.whole(real), generator=self.rng))
-
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            with torch.no_grad():
-                fake = self.G(z[part])
-            on_real, on_fake = self.D(torch.cat([real[part], fake])).chunk(2)
-            penalty = gradient_penalty(self.D, real[part], fake, mix[part])
-            wasserstein = on_real.mean() - on_fake.mean()
-            figures = {"wasserstein": wasserstein, "penalty": penalty, "diversity": diversity(fake, real[part])}
-            return self.gp_weight * penalty - wasserstein, figures
-
-        return self.optimise(self.opt_D, len(real), loss)
-
-    def generator_step(self, count: int, nimg: int) -> dict[str, Tensor]:
-        """Minimise −E[D(G(z))] over the generator, on `count` images in this process.
-
-        `nimg` images have been seen in all, for the average.
-        """
-        z = self.draw_z(count)
-
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = -self.D(self.G(z[part])).mean()
-            return value, {"loss_G": value}
-
-        with frozen(self.D):
-            figures = self.optimise(self.opt_G, count, loss)
-        self.ema.update(count * distributed.world().size * self.n_critic, nimg)
+            figures |= self.generator_step(len(real))
+            self.ema.update(batch * self.n_critic, nimg + batch)
         return figures

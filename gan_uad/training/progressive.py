@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gan_uad.networks.progressive import enlarge, shrink
 from gan_uad.registry import register
-from gan_uad.training.adversarial import AdversarialTask, diversity, frozen, guard_gradients
-from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G, r1_penalty
+from gan_uad.training.adversarial import AdversarialTask, WassersteinTask, diversity, frozen, guard_gradients
+from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, r1_penalty
 from gan_uad.training.style import StyleTask
 
 # Both originals' for one GPU.
@@ -123,8 +123,7 @@ class ProgressiveTask(AdversarialTask):
         """One discriminator and one generator step at the present level."""
         self.enter(nimg)
         figures = self.discriminator_step(self.at_level(real))
-        with frozen(self.D):
-            figures |= self.generator_step(len(real))
+        figures |= self.generator_step(len(real))
         batch = self.whole(real)
         self.average(batch, nimg + batch)
         level, alpha = self.G.stage
@@ -140,11 +139,11 @@ class ProgressiveTask(AdversarialTask):
 
     @abstractmethod
     def generator_step(self, count: int) -> dict[str, Tensor]:
-        """One step on `count` images in this process; the discriminator is frozen."""
+        """One step on `count` images in this process."""
 
 
 @register("pgan", kind="task")
-class PGANTask(ProgressiveTask):
+class PGANTask(WassersteinTask, ProgressiveTask):
     """PGAN's training: WGAN-GP with a small pull of the critic's real scores to zero, growing from 4 px.
 
     `ema_kimg` None is the published average, 0.999 a step: a half-life of 693 steps, or 0.693 · batch kimg.
@@ -179,31 +178,14 @@ class PGANTask(ProgressiveTask):
             self.ema.half_life = HALF_LIFE_STEPS * batch
         super().average(batch, nimg)
 
-    def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
-        """Minimise E[D(fake)] − E[D(real)] + λ·penalty + drift·E[D(real)²] (appendix A.1)."""
-        z = self.draw_z(len(real))
-        mix = self.shared(torch.rand(self.whole(real), generator=self.rng))
+    def make(self, z: Tensor) -> Tensor:
+        """See `WassersteinTask`; of the present level's size."""
+        images: Tensor = self.G.synthesize_level(z)
+        return images
 
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            with torch.no_grad():
-                fake = self.G.synthesize_level(z[part])
-            on_real, on_fake = self.D(real[part]), self.D(fake)  # apart: the minibatch stddev would mix them
-            penalty = gradient_penalty(self.D, real[part], fake, mix[part])
-            wasserstein = on_real.mean() - on_fake.mean()
-            value = self.gp_weight * penalty + self.drift * on_real.square().mean() - wasserstein
-            return value, {"wasserstein": wasserstein, "penalty": penalty, "diversity": diversity(fake, real[part])}
-
-        return self.optimise(self.opt_D, len(real), loss)
-
-    def generator_step(self, count: int) -> dict[str, Tensor]:
-        """Minimise −E[D(G(z))]."""
-        z = self.draw_z(count)
-
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = -self.D(self.G.synthesize_level(z[part])).mean()
-            return value, {"loss_G": value}
-
-        return self.optimise(self.opt_G, count, loss)
+    def scores(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """See `WassersteinTask`; apart, since the minibatch stddev would mix them."""
+        return self.D(real), self.D(fake)
 
 
 @register("stylegan", kind="task")
@@ -278,4 +260,5 @@ class StyleGANTask(StyleTask, ProgressiveTask):
             value = nonsaturating_G(self.D(self.make(latents, part)))
             return value, {"loss_G": value}
 
-        return self.optimise(self.opt_G, count, loss)
+        with frozen(self.D):
+            return self.optimise(self.opt_G, count, loss)
