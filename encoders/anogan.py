@@ -19,7 +19,7 @@ class AnoGANInverter(Inverter):
 
     `norm` "l1" is AnoGAN's residual; "l2" is the squared one that Štepec & Skočaj describe. The start depends only on `seed`
     and the image's own pixels, and Adam works on each number by itself, so an image's neighbours change nothing.
-    The score is the loss at the end.
+    The score is the loss of the reconstruction. (What is clamped there has no slope to follow, so the search looks at G(z) as it is.)
     """
 
     def __init__(
@@ -53,8 +53,7 @@ class AnoGANInverter(Inverter):
                 (z.grad,) = torch.autograd.grad(loss.sum(), z)
             optimizer.step()
             history.append(loss.detach())
-        with torch.no_grad():
-            return Inversion(z.detach(), self.generator(z), self.steps, torch.stack(history))
+        return Inversion(z.detach(), self.reconstruct(z), self.steps, torch.stack(history))
 
     def _loss(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
         # The features of the images stay the same through the search, so they are computed once.

@@ -47,6 +47,12 @@ class Inverter(ABC):
     def invert(self, images: Tensor) -> Inversion:
         """Images `[N, 3, R, R]` in [-1, 1] on `device` -> latents and reconstructions."""
 
+    @torch.no_grad()
+    def reconstruct(self, latent: Tensor) -> Tensor:
+        """The generator's images of latents, clamped to [-1, 1]: what is compared and shown. (StyleGAN2's lie beyond it here and there.)"""
+        images: Tensor = self.generator(latent).clamp(-1, 1)
+        return images
+
     def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor | None:
         """Per image `[N]`: how far the reconstruction's own latent is from `latent`; None where there is no encoder."""
         return None

@@ -148,7 +148,7 @@ class EncoderInverter(Inverter):
         """See `Inverter`; no search, so `steps` is 0."""
         with torch.no_grad():
             z = self.nets["encoder"](images)
-            return Inversion(z, self.generator(z), 0, images.new_zeros(0, len(images)))
+        return Inversion(z, self.reconstruct(z), 0, images.new_zeros(0, len(images)))
 
     def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor:
         """Mean (E(x) − E(G(E(x))))² per image, `[N]`."""

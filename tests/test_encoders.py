@@ -119,6 +119,38 @@ def test_one_pass_of_the_encoder(model: Model, images: Tensor) -> None:
     assert (found.steps, found.loss_history.shape) == (0, (0, len(images)))
 
 
+@pytest.mark.parametrize(("name", "options"), [("anogan", {"steps": 12, "lr": 0.2}), ("izi_f", {"kappa": 0.7})])
+def test_reconstructions_of_an_unbounded_generator_are_clamped(name: str, options: dict[str, Any]) -> None:
+    """StyleGAN2 ends without a tanh; what is returned, scored and drawn is the clamped image."""
+    torch.manual_seed(0)
+    style = {"w_dim": 8, "mapping_layers": 2, "channel_max": 16}
+    sizes = {"resolution": 32, "z_dim": 8, "channel_base": 128}
+    nets = {"gan": registry.build("network", "stylegan2", sizes | style)}
+    nets["encoder"] = registry.build("network", "residual_encoder", sizes)
+    G, D = nets["gan"].G, nets["gan"].D
+    with torch.no_grad():
+        G.synthesis.to_rgb[-1].bias.fill_(0.8)
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    search = registry.build("inverter", name, options, nets=nets, device=torch.device("cpu"))
+    found = search.invert(images)
+    with torch.no_grad():
+        made = G(found.latent)
+    assert float(made.max()) > 1.05
+    assert torch.equal(found.reconstruction, made.clamp(-1, 1))
+    scores = registry.build("scorer", "gan_inversion", {}, inverter=search).score(images)
+    shown = scores.reconstruction
+    torch.testing.assert_close(shown, found.reconstruction, rtol=0, atol=1e-2)  # a search in another micro-batch
+    assert float(shown.max()) == 1
+    pixels, features = images - shown, D.features(images) - D.features(shown)
+    if name == "anogan":
+        assert bool((found.loss_history[-1] < found.loss_history[0]).all())
+        expected = 0.9 * pixels.abs().sum((1, 2, 3)) + 0.1 * features.abs().sum(1)
+    else:
+        expected = pixels.square().mean((1, 2, 3)) + 0.7 * features.square().mean(1)
+    torch.testing.assert_close(scores.image, expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(scores.map, pixels.abs().mean(1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
