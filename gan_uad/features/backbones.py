@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from gan_uad.features import weights as weight_files
 from gan_uad.features.base import FeatureNet
 from gan_uad.features.fold import fold_batch_norm
+from gan_uad.features.pixels import as_float, resized
 from gan_uad.networks.efficientnet_lite import EfficientNetLite0, own_names
 from gan_uad.registry import register
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of values in [0, 1]
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (value − 127) / 128
 SIDE = 224  # px that an image is brought to for pooled features
+LEAST = 16  # px, below which nothing is left of an image in the last maps
 
 
 class Backbone(FeatureNet):
     """A convolutional network: `stages` gives its maps of rising depth, whose last, averaged over space, are the features.
 
-    For `forward`, images are brought to `side` px (bilinear, antialiased when they shrink), the size that these networks were trained on:
-    at their own size small patches would be seen at another scale. `maps` takes them as they are.
+    For `forward`, images are brought to `side` px (bilinear, antialiased when they shrink), by default the size that the network was
+    trained on: in the features of EfficientNet-Lite0 the k-nearest-neighbour and Gaussian detectors tell 64 px patches better so than at
+    their own size. `maps` takes images as they are.
     """
 
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
@@ -36,10 +39,15 @@ class Backbone(FeatureNet):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, net: nn.Module, label: str) -> None:
+    def __init__(self, net: nn.Module, label: str, side: int | None = None) -> None:
+        """`net`: with its weights; `label`: what identifies them; `side` in px instead of the usual one, which `figure` then tells."""
         super().__init__()
-        self.net = fold_batch_norm(net.eval()).to(memory_format=torch.channels_last).requires_grad_(False)
+        self.net = net.eval().to(memory_format=torch.channels_last).requires_grad_(False)
         self.weights = label
+        if side is not None and side != self.side:
+            if side < LEAST:
+                raise ValueError(f"images must be brought to at least {LEAST} px, not {side}")
+            self.side, self.figure = side, f"{self.figure}@{side}"
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in self.mean_std)
         # For values in [-1, 1]; float32 of −0.030 and 0.458 like those that LPIPS was published with.
         self.register_buffer("shift", 2 * mean - 1, persistent=False)
@@ -53,11 +61,15 @@ class Backbone(FeatureNet):
         """Normalised images -> maps of rising depth."""
         raise NotImplementedError
 
+    def pooled(self, x: Tensor) -> Tensor:
+        """Normalised images -> features `[N, dim]`."""
+        return self.stages(x)[-1].mean((2, 3))
+
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 `[N, 3, H, W]` -> float32 `[N, dim]`."""
         x = as_float(images).mul_(1 / 127.5).sub_(1)
-        return self.stages(self._normalised(resized(x, self.side)))[-1].mean((2, 3))
+        return self.pooled(self._normalised(resized(x, self.side)))
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Float `[N, 3, H, W]` in [-1, 1] at their own size -> `[N, C, h, w]` of each stage, differentiable."""
@@ -72,20 +84,6 @@ class Backbone(FeatureNet):
 
     def _words(self, which: int) -> str:
         return "/".join(f"{value:.3g}" for value in self.mean_std[which])
-
-
-def as_float(images: Tensor) -> Tensor:
-    """uint8 `[N, 3, H, W]` as float32 0 to 255; raises `ValueError` for anything else."""
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
-    return images.to(torch.float32, memory_format=torch.channels_last)
-
-
-def resized(x: Tensor, side: int) -> Tensor:
-    """Images `[N, C, H, W]` at `side` × `side`: bilinear with pixel centres kept, antialiased where they shrink."""
-    if x.shape[2:] == (side, side):
-        return x
-    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False, antialias=True)
 
 
 def taps(layers: nn.Sequential, x: Tensor, after: Sequence[int]) -> list[Tensor]:
@@ -103,8 +101,8 @@ class Torchvision(Backbone):
     name: str  # of torchvision's builder and of the weights
     head: str  # what its classifier is called
 
-    def __init__(self, weights: Path | None = None) -> None:
-        """`weights`: a file or folder to take instead of the usual places. Raises `UserError`."""
+    def __init__(self, weights: Path | None = None, side: int | None = None) -> None:
+        """`weights`: a file or folder to take instead of the usual places; `side`: see `Backbone`. Raises `UserError`."""
         import torchvision.models
 
         loaded = weight_files.load(self.name, weights)
@@ -113,7 +111,7 @@ class Torchvision(Backbone):
         setattr(net, self.head, nn.Identity())
         state = {self._key(key): value for key, value in loaded.state.items() if not key.startswith(f"{self.head}.")}
         weight_files.put(net, state, loaded.path, self.name)
-        super().__init__(net, loaded.label)
+        super().__init__(fold_batch_norm(net.eval()), loaded.label, side)
 
     def _key(self, key: str) -> str:
         return key
@@ -196,13 +194,13 @@ class EfficientNetLite0Features(Backbone):
     name, figure, dim = "efficientnet_lite0", "FD-EffNetLite0", 1280
     mean_std = LITE
 
-    def __init__(self, weights: Path | None = None) -> None:
-        """`weights`: a file or folder to take instead of the usual places. Raises `UserError`."""
+    def __init__(self, weights: Path | None = None, side: int | None = None) -> None:
+        """`weights`: a file or folder to take instead of the usual places; `side`: see `Backbone`. Raises `UserError`."""
         loaded = weight_files.load(self.name, weights)
         with torch.device("meta"):
             net = EfficientNetLite0()
         weight_files.put(net, own_names(loaded.state), loaded.path, self.name)
-        super().__init__(net, loaded.label)
+        super().__init__(fold_batch_norm(net.eval()), loaded.label, side)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         found: list[Tensor] = self.net(x)

@@ -14,7 +14,7 @@ def fold_batch_norm(net: nn.Module) -> nn.Module:
     for module in net.modules():
         children = list(module.named_children())
         for (conv_name, conv), (bn_name, bn) in zip(children, children[1:], strict=False):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d) and conv.out_channels == bn.num_features:
+            if isinstance(conv, nn.Conv2d) and type(bn) is nn.BatchNorm2d and conv.out_channels == bn.num_features:
                 setattr(module, conv_name, fuse_conv_bn_eval(conv, bn))
                 setattr(module, bn_name, nn.Identity())
     return net

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,7 +12,7 @@ from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.features.weights import EMBEDDED
 
-TIMM = "timm"
+TIMM, FID = "timm", "inception"
 
 
 def load_features(
@@ -21,22 +22,28 @@ def load_features(
     device: torch.device | str | None = None,
     fast: bool = False,
 ) -> FeatureNet:
-    """The feature network registered as `name`, or `timm:NAME`, in evaluation mode on `device`.
+    """The feature network registered as `name`, in evaluation mode on `device`.
 
-    weights: its file, or a folder that holds it, instead of the usual places (see `features/weights.py`). fast: a faster form that
-    differs by a little more than rounding, and says so in `preprocessing`; only `inception` has one. Raises `UserError` for unknown
-    names, missing or unfit weights, and `fast` where there is none.
+    name: as in `gan-uad models`, or `timm:NAME`; `NAME@64` brings images to 64 px instead of the size that the network was trained on
+    (cheaper, and another figure, which says so). weights: its file, or a folder that holds it, instead of the usual places (see
+    `features/weights.py`). fast: bfloat16 where the processor has it, which `preprocessing` tells; only `inception` has it. Raises
+    `UserError` for unknown names, missing or unfit weights, and options that a network does not have.
     """
-    kind, _, model = name.partition(":")
-    given: dict[str, object] = {"weights": weights}
+    base, at, side = name.partition("@")
+    kind, _, model = base.partition(":")
+    given: dict[str, Any] = {"weights": weights}
     if kind == TIMM:
         given["model"] = model
     elif model:
-        raise UserError(f"no features are called {name!r}: only timm takes a name after the colon (timm:NAME)")
+        raise UserError(f"no features are called {name!r}: only timm takes a name after a colon (timm:NAME)")
+    if at:
+        if kind == FID or not side.isdecimal():
+            raise UserError(f"no features are called {name!r}: write NAME@64 for 64 px; {FID} has a size of its own")
+        given["side"] = int(side)
     if fast:
-        if name != "inception":
-            raise UserError(f"--fast is for the features of inception only, not for {name}: leave it out")
+        if kind != FID:
+            raise UserError(f"only the features of {FID} have a fast form, not {name}")
         given["fast"] = True
     net: FeatureNet = registry.build("features", kind, {}, **given)
     net.spec = {"name": name, "fast": fast}
-    return net.to(device or "cpu").eval()
+    return net.to(device or "cpu")
