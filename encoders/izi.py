@@ -11,6 +11,7 @@ from encoders.base import Inversion, Inverter
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.training import distributed
+from gan_uad.training.adversarial import in_small_batches
 from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.engine import Task
 from gan_uad.training.optim import RMSpropTF
@@ -62,9 +63,9 @@ class EncoderTask(Task):
                 z = torch.randn(32, self.gan.G.z_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
                 shown = self.gan.G(z)
             self.E.eval()
-            pairs = torch.stack([shown, self.gan.G(self.E(shown))], 1).flatten(0, 1)
+            again = in_small_batches(len(shown), lambda part: self.gan.G(self.E(shown[part])))
             self.E.train()
-        return pairs
+        return torch.stack([shown, again], 1).flatten(0, 1)
 
     def networks(self) -> dict[str, nn.Module]:
         """The encoder, and the GAN that it belongs to: the file needs nothing beside it."""

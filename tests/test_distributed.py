@@ -373,6 +373,23 @@ def test_out_of_memory_with_one_image_at_a_time_names_smaller_networks(
     assert set(smaller_presets(load_config("wgan_gp_64"))) < set(presets())
 
 
+def test_out_of_memory_in_a_snapshot_is_not_blamed_on_the_batch(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its images are made a few at a time, whatever the batch: fewer at once in training would not help."""
+
+    def failing(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(adversarial.AdversarialTask, "sample", failing)
+    result = tiny.train(tiny.config("dcgan"), tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        "Error: out of memory in drawing a snapshot: dcgan at 32 px (nothing was saved yet). "
+        "Try a lower resolution or a smaller network (-o network.channel_base=...)"
+    )
+
+
 def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

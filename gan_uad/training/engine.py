@@ -321,7 +321,7 @@ class _Loop:
         name = f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png"
 
         def write() -> None:
-            with memory.explained(self.run, self.kept, self.run.config.training.batch, self.task.allows, shared=True):
+            with memory.explained_snapshot(self.run, self.kept):
                 images = to_uint8(self.task.sample().float().cpu())
             save_grid(images, self.run.folder / "fakes" / name)
 

@@ -20,24 +20,35 @@ PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC
 
 
 @contextmanager
-def explained(
-    run: Run, kept: Callable[[], str], batch: int, allows: Callable[[int, int], bool], shared: bool = False
-) -> Iterator[None]:
+def explained(run: Run, kept: Callable[[], str], batch: int, allows: Callable[[int, int], bool]) -> Iterator[None]:
     """Turn running out of memory into `JobFailed`: what was tried (a batch of `batch` images), what to try, and what is `kept`.
 
     `allows(micro_batch, training.batch)`: whether the task can work in such passes (see `Task.allows`).
-    `shared`: all processes will raise this error (`distributed.first`), so that rank 0 may tell it.
     """
+    with _told(lambda: _advice(run, kept(), batch, allows), alone=distributed.world().size > 1):
+        yield
+
+
+@contextmanager
+def explained_snapshot(run: Run, kept: Callable[[], str]) -> Iterator[None]:
+    """The same for pictures, whose number no setting changes; rank 0 makes them, by `distributed.first`."""
+    config = run.config
+    tried = f"{config.model} at {config.resolution} px"
+    with _told(lambda: f"out of memory in drawing a snapshot: {tried} ({kept()}). {_smaller(config)}", alone=False):
+        yield
+
+
+@contextmanager
+def _told(line: Callable[[], str], alone: bool) -> Iterator[None]:
+    """Raise `JobFailed(line())` in place of an error of memory; `alone`: in this one of several processes, which must tell it itself."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not _is_memory(error):
             raise
-        here = distributed.world()
-        line = _advice(run, kept(), batch, allows)
-        if here.size == 1 or shared:
-            raise JobFailed(line) from None
-        raise distributed.OwnFailure(f"process {here.rank}: {line}") from None
+        if alone:
+            raise distributed.OwnFailure(f"process {distributed.world().rank}: {line()}") from None
+        raise JobFailed(line()) from None
 
 
 def _is_memory(error: BaseException) -> bool:
@@ -56,11 +67,15 @@ def _advice(run: Run, kept: str, batch: int, allows: Callable[[int, int], bool])
     half = next((k for k in fewer if whole // size % k == 0 and allows(k, whole)), None)
     if half is not None:
         advice = f"Go on with: {again} -o training.micro_batch={half} (gradients are accumulated: the same batch in less memory)"
-    elif smaller := smaller_presets(config):
-        advice = f"Try a smaller network ({', '.join(smaller)}) or a lower resolution"
     else:
-        advice = "Try a lower resolution or a smaller network (-o network.channel_base=...)"
+        advice = _smaller(config)
     return f"out of memory in training: {tried} ({kept}). {advice}"
+
+
+def _smaller(config: RunConfig) -> str:
+    if smaller := smaller_presets(config):
+        return f"Try a smaller network ({', '.join(smaller)}) or a lower resolution"
+    return "Try a lower resolution or a smaller network (-o network.channel_base=...)"
 
 
 def smaller_presets(config: RunConfig) -> list[str]:
