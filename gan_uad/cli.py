@@ -269,6 +269,65 @@ def fid(
 
 
 @main.command()
+@click.argument("classifier", required=False)
+@click.option("--data", metavar="PATH", help="Real patches. [default: what the classifier or generator was trained on]")
+@click.option("--normal", metavar="RUN", help="Generator of normal patches.")
+@click.option("--anomalous", metavar="RUN", help="Generator of anomalous patches.")
+@click.option(
+    "--real-vs-synthetic",
+    metavar="RUN",
+    help="Instead: train a classifier to tell this generator's images from real ones.",
+)
+@click.option(
+    "--num",
+    type=click.IntRange(2, 1_000_000),
+    default=10_000,
+    show_default=True,
+    help="At most so many real patches, and as many synthesised ones (with --real-vs-synthetic: in each split).",
+)
+@click.option(
+    "--preset", metavar="CONFIG", help="... the classifier. [default: densenet121_64, above 128 px densenet121_512]"
+)
+@click.option("--kimg", type=click.FloatRange(0.001), help="... how long to train it. [default: as the preset says]")
+@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="... other settings of its training.")
+@click.option(
+    "--jpeg",
+    type=click.IntRange(1, 100),
+    metavar="QUALITY",
+    help="Pass real and synthesised images through the same JPEG encoder: real ones may have traces of one that give them away.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 10**9),
+    default=0,
+    show_default=True,
+    help="Of the choice of images and the training.",
+)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("classify"), show_default=True)
+@device_option
+def classify(
+    classifier: str | None, data: str | None, normal: str | None, anomalous: str | None, real_vs_synthetic: str | None, num: int,
+    preset: str | None, kimg: float | None, overrides: tuple[str, ...], jpeg: int | None, seed: int, out: Path, device: str,
+) -> None:  # fmt: skip
+    """Accuracy of the run CLASSIFIER on real and on synthesised patches of both kinds."""
+    from gan_uad.jobs.generate import refuse
+
+    if real_vs_synthetic is not None:
+        from gan_uad.jobs.real_vs_synthetic import real_vs_synthetic as job_against
+
+        given = {"CLASSIFIER": classifier, "--normal": normal, "--anomalous": anomalous}
+        refuse(given, "does not go with --real-vs-synthetic, which trains a classifier of its own")
+        job_against(real_vs_synthetic, data, out, num, preset, kimg, jpeg, seed, overrides, device)
+        return
+    from gan_uad.jobs.classify import classify as job
+
+    refuse({"--preset": preset, "--kimg": kimg, "-o": overrides or None}, "goes with --real-vs-synthetic only")
+    if classifier is None or normal is None or anomalous is None:
+        raise click.UsageError("name a CLASSIFIER, --normal RUN and --anomalous RUN, or --real-vs-synthetic RUN")
+    job(classifier, data, normal, anomalous, out, num, jpeg, seed, device)
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True)
 def models(as_json: bool) -> None:
     """List presets, networks, tasks, inverters and scorers."""
