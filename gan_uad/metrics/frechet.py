@@ -129,8 +129,8 @@ def _trace_of_root(a: Gaussian, b: Gaussian, traces: float) -> float:
     if traces == 0:
         return 0.0
     eigenvalues = _eigenvalues_of_product(a, b)
-    if len(eigenvalues) == 0:
-        return 0.0
+    if len(eigenvalues) == 0 or eigenvalues[-1] <= (EPS * traces) ** 2:
+        return 0.0  # the sets vary in directions that have nothing in common
     roots = np.sqrt(np.clip(eigenvalues, 0, None))
     # An eigenvalue is off by some eps of the largest, δ; its root λ^½ by δ / 2 λ^½, but by no more than about δ^½.
     off = 4 * EPS * eigenvalues[-1]

@@ -17,6 +17,8 @@ from gan_uad.metrics._features import Features, FloatArray, blocks, check_featur
 TILE = 2048  # rows and columns of distances at a time: 32 MiB
 # Of the squared lengths: below it a squared distance is rounding, and float32 features that far apart are alike.
 ALIKE = 1e-13
+# Of a squared radius: what rounding may take from an image that lies on the sphere, as one does wherever images repeat.
+ON_SPHERE = 1e-9
 
 
 class PrecisionRecall(NamedTuple):
@@ -133,14 +135,14 @@ def _nearest(queries: Features, targets: Features, center: FloatArray) -> tuple[
 
 
 def _radii(features: Features, k: int, center: FloatArray) -> FloatArray:
-    """Squared distance `[n]` of every row to its k-th nearest other row."""
+    """Squared distance `[n]` of every row to its k-th nearest other row, and a little more for rounding."""
     nearest = np.full((len(features), k), np.inf)
     for rows, columns, squared in _tiles(features, features, center):
         if rows == columns:
             np.fill_diagonal(squared, np.inf)
         least = np.partition(squared, k, axis=1)[:, :k] if squared.shape[1] > k else squared
         nearest[rows] = np.partition(np.hstack([nearest[rows], least]), k - 1, axis=1)[:, :k]
-    return nearest.max(axis=1)
+    return np.asarray(nearest.max(axis=1) * (1 + ON_SPHERE))
 
 
 def _tiles(a: Features, b: Features, center: FloatArray) -> Iterator[tuple[slice, slice, FloatArray]]:

@@ -90,7 +90,7 @@ class Scorer(ABC):
             pieces.append(self.score_batch(padded).first(len(part)))
         return Scores.concatenate(pieces)
 
-    def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+    def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """How far a set is from the validation normals: Wasserstein-1 distance between the two distributions of scores."""
         from scipy.stats import wasserstein_distance
 
