@@ -366,6 +366,41 @@ def check(path: str, resolution: int, out: Path | None, overrides: tuple[str, ..
     sys.exit(data_check(path, data_config(path, overrides), resolution, out, as_json))
 
 
+@main.group()
+def weights() -> None:
+    """Pretrained weights of feature networks: where they are, and fetching them."""
+
+
+@weights.command("list")
+@click.option("--json", "as_json", is_flag=True)
+def list_weights(as_json: bool) -> None:
+    """Every known file, its licence, and where it is on this machine."""
+    from gan_uad.jobs.weights import list_weights as job
+
+    job(as_json)
+
+
+@weights.command()
+@click.argument("name")
+@click.option(
+    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to put it into. [default: torch's cache]"
+)
+def fetch(name: str, out: Path | None) -> None:
+    """Download the weights of NAME and check their hash; print the path."""
+    from gan_uad.jobs.weights import fetch as job
+
+    job(name, out)
+
+
+@weights.command()
+@click.argument("what", required=False, metavar="[NAME|FILE]")
+def verify(what: str | None) -> None:
+    """Compare a file, that of a network, or all that are here with their published SHA-256."""
+    from gan_uad.jobs.weights import verify as job
+
+    sys.exit(job(what))
+
+
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="A reduced form of under a minute, for tests; its figures mean little.")

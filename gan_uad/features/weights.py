@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gan_uad.errors import JobFailed, UserError, near
+from gan_uad.errors import UserError, near
 from gan_uad.features.download import Unreachable, download
 
 VARIABLE = "GAN_UAD_WEIGHTS"
@@ -221,29 +221,11 @@ def sha256(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def check(path: Path) -> tuple[bool | None, str]:
-    """Whether a file is the published one that its name says (None: nobody published one of that name), and its SHA-256.
-
-    Raises `JobFailed` when it is a published one with a wrong hash.
-    """
-    digest = sha256(path)
-    for known in map(entry, names()):
-        if path.name == known.file:
-            if not digest.startswith(known.sha256):
-                raise JobFailed(
-                    f"{path} is not what {known.name} was published as: sha256 {digest}, expected {known.sha256}…"
-                )
-            return True, digest
-    return None, digest
-
-
-def everywhere(known: WeightFile) -> Iterator[Path]:
-    """Each place where the file lies, whatever it holds, in the order of looking."""
-    for folder in (user_folder(), hub_folder()):
-        if folder is not None and (found := _in_folder(known, folder)):
-            yield found
-    if (installed := _installed(known)) is not None:
-        yield installed
+def places(known: WeightFile) -> list[Path]:
+    """Every place where a file of that name lies, whatever it holds, in the order of looking."""
+    folder, cached = user_folder(), hub_folder() / known.file
+    found = (_in_folder(known, folder) if folder else None, _installed(known), cached if cached.is_file() else None)
+    return [path for path in found if path is not None]
 
 
 def _in_folder(known: WeightFile, folder: Path) -> Path | None:
