@@ -26,8 +26,9 @@ from gan_uad.jobs.latents import style_based
 from gan_uad.jobs.load import Model, load_model, model_file
 from gan_uad.metrics.detection import accuracy, auroc, bootstrap_interval, classification_report
 from gan_uad.report.tables import format_interval, table
-from gan_uad.run import environment
+from gan_uad.run import Run, environment
 from gan_uad.scoring.base import Scorer
+from gan_uad.training.checkpoint import read_model
 
 CHUNK = 256  # images between two writes of the partial results
 SEEDS = 1_000_000  # of images, for each --seed
@@ -152,11 +153,22 @@ def figures(
 
 
 def about_run(source: str, model: Model) -> dict[str, Any]:
-    """What a figure's reader must know of a run: which file, how long it was trained, and of how long it was to be."""
-    planned = model.config.training.total_kimg
+    """What a figure's reader must know of a run: which file, how long it was trained, and whether that is less than was planned.
+
+    A run that stopped early because nothing got better is not short.
+    """
+    file, planned = model_file(source), model.config.training.total_kimg
+    folder, nimg = file.parent, model.nimg
+    stopped_early = False
+    if file.name == "best.safetensors" and (folder / "model.safetensors").is_file():
+        nimg = read_model(folder / "model.safetensors")[0]["nimg"]
+        better = [row["best"] for row in Run(folder).read_judgements()]
+        patience = model.config.training.patience
+        stopped_early = patience is not None and len(better) > patience and not any(better[-patience:])
     return {
-        "run": source, "file": model_file(source).name, "sha256": file_digest(source), "name": model.name, "model": model.config.model,
-        "kimg": model.nimg / 1000, "planned_kimg": planned, "short": model.nimg < 990 * planned, "label": model.config.data.label,
+        "run": source, "file": file.name, "sha256": file_digest(source), "name": model.name, "model": model.config.model,
+        "kimg": model.nimg / 1000, "trained_kimg": nimg / 1000, "planned_kimg": planned, "stopped_early": stopped_early,
+        "short": not stopped_early and nimg < 990 * planned, "label": model.config.data.label,
     }  # fmt: skip
 
 
@@ -195,13 +207,15 @@ def write_table(
     comments = "".join(f"% {' '.join(note.split())}\n" for note in dict.fromkeys([title, *notes]))
     write_text(out / f"{stem}.tex", comments + table(shown, columns, "latex"))
     common: dict[str, Any] = {
-        f"{role}_{key}": run[key] for role, run in runs.items() for key in ("run", "kimg", "planned_kimg")
+        f"{role}_{key}": run[key] for role, run in runs.items() for key in ("run", "kimg", "trained_kimg", "short")
     }
     common |= {f"seeds_{name}": span for name, span in settings["image_seeds"].items()}
     common |= {"jpeg": settings["jpeg"], "seed": settings["seed"], "command": command, "versions": packages}
-    plain = [{key: value for key, value in row.items() if not isinstance(value, list | dict)} | common for row in rows]
-    write_text(out / f"{stem}.csv", table(plain, list(plain[0]), "csv"))
     finite = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in rows]
+    plain = [
+        {key: value for key, value in row.items() if not isinstance(value, list | dict)} | common for row in finite
+    ]
+    write_text(out / f"{stem}.csv", table(plain, list(plain[0]), "csv"))
     write_json(out / f"{stem}.json", {"rows": finite, "labels": names, **settings, "notes": notes, "environment": here})
     console.say(f"-> {out}/{stem}.md, .csv, .tex, .json")
     return text
@@ -217,11 +231,15 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_notes(runs: dict[str, dict[str, Any]]) -> list[str]:
-    return [
-        f"{role}: {run['name']} ({run['run']}), {run['file']} at {run['kimg']:g} kimg"
-        + (f", SHORT of the {run['planned_kimg']:g} kimg that its configuration asks for" if run["short"] else "")
-        for role, run in runs.items()
-    ]
+    notes = []
+    for role, run in runs.items():
+        note = f"{role}: {run['name']} ({run['run']}), {run['file']} at {run['kimg']:g} of {run['trained_kimg']:g} kimg"
+        if run["stopped_early"]:
+            note += ", where it stopped, since nothing got better"
+        elif run["short"]:
+            note += f", SHORT of the {run['planned_kimg']:g} kimg that its configuration asks for"
+        notes.append(note)
+    return notes
 
 
 def _jpeg_note(quality: int | None) -> str:
