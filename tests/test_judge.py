@@ -1,0 +1,197 @@
+"""Judging while training: when, what is kept and written, when it ends the training; a resumed run ends as an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_tools import Blank, Toy, figures, log, same, state, toy_run
+from safetensors import safe_open
+
+from gan_uad.config import load_config
+from gan_uad.errors import Interrupted, JobFailed
+from gan_uad.run import Run
+from gan_uad.training import engine
+
+EVERY = {"judge_kimg": 0.02}  # of 0.2 kimg, in batches of 10
+VALUES = {20: 5.0, 40: 3.0, 60: 4.0, 80: 2.5, 100: 2.5, 120: 9.0, 140: 3.0, 160: 2.0, 180: 7.0, 200: 8.0}
+
+
+class Marks:
+    """A judge whose figure after so many images is fixed; remembers when it was asked."""
+
+    figure = "mark"
+
+    def __init__(self, values: dict[int, float] | Callable[[int], float] = VALUES, larger: bool = False) -> None:
+        self.value = values.__getitem__ if isinstance(values, dict) else values
+        self.larger, self.asked = larger, []  # type: ignore[var-annotated]
+
+    def judge(self, nimg: int) -> dict[str, float]:
+        self.asked.append(nimg)
+        return {"other": float(nimg), "mark": self.value(nimg)}
+
+
+def fresh() -> Toy:
+    """A task that starts from the same weights as any other."""
+    torch.manual_seed(0)
+    return Toy()
+
+
+def run_toy(run: Run, judge: Marks | None, resume: bool = False, task: Toy | None = None) -> str:
+    return engine.train(task or fresh(), Blank(), run, torch.device("cpu"), {"about": "toy"}, resume, judge)
+
+
+def judgements(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def best(run: Run) -> tuple[dict[str, Any], float]:
+    """What best.safetensors says of itself, and the weight in it, which counts images."""
+    with safe_open(run.best_path, framework="pt") as file:
+        return json.loads(file.metadata()["gan_uad"]), file.get_tensor("net.weight").item()
+
+
+def test_every_so_many_images_and_the_best_is_kept(tmp_path: Path) -> None:
+    run, judge = toy_run(tmp_path, **EVERY), Marks()
+    ended = run_toy(run, judge)
+    assert judge.asked == list(VALUES)
+    assert judgements(run) == [
+        {"nimg": n, "kimg": n / 1000, "other": n, "mark": value, "best": n in (20, 40, 80, 160)}
+        for n, value in VALUES.items()
+    ], "a tie is no better"
+    told, weight = best(run)
+    assert (told["nimg"], told["best"], told["about"]) == (160, {"figure": "mark", "value": 2.0}, "toy")
+    assert weight == 160
+    assert ended == "0.2 kimg; best mark 2 at 0.16 kimg: best.safetensors"
+    assert run_toy(toy_run(tmp_path), None) == "0.2 kimg"
+
+
+def test_larger_may_be_better(tmp_path: Path) -> None:
+    run = toy_run(tmp_path, **EVERY)
+    run_toy(run, Marks(larger=True))
+    assert [row["nimg"] for row in judgements(run) if row["best"]] == [20, 120]
+
+
+def test_the_end_is_judged_even_between_two_dates(tmp_path: Path) -> None:
+    run, judge = toy_run(tmp_path, judge_kimg=0.15), Marks(lambda nimg: nimg)
+    run_toy(run, judge)
+    assert judge.asked == [150, 200]
+    run, judge = toy_run(tmp_path), Marks(lambda nimg: nimg)
+    run_toy(run, judge)
+    assert judge.asked == [200], "no judge_kimg"
+
+
+def test_figures_are_in_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = toy_run(tmp_path, **EVERY)
+    run_toy(run, Marks())
+    board = EventAccumulator(str(run.folder)).Reload()
+    assert {event.step: event.value for event in board.Scalars("mark")} == VALUES
+
+
+def test_patience_ends_the_training_without_an_error(tmp_path: Path) -> None:
+    run, task = toy_run(tmp_path, **EVERY, patience=3), Toy()
+    ended = run_toy(run, Marks(), task=task)
+    assert task.steps[-1] == 130, "80 was the best; 100, 120 and 140 are not better"
+    assert (
+        ended
+        == "0.14 kimg, stopped early after 3 judgements without a better one; best mark 2.5 at 0.08 kimg: best.safetensors"
+    )
+    assert state(run.folder)["nimg"] == 140
+    assert log(run.folder)[-1]["nimg"] == 140
+    assert (run.folder / "fakes" / "000000.140.png").is_file()
+    # Going on with it changes nothing, unless there is more patience.
+    judge = Marks()
+    assert run_toy(Run(run.folder), judge, resume=True) == ended
+    assert judge.asked == []
+    raw = run.config.model_dump()
+    raw["training"]["patience"] = 4
+    run.update_config(type(run.config)(**raw))
+    assert run_toy(run, judge, resume=True).startswith("0.2 kimg; best mark 2 at 0.16")
+
+
+@pytest.mark.parametrize("stop", [50, 90, 100, 130])
+def test_a_resumed_run_stops_where_an_uninterrupted_one_does(tmp_path: Path, stop: int) -> None:
+    settings = {**EVERY, "patience": 3, "checkpoint_kimg": 0.05}
+    whole = toy_run(tmp_path / "whole", **settings)
+    run_toy(whole, Marks())
+    run, task = toy_run(tmp_path / "parts", **settings), fresh()
+    task.after_step = lambda nimg: os.kill(os.getpid(), signal.SIGINT) if nimg == stop else None
+    with pytest.raises(Interrupted):
+        run_toy(run, Marks(), task=task)
+    run_toy(run, Marks(), resume=True)
+    same(state(run.folder), state(whole.folder))
+    assert judgements(run) == judgements(whole)
+    assert run.best_path.read_bytes() == whole.best_path.read_bytes()
+
+
+def test_a_killed_run_judges_again_what_came_after_its_checkpoint(tmp_path: Path) -> None:
+    whole = toy_run(tmp_path / "whole", **EVERY)
+    run_toy(whole, Marks())
+    run, task = toy_run(tmp_path / "parts", **EVERY), fresh()
+
+    def die(nimg: int) -> None:
+        if nimg == 170:  # 160 was judged and is the best; the last checkpoint is that of 100
+            raise RuntimeError("killed")
+
+    task.after_step = die
+    with pytest.raises(RuntimeError, match="killed"):
+        run_toy(run, Marks(), task=task)
+    assert best(run)[0]["nimg"] == 160
+    again = Marks()
+    run_toy(run, again, resume=True)
+    assert again.asked == [120, 140, 160, 180, 200]
+    assert judgements(run) == judgements(whole)
+    same(state(run.folder), state(whole.folder))
+    assert figures(run.folder) == figures(whole.folder)
+
+
+def test_a_figure_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    run = toy_run(tmp_path, **EVERY)
+    with pytest.raises(JobFailed, match=r"diverged: mark is nan at 0.12 kimg \(the checkpoint at 0.1 kimg is kept"):
+        run_toy(run, Marks(lambda nimg: math.nan if nimg > 100 else 1.0))
+    assert [row["nimg"] for row in judgements(run)] == [20, 40, 60, 80, 100]
+    assert best(run)[0]["nimg"] == 20
+
+
+def test_a_state_of_before_there_were_judges_goes_on(tmp_path: Path) -> None:
+    run = toy_run(tmp_path, total_kimg=0.1)
+    run_toy(run, None)
+    old = state(run.folder)
+    del old["judging"]
+    torch.save(old, run.folder / "state.pt")
+    raw = run.config.model_dump()
+    raw["training"] |= {"total_kimg": 0.2, **EVERY}
+    run.update_config(type(run.config)(**raw))
+    judge = Marks()
+    run_toy(run, judge, resume=True)
+    assert judge.asked == [120, 140, 160, 180, 200]
+
+
+def test_patience_without_judgements_is_refused(tiny: Any, tmp_path: Path) -> None:
+    result = tiny.train(tiny.config("dcgan"), tmp_path, patience=3)
+    assert result.exit_code == 2
+    assert "training.patience counts judgements, and there are none: set training.judge_kimg too" in result.stderr
+
+
+def test_a_task_that_nothing_judges_says_so(tiny: Any, tmp_path: Path) -> None:
+    result = tiny.train(tiny.config("dcgan"), tmp_path, judge_kimg=0.016)
+    assert result.exit_code == 2
+    assert "nothing judges a dcgan while it is trained" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_presets_of_classifiers_are_judged() -> None:
+    for name in ("densenet121_64", "densenet121_512"):
+        training = load_config(name).training
+        assert training.patience is not None
+        assert training.judge_kimg is not None
+        assert training.judge_kimg * training.patience < training.total_kimg
