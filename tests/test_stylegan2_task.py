@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gan_uad import registry
 from gan_uad.errors import UserError
+from gan_uad.training import distributed
 from gan_uad.training.adversarial import diversity, guard_gradients
 from gan_uad.training.stylegan2 import StyleGAN2Task
 
@@ -116,8 +117,24 @@ def test_lazy_regularisers_are_weighted_by_their_intervals() -> None:
     task.step(batch(), 0)
     assert [count for count, _, _ in seen] == [BATCH, BATCH // 2, BATCH, BATCH]
     (_, path, of_path), (_, r1, of_r1) = seen[1], seen[3]
-    assert path.item() == pytest.approx(float(of_path["path_penalty"]) * 2.0 * 4)
-    assert r1.item() == pytest.approx(float(of_r1["r1"]) * 3.0 / 2 * 16)
+    assert float(path.detach()) == pytest.approx(float(of_path["path_penalty"]) * 2.0 * 4)
+    assert float(r1.detach()) == pytest.approx(float(of_r1["r1"]) * 3.0 / 2 * 16)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+@pytest.mark.parametrize("shrink", [1, 2, 3, 4])
+def test_path_batches_of_several_processes(monkeypatch: pytest.MonkeyPatch, size: int, shrink: int) -> None:
+    """All together look at as many images as one process, rounded down to equal shares of at least one image."""
+    whole = 12 // shrink
+    monkeypatch.setattr(distributed, "world", lambda: distributed.World(0, size))
+    task = make(path_shrink=shrink)
+    seen: list[int] = []
+    task.generator_step = task.discriminator_step = task.r1_step = lambda _: {}
+    task.path_step = lambda count: seen.append(count) or {}
+    task.step(torch.zeros(12 // size, 3, 16, 16), 0)
+    assert seen == [max(1, whole // size)]
+    if whole % size == 0:
+        assert seen[0] * size == whole
 
 
 def test_path_mean_and_w_avg_are_running_means() -> None:

@@ -92,6 +92,7 @@ class StyleGAN2Task(StyleTask):
         turn = nimg // batch
         figures = self.generator_step(len(real))
         if self.path_interval and turn % self.path_interval == 0:
+            # Rounded down in each process: that of one process where all can have equal shares of it.
             figures = self.path_step(max(1, len(real) // self.path_shrink)) | figures
         figures |= self.discriminator_step(real)
         if self.r1_interval and turn % self.r1_interval == 0:
