@@ -67,8 +67,8 @@ def sustained(
 ) -> tuple[Callable[[], Any], int]:
     """`work` repeated for about so many seconds, and its operations: what a machine holds out, as its other work must.
 
-    A core that is shared, or that gets hot, does a short piece faster than a long one: seen here, 265 GFLOP/s at best in 20 ms
-    and 195 to 230 over 6 s.
+    A core that is shared, or that gets hot, does a short piece faster than a long one: 265 GFLOP/s at best in 20 ms and 195 to 230
+    over 6 s on the first machine, noted by hand from single runs; no script here repeats that comparison.
     """
     times = max(1, round(seconds / min(timed(work, device) for _ in range(3))))
 
