@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,10 @@ from gan_uad.features.base import FeatureNet
 from gan_uad.features.extract import extract
 from gan_uad.files import explained, make_folder
 from gan_uad.jobs.load import Model
-from gan_uad.metrics.generation import Gaussian, Moments
+from gan_uad.metrics.generation import Gaussian, gaussian_of
 from gan_uad.training import distributed
 
 CHUNK = 256  # images between two writes, in each process
-ROWS = 4096  # features read at once
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,7 @@ class FeatureSet:
     @cached_property
     def gaussian(self) -> Gaussian:
         """Mean and covariance in float64, read a few rows at a time."""
-        moments = Moments(self.values.shape[1])
-        for start in range(0, len(self), ROWS):
-            moments.update(self.values[start : start + ROWS])
-        return moments.gaussian()
+        return gaussian_of(self.values)
 
 
 def features_key(images: ImageSet, net: FeatureNet) -> str:
@@ -127,11 +123,11 @@ def _fill(images: ImageSet, net: FeatureNet, device: torch.device, part: Path, s
         for first in range(start, images.count, CHUNK * here.size):
             rows = list(range(first, min(first + CHUNK * here.size, images.count)))
             mine = rows[here.rank :: here.size]
-            found = distributed.together(lambda mine=mine: _features(images, mine, net, device))
+            found = distributed.together(partial(_features, images, mine, net, device))
             whole = torch.zeros(len(rows), net.dim)
             whole[here.rank :: here.size] = torch.from_numpy(found)
             data = distributed.total(whole).numpy().astype("<f4").tobytes()
-            distributed.first(lambda data=data: _append(part, data))
+            distributed.first(partial(_append, part, data))
             bar.update(rows[-1] + 1)
 
 

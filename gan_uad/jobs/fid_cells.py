@@ -20,6 +20,7 @@ from gan_uad.jobs.load import Model, load_model
 from gan_uad.metrics.generation import frechet_distance, kid, memorisation, precision_recall
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
+PAIRS = 8  # nearest pairs shown
 FEW = 2048  # images; with fewer the covariance of 2048 features is singular, and the distance biased upwards
 
 
@@ -35,8 +36,8 @@ class Candidate:
 
     @property
     def kimg(self) -> float | None:
-        """Thousands of images that the generator was trained with."""
-        return None if self.model is None else self.model.nimg / 1000
+        """Thousands of images that the generator was trained with; None where that is not known, as of one inside an encoder's run."""
+        return None if self.model is None or "encoder" in self.model.networks else self.model.nimg / 1000
 
 
 def candidates(
@@ -116,7 +117,11 @@ def choose_reals(candidate: Candidate, split: str | None, label: str | None) -> 
     """
     settings = candidate.real_data
     patches = load_patches(settings, candidate.resolution, progress=console.counter("reading patches"))
-    notes = list(patches.notes)
+    cut = f"the middle {settings.crop_size or candidate.resolution} px cut out, " if settings.crop == "center" else ""
+    notes = [
+        f"images from files are {cut}brought to {candidate.resolution} px ({settings.resize}), 8 bits",
+        *patches.notes,
+    ]
     own = candidate.model is not None and candidate.model.config.data.path
     same = bool(own) and Path(str(own)).resolve() == Path(str(settings.path)).resolve()
     part = split or ("train" if same or patches.brings_splits else "all")
@@ -139,16 +144,18 @@ def choose_reals(candidate: Candidate, split: str | None, label: str | None) -> 
 
 
 def compare(
-    candidate: str, real: FeatureSet, fake: FeatureSet, held_out: FeatureSet | None, net: FeatureNet, seed: int
+    real: FeatureSet, fake: FeatureSet, held_out: FeatureSet | None, net: FeatureNet, seed: int
 ) -> dict[str, Any]:
     """All figures of `fake` against `real` in one network's features, and what must be said beside them."""
     n, n_real = len(fake), len(real)
-    warnings = [f"{name} {count} images: fewer than {FEW}, the distance is biased upwards: read the KID beside it"
-                for name, count in ((candidate, n), ("real", n_real)) if count < FEW]  # fmt: skip
+    few = [f"{count} {what} images" for what, count in (("compared", n), ("real", n_real)) if count < FEW]
+    warnings = (
+        [f"{' and '.join(few)}: below {FEW} the distance is biased upwards, read the KID beside it"] if few else []
+    )
     distance = kid(real.values, fake.values, seed=seed)
-    if distance.size < 1000:
+    if distance.size < distance.asked:
         warnings.append(
-            f"KID on {distance.subsets} subsets of {distance.size} images instead of 1000: the smaller set has {min(n, n_real)}"
+            f"KID on {distance.subsets} subsets of {distance.size} images instead of {distance.asked}: the smaller set has {min(n, n_real)}"
         )
     precision, recall = precision_recall(real.values, fake.values)
     figures: dict[str, Any] = {
@@ -157,7 +164,10 @@ def compare(
     }  # fmt: skip
     if held_out is not None:
         copied = memorisation(real.values, fake.values, held_out.values)
-        figures |= {"memorisation": copied.probability, "n_held_out": len(held_out), "pairs": copied.closest(8)}
+        figures |= {
+            "memorisation": copied.nearer, "c_t": copied.c_t, "copies": copied.copies, "n_held_out": len(held_out),
+            "pairs": copied.closest(PAIRS),
+        }  # fmt: skip
     return figures | {"warnings": warnings}
 
 

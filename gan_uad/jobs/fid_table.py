@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def fid(
         distributed.first(lambda: make_folder(out / "cells"))
         cells: dict[str, dict[str, Any]] = {}
         for row in rows:
-            reals = distributed.together(lambda row=row: choose_reals(row, split, label), patient=True)  # type: ignore[misc]
+            reals = distributed.together(partial(choose_reals, row, split, label), patient=True)
             for net in nets:
                 for cell in _judge(row, reals, net, chosen):
                     cells.setdefault(cell["key"], cell)
@@ -167,7 +168,7 @@ def _cell(
         if (found := read_cell(path, key)) is not None:
             return found
         started = time.monotonic()
-        figures = compare(name, real, fake, held_out, net, chosen.seed)
+        figures = compare(real, fake, held_out, net, chosen.seed)
         cell = {"key": key, "method": name, **about, **figures, "seed": chosen.seed, "version": __version__}
         if pairs := figures.get("pairs"):
             made, nearest = (of.images.get([int(pair[i]) for pair in pairs]) for i, of in ((0, fake), (1, real)))

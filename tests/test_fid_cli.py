@@ -1,0 +1,221 @@
+"""`gan-uad fid` from the outside: the figures are those of the images, cells and features are found again, bad input is answered."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from scipy.linalg import sqrtm
+
+import gan_uad
+from gan_uad.config import DataConfig
+from gan_uad.data.patches import load_patches, to_uint8
+from gan_uad.features.base import FeatureNet
+from gan_uad.jobs import fid_table
+
+NUM = 30
+QUICK = ("--features", "quick")
+
+
+class Thumbnails(FeatureNet):
+    """3 × 3 averages of each channel: quick, and still features of the images."""
+
+    figure, dim, weights, preprocessing = "FD-Thumbnails", 27, "none sha256:0", "as they are"
+    spec = {"name": "thumbnails"}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 3).flatten(1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        load = fid_table.load_features
+        patch.setattr(
+            fid_table, "load_features", lambda name, **how: Thumbnails() if name == "quick" else load(name, **how)
+        )
+        yield
+
+
+def features(images: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Features `[N, dim]`."""
+    return Thumbnails()(torch.from_numpy(images).permute(0, 3, 1, 2)).double().numpy()
+
+
+def frechet(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> float:
+    """Heusel et al. 2017, eq. 6, as it stands there."""
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root))
+
+
+def fails(result: Any, *messages: str, code: int = 2) -> None:
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith("Error: "), result.stderr
+    for message in messages:
+        assert message in error, error
+
+
+@pytest.fixture(scope="module")
+def judged(cli: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny generator against what it was trained on. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("fid") / "fid"
+    result = cli("fid", trained.generator, "--real", trained.patches, *QUICK, "--num", NUM, "--untrained", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == (out / "fid.md").read_text()
+    return out
+
+
+def cells(out: Path) -> dict[str, dict[str, Any]]:
+    return {cell["method"]: cell for cell in json.loads((out / "fid.json").read_text())}
+
+
+def test_the_figures_are_those_of_the_images(judged: Path, trained: Any) -> None:
+    patches = load_patches(DataConfig(path=str(trained.patches)), 32)
+    train, val = (features(np.array(patches.select(split, 0).images)) for split in ("train", "val"))
+    made = features(to_uint8(gan_uad.load(trained.generator).generate(range(NUM))))
+    found = cells(judged)
+    assert set(found) == {"real, half against half", "real, held out", "tiny_wgan_gp", "tiny_wgan_gp, untrained"}
+    for method, images in (("tiny_wgan_gp", made), ("real, held out", val)):
+        assert found[method]["value"] == pytest.approx(frechet(train, images), rel=1e-4)
+        assert (found[method]["n"], found[method]["n_real"]) == (len(images), len(train))
+    cell = found["tiny_wgan_gp"]
+    nearest, held = (np.linalg.norm(x[:, None] - train[None], axis=2).min(1) for x in (made, val))
+    assert cell["memorisation"] == pytest.approx((nearest[:, None] < held[None]).mean(), abs=1e-6)
+    assert cell["pairs"][0][2] == pytest.approx(nearest.min(), rel=1e-4)
+    assert (cell["kimg"], found["tiny_wgan_gp, untrained"]["kimg"]) == (0.32, 0)
+    assert found["real, half against half"]["value"] < cell["value"] < found["tiny_wgan_gp, untrained"]["value"]
+
+
+def test_what_is_written_names_everything(judged: Path) -> None:
+    cell = cells(judged)["tiny_wgan_gp"]
+    assert (cell["figure"], cell["features"]) == ("FD-Thumbnails", "thumbnails")
+    text = (judged / "fid.md").read_text()
+    for words in ("FD-Thumbnails", "32 px", cell["weights"], "below 2048", "subsets of", "KID"):
+        assert words in text
+    assert "FID" not in text.replace("gan-uad fid", "")
+    assert len((judged / "fid.csv").read_text().splitlines()) == 5
+    assert "tabular" in (judged / "fid.tex").read_text()
+    with Image.open(cell["pairs_picture"]) as image:
+        assert image.size == (64 * len(cell["pairs"]), 2 * 64)
+
+
+def test_the_embedded_features(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """The default needs no file and no network, and says what it is; it is not called FID."""
+    result = cli(
+        "fid", trained.generator, "--real", trained.patches, "--split", "val", "--num", 6, "--no-baselines", "--out", tmp_path / "out"
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (cell,) = cells(tmp_path / "out").values()
+    assert (cell["figure"], cell["features"]) == ("FD-EffNetLite0", "efficientnet_lite0")
+    assert "sha256:" in cell["weights"]
+    assert "FID" not in result.stdout
+
+
+def test_run_again_nothing_is_made_anew(
+    cli: Any, judged: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished table is read; another `--num` makes its own images, and the features of the reals are found again."""
+    from gan_uad.jobs import feature_sets
+
+    out = tmp_path / "fid"
+    shutil.copytree(judged, out)
+    made: list[str] = []
+    whole = feature_sets._features
+    monkeypatch.setattr(
+        feature_sets, "_features", lambda images, *rest: made.append(images.name) or whole(images, *rest)
+    )
+    command = ("fid", trained.generator, "--real", trained.patches, *QUICK, "--untrained", "--out", out)
+    assert cli(*command, "--num", NUM).exit_code == 0
+    assert made == []
+    assert cells(out) == cells(judged)
+    assert cli(*command, "--num", 8).exit_code == 0
+    assert set(made) == {"tiny_wgan_gp", "tiny_wgan_gp, untrained"}
+
+
+def test_interrupted_it_goes_on(
+    cli: Any, judged: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after 8 of 30 images, with half a row on disk."""
+    from gan_uad.jobs import feature_sets
+
+    monkeypatch.setattr(feature_sets, "CHUNK", 8)
+    whole, seen, stop = feature_sets._features, [], [True]
+
+    def once(images: Any, rows: list[int], *rest: Any) -> Any:
+        if images.name == "tiny_wgan_gp" and rows[0] == 8 and stop:
+            raise KeyboardInterrupt
+        seen.append(rows)
+        return whole(images, rows, *rest)
+
+    monkeypatch.setattr(feature_sets, "_features", once)
+    command = ("fid", trained.generator, "--real", trained.patches, *QUICK, "--num", NUM, "--out", tmp_path / "fid")
+    assert cli(*command).exit_code == 130
+    (part,) = (tmp_path / "fid").glob("*.part")
+    with open(part, "ab") as file:
+        file.write(b"half")
+    seen.clear()
+    stop.clear()
+    assert cli(*command).exit_code == 0
+    assert [rows[0] for rows in seen] == [8, 16, 24]
+    assert not list((tmp_path / "fid").glob("*.part")), "only figures are kept"
+    assert cells(tmp_path / "fid")["tiny_wgan_gp"]["value"] == cells(judged)["tiny_wgan_gp"]["value"]
+
+
+def test_two_sets_of_images(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """A set against itself is at no distance, and all of it is copied."""
+    options = (*QUICK, "--resolution", 16, "--label", "normal", "--out", tmp_path / "out", "-o", "data.resize=box")
+    copy = shutil.copytree(trained.patches, tmp_path / "copy")
+    result = cli("fid", copy, "--real", trained.patches, *options, "--split", "all", "--no-baselines")
+    assert result.exit_code == 0, result.output
+    (cell,) = cells(tmp_path / "out").values()
+    assert cell["n"] > cell["n_real"], "anomalous images are left out of the reals alone"
+    assert "are left out of the reals" in result.stdout
+    assert "16 px (box)" in result.stdout
+    result = cli(
+        "fid", copy, "--real", copy, *options[:4], "--label", "all", "--split", "all", "--out", tmp_path / "same"
+    )
+    assert result.exit_code == 0, result.output
+    cell = cells(tmp_path / "same")["copy"]
+    assert cell["value"] == pytest.approx(0, abs=1e-6)
+    assert (cell["precision"], cell["recall"]) == (1, 1)
+    assert "contain anomalous ones" in result.stdout
+
+
+def test_bad_input(cli: Any, trained: Any, tmp_path: Path) -> None:
+    real = ("--real", trained.patches, "--out", tmp_path / "out")
+    fails(cli("fid", tmp_path / "nothing", *real), "no such run", "nothing")
+    fails(cli("fid", trained.patches, *real, *QUICK), "--resolution")
+    fails(cli("fid", trained.generator, *real, "--resolution", 64), "makes images of 32 px", "64")
+    fails(cli("fid", trained.generator, *real, "--features", "vgg99"), "vgg99")
+    fails(cli("fid", trained.generator, *real, "-o", "training.batch=3"), "only data.*")
+    fails(cli("fid", trained.generator, "--real", tmp_path / "none", "--out", tmp_path / "out"), "none")
+    fails(
+        cli("fid", trained.generator, *real, *QUICK, "--label", "anomalous", "--split", "train"),
+        "0 anomalous images",
+        "train split",
+    )
+
+
+def test_a_generator_that_makes_nan(cli: Any, trained: Any, tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    file = trained.generator / "model.safetensors"
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.startswith("gan.G.") and tensors[name].is_floating_point())
+    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, tmp_path / "broken.safetensors", metadata)
+    result = cli(
+        "fid", tmp_path / "broken.safetensors", "--real", trained.patches, *QUICK, "--num", 4, "--out", tmp_path / "out"
+    )
+    fails(result, "tiny_wgan_gp", "not finite", "seed 0", code=1)
