@@ -34,7 +34,8 @@ def test_every_preset_is_whole_and_its_parts_can_be_told_what_it_says(name: str)
     config = load_config(name)
     assert config.name == name
     sizes = registry.check_options(registry.find("network", config.model), config.network, name)
-    net = registry.build("network", config.model, {"resolution": config.resolution, **sizes, "channel_base": 64})
+    narrow = {"channel_base": 64} if "channel_base" in sizes else {}
+    net = registry.build("network", config.model, {"resolution": config.resolution, **sizes, **narrow})
     assert net.spec["name"] == config.model
     registry.check_options(
         registry.find("task", config.task), config.optim, name, ("model", "device", "seed", "generator")
