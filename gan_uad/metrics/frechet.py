@@ -132,9 +132,11 @@ def _trace_of_root(a: Gaussian, b: Gaussian, traces: float) -> float:
     if len(eigenvalues) == 0 or eigenvalues[-1] <= (EPS * traces) ** 2:
         return 0.0  # the sets vary in directions that have nothing in common
     roots = np.sqrt(np.clip(eigenvalues, 0, None))
-    # An eigenvalue is off by some eps of the largest, δ; its root λ^½ by δ / 2 λ^½, but by no more than about δ^½.
-    off = 4 * EPS * eigenvalues[-1]
-    if 0.5 * np.sum(off / np.sqrt(np.maximum(eigenvalues, off))) > TOLERANCE * traces:
+    # Rounding moves an eigenvalue λ by about δ = eps ‖Σa‖ ‖Σb‖, up or down; its root by δ / 2√λ, but one below δ by up to √δ and only up.
+    delta = EPS * float(np.linalg.norm(a.cov) * np.linalg.norm(b.cov))
+    drowned = eigenvalues < delta
+    off = float(np.sqrt(np.sum(delta**2 / (4 * eigenvalues[~drowned]))) + drowned.sum() * np.sqrt(delta))
+    if off > TOLERANCE * traces:
         roots = scipy.linalg.svdvals(_factor(a) @ _factor(b).T, check_finite=False)
     return float(roots.sum())
 
