@@ -17,7 +17,8 @@ import gan_uad
 from gan_uad import registry
 from gan_uad.errors import UserError
 from gan_uad.jobs import generate as job
-from gan_uad.jobs.latents import Latents, slerp, walk
+from gan_uad.jobs.latents import slerp, walk
+from gan_uad.networks.sampling import Latents
 from gan_uad.training.checkpoint import save_model
 
 

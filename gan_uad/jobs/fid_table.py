@@ -22,8 +22,8 @@ from gan_uad.features.load import load_features
 from gan_uad.files import make_folder, write_json, write_text
 from gan_uad.jobs.feature_sets import FeatureSet, ImageSet, collect, features_key, of_generator, of_patches
 from gan_uad.jobs.fid_cells import Candidate, Reals, candidates, choose_reals, compare, halves, read_cell
-from gan_uad.jobs.latents import style_based
 from gan_uad.jobs.load import model_file
+from gan_uad.networks.sampling import style_based
 from gan_uad.report.pictures import image_grid
 from gan_uad.report.tables import format_number, table
 from gan_uad.training import distributed

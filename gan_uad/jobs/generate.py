@@ -20,8 +20,9 @@ from gan_uad import __version__, console, device
 from gan_uad.data.patches import Pixels, to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import atomic, make_folder
-from gan_uad.jobs.latents import Latents, check_style, draw, from_seeds, read_latents, settle
+from gan_uad.jobs.latents import check_style, read_latents
 from gan_uad.jobs.load import Model, load_model, model_file
+from gan_uad.networks.sampling import Latents, draw, from_seeds, settle
 from gan_uad.report.pictures import image_grid
 
 CHUNK = 256

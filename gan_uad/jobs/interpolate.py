@@ -11,7 +11,8 @@ from gan_uad.data.patches import to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder
 from gan_uad.jobs.generate import CHUNK, Source, open_source
-from gan_uad.jobs.latents import Latents, draw, settle, style_based, walk
+from gan_uad.jobs.latents import walk
+from gan_uad.networks.sampling import Latents, draw, settle, style_based
 from gan_uad.report.pictures import Images, animation, image_grid
 
 MOST_BYTES = 1 << 30  # of all frames

@@ -1,16 +1,10 @@
-"""Latents of a trained generator: drawn from seeds, read from a file, walked between, and turned into images.
-
-`G` is the generator of any family. A *style-based* one (StyleGAN, StyleGAN2) has a mapping network z -> w, truncation and noise maps;
-of the others only `G(z)` is known. What becomes of a latent does not depend on the others: nets see batches of one size, padded.
-"""
+"""Latents of a trained generator: read from a file, walked between; what may be asked of which generator."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +13,9 @@ import torch
 from torch import Tensor
 
 from gan_uad.errors import UserError
+from gan_uad.networks.sampling import Latents, style_based
 
 NOISES = ("const", "none", "random")
-BATCH = 32
-
-
-@dataclass(frozen=True)
-class Latents:
-    """`values` float32 on the CPU: z `[N, z_dim]`, w `[N, w_dim]` or ws `[N, num_ws, w_dim]`, as `space` says.
-
-    `seeds`: a number for each, from which its random noise maps are drawn.
-    """
-
-    space: str
-    values: Tensor
-    seeds: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def __getitem__(self, part: slice) -> Latents:
-        return Latents(self.space, self.values[part], self.seeds[part])
-
-
-def style_based(G: Any) -> bool:
-    """Whether `G` has a mapping network, and with it w, truncation and noise maps."""
-    return hasattr(G, "mapping")
 
 
 def check_style(G: Any, psi: float, noise: str) -> None:
@@ -58,64 +29,6 @@ def check_style(G: Any, psi: float, noise: str) -> None:
             raise UserError(f"truncation {psi:g} needs StyleGAN or StyleGAN2: this generator has no w to truncate")
         if noise != "const":
             raise UserError(f"noise {noise!r} needs StyleGAN or StyleGAN2: this generator has no noise maps")
-
-
-def from_seeds(seeds: Sequence[int], z_dim: int) -> Latents:
-    """z ~ N(0, 1), each from a generator of its own."""
-    z = [torch.randn(z_dim, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    return Latents("z", torch.stack(z), list(seeds))
-
-
-def settle(G: Any, latents: Latents, psi: float = 1.0, batch: int = BATCH) -> Latents:
-    """What the images are made of: truncated w or ws with a style-based net, else z as it is."""
-    if not style_based(G):
-        return latents
-    settled = []
-    with torch.no_grad():
-        for n, part in _padded(latents.values, batch, _device(G)):
-            w = G.mapping(part) if latents.space == "z" else part
-            settled.append(G.mapping.truncate(w, psi)[:n].cpu())
-    return Latents("w" if latents.space == "z" else latents.space, torch.cat(settled), latents.seeds)
-
-
-def draw(G: Any, settled: Latents, noise: str = "const", batch: int = BATCH) -> Tensor:
-    """Images `[N, 3, R, R]` in [-1, 1] on the CPU of what `settle` returned.
-
-    noise "random": fresh maps for each image, from its own seed.
-    """
-    made = []
-    with torch.no_grad():
-        for i, (n, part) in enumerate(_padded(settled.values, batch, _device(G))):
-            if style_based(G):
-                seeds = settled.seeds[i * batch : i * batch + n]
-                maps = _noise_maps(G, seeds, batch) if noise == "random" else noise
-                images = G.synthesis(part if settled.space == "ws" else G.spread(part), maps)
-            else:
-                images = G(part)
-            made.append(images[:n].clamp(-1, 1).cpu())
-    return torch.cat(made)
-
-
-def _device(G: Any) -> torch.device:
-    return next(G.parameters()).device
-
-
-def _padded(values: Tensor, batch: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """Batches of exactly `batch` rows, filled up with zeros, and how many of them count."""
-    for part in values.split(batch):
-        yield len(part), torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])]).to(device)
-
-
-def _noise_maps(G: Any, seeds: Sequence[int], batch: int) -> list[Tensor]:
-    shapes = G.synthesis.noise_shapes
-    maps = [torch.zeros(batch, *shape) for shape in shapes]
-    for row, seed in enumerate(seeds):
-        # Not the numbers that z was drawn from.
-        state = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0] >> np.uint64(1)
-        generator = torch.Generator().manual_seed(int(state))
-        for of_layer, shape in zip(maps, shapes, strict=True):
-            of_layer[row] = torch.randn(shape, generator=generator)
-    return [of_layer.to(_device(G)) for of_layer in maps]
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:

@@ -15,7 +15,8 @@ from gan_uad import registry
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError
-from gan_uad.jobs.latents import check_style, draw, from_seeds, settle
+from gan_uad.jobs.latents import check_style
+from gan_uad.networks.sampling import draw, from_seeds, settle
 from gan_uad.scoring.base import Scorer
 from gan_uad.training.checkpoint import build_networks
 
