@@ -197,20 +197,20 @@ def test_inception_is_torch_fidelitys(random_inception: Path, monkeypatch: pytes
     net = load_features("inception")
     assert net.figure == "FID"
     assert net.weights.startswith("weights-inception-2015-12-05-6726825d.pth sha256:")
-    images = pictures(2, 64)
+    images = pictures(1, 64)
     with torch.no_grad():
         (expected,) = reference(images)
     features = net(images)
-    assert features.shape == (2, 2048)
+    assert features.shape == (1, 2048)
     error = (features - expected).double().norm(dim=1) / expected.double().norm(dim=1)
     assert float(error.max()) < 1e-6
     monkeypatch.setattr(inception, "has_bfloat16", lambda device: True)  # slow where it is emulated, but right
     fast = load_features("inception", fast=True)
     assert "bfloat16" in fast.preprocessing
     assert "fast" not in net.preprocessing
-    found = fast(images[:1])
+    found = fast(images)
     assert found.dtype == torch.float32
-    assert 1e-5 < float((found - expected[:1]).norm() / expected[:1].norm()) < 3e-2
+    assert 1e-5 < float((found - expected).norm() / expected.norm()) < 3e-2
     monkeypatch.setattr(inception, "has_bfloat16", lambda device: False)
     assert "float32" in fast.preprocessing
 

@@ -86,7 +86,7 @@ class Backbone(FeatureNet):
         return "/".join(f"{value:.3g}" for value in self.mean_std[which])
 
 
-def taps(layers: nn.Sequential, x: Tensor, after: Sequence[int]) -> list[Tensor]:
+def taps(layers: Any, x: Tensor, after: Sequence[int]) -> list[Tensor]:
     """What comes out of the layers of the given indices; those after the last are not run."""
     found = []
     for first, last in pairwise((0, *(index + 1 for index in after))):

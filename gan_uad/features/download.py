@@ -14,8 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from gan_uad import console
 from gan_uad.errors import JobFailed
@@ -63,18 +63,18 @@ def download(url: str, target: Path, sha256: str) -> None:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[BinaryIO]:
+def _alone(part: Path) -> Iterator[FileIO]:
     """The partial file, opened for reading and appending, and locked against other processes."""
     while True:
         with open(part, "a+b", buffering=0) as file:
             with suppress(OSError):  # some network disks know no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             if part.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
-                yield file  # type: ignore[misc]
+                yield file
                 return
 
 
-def _fetch(url: str, file: BinaryIO, target: Path) -> None:
+def _fetch(url: str, file: FileIO, target: Path) -> None:
     """Receive until the file is whole, over as many connections as it takes."""
     failures = 0
     while True:
@@ -102,7 +102,7 @@ def _fetch(url: str, file: BinaryIO, target: Path) -> None:
         time.sleep(WAIT * 2**failures if failures else 0)
 
 
-def _receive(url: str, file: BinaryIO, have: int, target: Path) -> bool:
+def _receive(url: str, file: FileIO, have: int, target: Path) -> bool:
     """Append what one connection gives; whether that was all there is."""
     headers = {"User-Agent": "gan_uad"} | ({"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
@@ -136,6 +136,6 @@ def _check_disk(target: Path, have: int, total: int | None) -> None:
         )
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: FileIO) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()

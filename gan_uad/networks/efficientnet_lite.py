@@ -103,7 +103,7 @@ class EfficientNetLite0(nn.Module):
 
 def own_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The entries of a state dict of the package `efficientnet_lite_pytorch` under this file's names; the classifier is dropped."""
-    places = {}
+    places: dict[str, str] = {}
     for stage, (_, _, repeats, _, _) in enumerate(STAGES):
         for block in range(repeats):
             places[str(len(places))] = f"stages.{stage}.{block}"
