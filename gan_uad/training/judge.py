@@ -96,7 +96,8 @@ class Judging:
         text = (
             f"; best {self.judge.figure} {self.best:.4g} at {self.best_nimg / 1000:g} kimg: {self.run.best_path.name}"
         )
-        return f", stopped early after {self.since} judgements without a better one{text}" if stopped_early else text
+        judgements = f"{self.since} judgement{'s' if self.since > 1 else ''}"
+        return f", stopped early after {judgements} without a better one{text}" if stopped_early else text
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers."""
