@@ -183,9 +183,9 @@ def test_patience_without_judgements_is_refused(tiny: Any, tmp_path: Path) -> No
 
 
 def test_a_task_that_nothing_judges_says_so(tiny: Any, tmp_path: Path) -> None:
-    result = tiny.train(tiny.config("dcgan"), tmp_path, judge_kimg=0.016)
+    result = tiny.train(tiny.config("izi_f"), tmp_path, "--generator", tiny.generator, judge_kimg=0.016)
     assert result.exit_code == 2
-    assert "nothing judges a dcgan while it is trained" in result.stderr
+    assert "nothing judges a izi_f while it is trained" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
