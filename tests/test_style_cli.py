@@ -130,7 +130,7 @@ def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, mo
             ["-o", "optim.batch_per_level={8: 7}"],
             "batch of 7 images cannot be cut .* make optim.batch_per_level",
         ),
-        ("pgan", ["-o", "optim.batch_per_level={8: 16}"], "a batch has 16.* a smaller -o optim.batch_per_level"),
+        ("pgan", ["-o", "optim.batch_per_level={8: 16}"], "a batch has 16.* a smaller optim.batch_per_level"),
         ("stylegan2", ["-o", "training.batch=16"], "12 normal train images are too few: a batch has 16"),
         ("stylegan2", ["-o", "training.precision=fp16"], "fp16 is for CUDA"),
         ("stylegan2", ["-o", "optim.augment=flip"], "unknown augmentations 'flip'"),

@@ -200,13 +200,24 @@ def test_the_generator_loss_of_wgan_gp() -> None:
     rng = torch.Generator().manual_seed(4)
     G = copy.deepcopy(job.G)
     expected = -job.D(G(torch.randn(8, 6, generator=rng))).mean()
-    expected.backward()
+    expected.backward(inputs=list(G.parameters()))
     D = weights(job.D)
     assert float(job.generator_step(8)["loss_G"]) == pytest.approx(expected.item(), rel=1e-4)
     for mine, theirs in zip(job.G.parameters(), G.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
     assert all(torch.equal(D[name], p) for name, p in job.D.named_parameters())
-    assert all(p.requires_grad for p in job.D.parameters())
+    assert all(p.requires_grad and p.grad is None for p in job.D.parameters())
+
+
+def test_the_average_of_wgan_gp_counts_the_images_of_every_critic_step() -> None:
+    job = task("wgan_gp", n_critic=3, lr=1e-2, ema_kimg=0.024)  # a half-life of three batches of 8
+    job.step(real(), 0)  # no generator step yet
+    before = {name: p.clone() for name, p in job.ema.net.named_parameters()}
+    assert all(torch.equal(before[name], p) for name, p in job.G.named_parameters())
+    job.step(real(), 8 * (3 * 100 + 2))
+    now = weights(job.G)
+    for name, p in job.ema.net.named_parameters():
+        torch.testing.assert_close(p, (before[name] + now[name]) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_the_losses_of_dcgan() -> None:
