@@ -11,7 +11,6 @@ from encoders.base import Inversion, Inverter
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import in_small_batches
 from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.engine import Task
 from gan_uad.training.optim import RMSpropTF
@@ -63,7 +62,8 @@ class EncoderTask(Task):
                 z = torch.randn(32, self.gan.G.z_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
                 shown = self.gan.G(z)
             self.E.eval()
-            again = in_small_batches(len(shown), lambda part: self.gan.G(self.E(shown[part])))
+            # A few at a time: beside a training there is little memory left.
+            again = torch.cat([self.gan.G(self.E(part)) for part in shown.split(4)])
             self.E.train()
         return torch.stack([shown, again], 1).flatten(0, 1)
 

@@ -81,6 +81,9 @@ class TrainingConfig(_Strict):
         None, gt=0, description="judge the model every so many kimg, and at the end; default: never"
     )
     judge_images: int = Field(10000, ge=2, description="a judgement rests on at most so many images")
+    judge_features: str = Field(
+        "efficientnet_lite0", description="whose features judge a generator, by Fréchet distance; inception: the FID"
+    )
     patience: int | None = Field(
         None, ge=1, description="stop when so many judgements in a row are no better than the best; default: never"
     )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
@@ -19,7 +20,7 @@ import gan_uad
 from gan_uad.config import DataConfig
 from gan_uad.data.patches import load_patches, to_uint8
 from gan_uad.features.base import FeatureNet
-from gan_uad.jobs import fid_table
+from gan_uad.jobs import fid_table, train
 
 NUM = 30
 QUICK = ("--features", "quick")
@@ -39,9 +40,12 @@ class Thumbnails(FeatureNet):
 def _quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         load = fid_table.load_features
-        patch.setattr(
-            fid_table, "load_features", lambda name, **how: Thumbnails() if name == "quick" else load(name, **how)
-        )
+
+        def quick(name: str, **how: Any) -> FeatureNet:
+            return Thumbnails() if name == "quick" else load(name, **how)
+
+        for job in (fid_table, train):
+            patch.setattr(job, "load_features", quick)
         yield
 
 
@@ -130,10 +134,8 @@ def test_run_again_nothing_is_made_anew(
     out = tmp_path / "fid"
     shutil.copytree(judged, out)
     made: list[str] = []
-    whole = feature_sets._features
-    monkeypatch.setattr(
-        feature_sets, "_features", lambda images, *rest: made.append(images.name) or whole(images, *rest)
-    )
+    whole = feature_sets._fill
+    monkeypatch.setattr(feature_sets, "_fill", lambda images, *rest: made.append(images.name) or whole(images, *rest))
     command = ("fid", trained.generator, "--real", trained.patches, *QUICK, "--untrained", "--out", out)
     assert cli(*command, "--num", NUM).exit_code == 0
     assert made == []
@@ -146,18 +148,19 @@ def test_interrupted_it_goes_on(
     cli: Any, judged: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after 8 of 30 images, with half a row on disk."""
-    from gan_uad.jobs import feature_sets
+    from gan_uad.jobs.load import Model
+    from gan_uad.training import fid as judging
 
-    monkeypatch.setattr(feature_sets, "CHUNK", 8)
-    whole, seen, stop = feature_sets._features, [], [True]
+    monkeypatch.setattr(judging, "CHUNK", 8)
+    whole, seen, stop = Model.generate, [], [True]
 
-    def once(images: Any, rows: list[int], *rest: Any) -> Any:
-        if images.name == "tiny_wgan_gp" and rows[0] == 8 and stop:
+    def once(self: Any, seeds: list[int], *rest: Any, **how: Any) -> Any:
+        if seeds[0] == 8 and stop:
             raise KeyboardInterrupt
-        seen.append(rows)
-        return whole(images, rows, *rest)
+        seen.append(seeds[0])
+        return whole(self, seeds, *rest, **how)
 
-    monkeypatch.setattr(feature_sets, "_features", once)
+    monkeypatch.setattr(Model, "generate", once)
     command = ("fid", trained.generator, "--real", trained.patches, *QUICK, "--num", NUM, "--out", tmp_path / "fid")
     assert cli(*command).exit_code == 130
     (part,) = (tmp_path / "fid").glob("*.part")
@@ -166,7 +169,7 @@ def test_interrupted_it_goes_on(
     seen.clear()
     stop.clear()
     assert cli(*command).exit_code == 0
-    assert [rows[0] for rows in seen] == [8, 16, 24]
+    assert seen[:3] == [8, 16, 24]
     assert not list((tmp_path / "fid").glob("*.part")), "only figures are kept"
     assert cells(tmp_path / "fid")["tiny_wgan_gp"]["value"] == cells(judged)["tiny_wgan_gp"]["value"]
 
@@ -189,6 +192,36 @@ def test_two_sets_of_images(cli: Any, trained: Any, tmp_path: Path) -> None:
     assert cell["value"] == pytest.approx(0, abs=1e-6)
     assert (cell["precision"], cell["recall"]) == (1, 1)
     assert "contain anomalous ones" in result.stdout
+
+
+@pytest.mark.parametrize("task", ["wgan_gp", "stylegan2"])
+def test_a_generator_is_judged_while_it_is_trained(cli: Any, tiny: Any, tmp_path: Path, task: str) -> None:
+    """The figure of the log is that of `gan-uad fid`, and the model of the least is kept, for which the run stands from then on."""
+    config = tiny.config("wgan_gp")
+    if task == "stylegan2":
+        raw = yaml.safe_load(config.read_text()) | {"model": task, "task": task, "optim": {}}
+        raw["network"] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 1, "channel_base": 64, "channel_max": 8}
+        config = tmp_path / "stylegan2.yaml"
+        config.write_text(yaml.safe_dump(raw))
+    told = {"judge_kimg": 0.016, "judge_images": 10, "judge_features": "quick"}
+    result = tiny.train(config, tmp_path / "runs", **told)
+    assert result.exit_code == 0, result.output
+    (run,) = (tmp_path / "runs").glob(f"*-{task}")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["nimg"] for row in rows] == [16, 32, 48]
+    least = min(rows, key=lambda row: row["fd_thumbnails"])
+    for model, row in ((run / "model.safetensors", rows[-1]), (run, least)):  # a run is its best model
+        out = tmp_path / model.name
+        result = cli("fid", model, "--real", tiny.patches, *QUICK, "--num", 10, "--no-baselines", "--out", out)
+        assert result.exit_code == 0, result.output
+        (cell,) = cells(out).values()
+        assert (cell["kimg"], cell["n"], cell["n_real"], cell["value"]) == (
+            row["kimg"],
+            10,
+            12,
+            pytest.approx(row["fd_thumbnails"], rel=1e-5),
+        )
+        assert cell["kimg"] == row["kimg"]
 
 
 def test_bad_input(cli: Any, trained: Any, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,13 +17,11 @@ from gan_uad.data.arrays import digest
 from gan_uad.data.patches import PatchSet, Pixels, to_uint8
 from gan_uad.errors import JobFailed
 from gan_uad.features.base import FeatureNet
-from gan_uad.features.extract import extract
 from gan_uad.files import explained, make_folder
 from gan_uad.jobs.load import Model
 from gan_uad.metrics.generation import Gaussian, gaussian_of
 from gan_uad.training import distributed
-
-CHUNK = 256  # images between two writes, in each process
+from gan_uad.training.fid import features_of
 
 
 @dataclass(frozen=True)
@@ -117,35 +115,13 @@ def collect(images: ImageSet, net: FeatureNet, device: torch.device, folder: Pat
 
 
 def _fill(images: ImageSet, net: FeatureNet, device: torch.device, part: Path, start: int) -> None:
-    """Append the features of images `start` on. Each process takes every `size`-th image of a chunk."""
-    here = distributed.world()
+    """Append the features of images `start` on."""
     with console.progress(f"features of {images.name}", images.count, done=start) as bar:
-        for first in range(start, images.count, CHUNK * here.size):
-            rows = list(range(first, min(first + CHUNK * here.size, images.count)))
-            mine = rows[here.rank :: here.size]
-            found = distributed.together(partial(_features, images, mine, net, device))
-            whole = torch.zeros(len(rows), net.dim)
-            whole[here.rank :: here.size] = torch.from_numpy(found)
-            data = distributed.total(whole).numpy().astype("<f4").tobytes()
-            distributed.first(partial(_append, part, data))
-            bar.update(rows[-1] + 1)
+        for done, values in features_of(images.count, images.get, net, device, start):
+            distributed.first(partial(_append, part, values.astype("<f4").tobytes()))
+            bar.update(done)
 
 
 def _append(path: Path, data: bytes) -> None:
     with explained(path), open(path, "ab") as file:
         file.write(data)
-
-
-def _features(images: ImageSet, rows: list[int], net: FeatureNet, device: torch.device) -> NDArray[np.float32]:
-    def batches() -> Iterator[Pixels]:
-        for i in range(0, len(rows), 64):
-            yield images.get(rows[i : i + 64])
-
-    found = list(extract(net, batches(), device))
-    values = np.concatenate(found) if found else np.zeros((0, net.dim), np.float32)
-    if not np.isfinite(values).all():
-        bad = rows[int(np.flatnonzero(~np.isfinite(values).all(1))[0])]
-        raise JobFailed(
-            f"{images.name}: features of image {bad} are not finite: the weights of {net.weights} are broken"
-        )
-    return values

@@ -15,12 +15,15 @@ from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve
 from gan_uad.data.patches import PatchSet, load_patches
 from gan_uad.errors import UserError
+from gan_uad.features.load import load_features
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.jobs.score_sets import some
 from gan_uad.run import Run
 from gan_uad.training import distributed
+from gan_uad.training.adversarial import AdversarialTask
 from gan_uad.training.engine import Task, save_grid
 from gan_uad.training.engine import train as run_training
+from gan_uad.training.fid import FrechetJudge
 from gan_uad.training.judge import Judge
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
@@ -105,7 +108,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         )
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
-    judge = None if settings.judge_kimg is None else _judge(config, task, patches)
+    judge = None if settings.judge_kimg is None else _judge(config, task, patches, chosen)
     run = distributed.first(lambda: _run(config, out, existing, chosen))
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
     description = {
@@ -136,12 +139,16 @@ def _check_enough(config: RunConfig, task: Task, count: int) -> None:
         )
 
 
-def _judge(config: RunConfig, task: Task, patches: PatchSet) -> Judge:
-    """What judges the task every `judge_kimg`, on images that it is not trained on."""
+def _judge(config: RunConfig, task: Task, patches: PatchSet, chosen: PatchSet) -> Judge:
+    """What judges the task every `judge_kimg`: a generator by the images that it is trained on, others by validation images."""
+    settings = config.training
+    if isinstance(task, AdversarialTask):
+        net = distributed.together(lambda: load_features(settings.judge_features, device=task.device))
+        return FrechetJudge(task, chosen, net, settings.judge_images)
     validation = patches.select("val")
     if len(validation) == 0:
         raise UserError(f"{config.data.path}: no image in the val split, on which training.judge_kimg would judge")
-    judge = task.judge(some(validation, config.training.judge_images, config.training.seed))
+    judge = task.judge(some(validation, settings.judge_images, settings.seed))
     if judge is None:
         raise UserError(f"nothing judges a {config.task} while it is trained: leave training.judge_kimg out")
     return judge

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_uad.networks.sampling import draw, from_seeds, settle, style_based
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.checkpoint import load_weights
@@ -19,7 +20,7 @@ from gan_uad.training.engine import Task
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G
 
 SAMPLES = 64  # images of a snapshot (a quarter of it above 256 px)
-SAMPLE_BATCH = 4  # of them are made at once
+SAMPLE_BATCH = 4  # of them are made at once: beside a training there is little memory left
 GRADIENT_BOUND = 1e5  # in place of an infinite gradient
 
 
@@ -49,8 +50,6 @@ class AdversarialTask(Task):
         self.opt_G = torch.optim.Adam(self.G.parameters(), lr, tuple(betas), fused=True)  # type: ignore[arg-type]
         self.opt_D = torch.optim.Adam(self.D.parameters(), lr_D, tuple(betas), fused=True)  # type: ignore[arg-type]
         self.rng = torch.Generator().manual_seed(seed)
-        samples = SAMPLES if self.G.resolution <= 256 else SAMPLES // 4
-        self.fixed_z = torch.randn(samples, self.G.z_dim, generator=torch.Generator().manual_seed(seed))
 
     def draw_z(self, count: int) -> Tensor:
         """Fresh latents `[count, z_dim]` ~ N(0, 1) for this process's share; all processes draw the same whole batch."""
@@ -71,9 +70,17 @@ class AdversarialTask(Task):
         return figures | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
 
     def sample(self) -> Tensor:
-        """Images of the averaged generator at fixed latents."""
-        z, G = self.fixed_z.to(self.device), self.ema.net
-        return in_small_batches(len(z), lambda part: G(z[part]))
+        """What `gan-uad generate` makes of seeds from 0 on, with the averaged generator; of a style-based one with random noise.
+
+        (Noise places nuclei and fibres: with one map for all, as in the originals' pictures, they would lie alike in every image.)
+        """
+        return self.images(range(SAMPLES if self.G.resolution <= 256 else SAMPLES // 4), SAMPLE_BATCH)
+
+    def images(self, seeds: Sequence[int], batch: int) -> Tensor:
+        """Images `[N, 3, R, R]` in [-1, 1] of the averaged generator, on the CPU, made `batch` at a time."""
+        G = self.ema.net
+        noise = "random" if style_based(G) else "const"
+        return draw(G, settle(G, from_seeds(seeds, self.G.z_dim), batch=batch), noise, batch)
 
     def networks(self) -> dict[str, nn.Module]:
         """The averaged generator with the current discriminator."""
@@ -98,12 +105,6 @@ class AdversarialTask(Task):
         self.opt_G.load_state_dict(state["opt_G"])
         self.opt_D.load_state_dict(state["opt_D"])
         self.rng.set_state(state["rng"])
-
-
-@torch.no_grad()
-def in_small_batches(count: int, make: Callable[[slice], Tensor]) -> Tensor:
-    """The `count` images of a snapshot, made a few at a time: beside a training there is little memory left."""
-    return torch.cat([make(slice(i, i + SAMPLE_BATCH)) for i in range(0, count, SAMPLE_BATCH)])
 
 
 @contextmanager

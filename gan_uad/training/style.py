@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import AdversarialTask, in_small_batches
+from gan_uad.training.adversarial import AdversarialTask
 
 W_AVG_BETA = 0.995
 
@@ -86,13 +86,3 @@ class StyleTask(AdversarialTask):
         """Let `w_avg` follow the w of a generator step, before the step changes the mapping network."""
         w = self.G.mapping(latents.z)
         self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
-
-    def sample(self) -> Tensor:
-        """Images of the averaged generator at fixed latents and with fixed noise of each image's own.
-
-        (Noise places nuclei and fibres: with one map for all, as in the originals' pictures, they would lie alike in every image.)
-        """
-        z, G = self.fixed_z.to(self.device), self.ema.net
-        rng = torch.Generator().manual_seed(0)
-        maps = [torch.randn(len(z), *shape, generator=rng).to(self.device) for shape in self.G.synthesis.noise_shapes]
-        return in_small_batches(len(z), lambda part: G(z[part], noise=[m[part] for m in maps]))

@@ -1,0 +1,93 @@
+"""Judging a generator while it is trained: the Fréchet distance of its images to those that it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from gan_uad.data.patches import PatchSet, Pixels, to_uint8
+from gan_uad.errors import JobFailed
+from gan_uad.features.base import FeatureNet
+from gan_uad.features.extract import extract
+from gan_uad.metrics.generation import Gaussian, Moments, frechet_distance
+from gan_uad.training import distributed
+from gan_uad.training.adversarial import AdversarialTask
+
+CHUNK = 256  # images of each process between two exchanges
+BATCH = 32  # images that the generator makes at once
+READ = 64  # images in memory at once
+
+
+class _BrokenImages(JobFailed):
+    pass
+
+
+class FrechetJudge:
+    """Distance between Gaussians of features: the averaged generator's images of seeds 0 to `num` − 1 against all of `patches`, unflipped.
+
+    The same figure as `gan-uad fid` gives of that model and those reals. The figure is called by the features: "fid" of the Inception,
+    "fd_vgg16" and the like of others.
+    """
+
+    larger = False
+
+    def __init__(self, task: AdversarialTask, patches: PatchSet, net: FeatureNet, num: int) -> None:
+        self.task, self.patches, self.net, self.num = task, patches, net, num
+        self.figure = net.figure.lower().replace("-", "_")
+        self.real: Gaussian | None = None
+
+    def judge(self, nimg: int) -> dict[str, float]:
+        """See `Judge`; NaN for a generator whose images are not finite."""
+        device = self.task.device
+        if self.real is None:
+            self.real = gaussian(len(self.patches), self.patches.gather, self.net, device)
+        try:
+            fake = gaussian(self.num, self._made, self.net, device)
+        except _BrokenImages:
+            return {self.figure: float("nan")}
+        return {self.figure: frechet_distance(self.real, fake)}
+
+    def _made(self, seeds: list[int]) -> Pixels:
+        images = self.task.images(seeds, BATCH)
+        if not images.isfinite().all():
+            raise _BrokenImages("the generator makes images that are not finite")
+        return to_uint8(images)
+
+
+def gaussian(count: int, get: Callable[[list[int]], Pixels], net: FeatureNet, device: torch.device) -> Gaussian:
+    """The Gaussian of the features of images 0 to `count` − 1, `get(rows)` being uint8 `[n, R, R, 3]`; nothing is kept."""
+    moments = Moments(net.dim)
+    for _, values in features_of(count, get, net, device):
+        moments.update(values)
+    return moments.gaussian()
+
+
+def features_of(
+    count: int, get: Callable[[list[int]], Pixels], net: FeatureNet, device: torch.device, start: int = 0
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Features float32 `[n, dim]` of images `start` to `count` − 1 in order, with the number that comes after them.
+
+    Every process gets all of them and computes its share: every `size`-th image of a chunk. An error in any is raised in all.
+    """
+    here = distributed.world()
+    for first in range(start, count, CHUNK * here.size):
+        rows = list(range(first, min(first + CHUNK * here.size, count)))
+        found = distributed.together(partial(_share, rows[here.rank :: here.size], get, net, device))
+        whole = torch.zeros(len(rows), net.dim)
+        whole[here.rank :: here.size] = torch.from_numpy(found)
+        yield rows[-1] + 1, distributed.total(whole).numpy()
+
+
+def _share(
+    rows: list[int], get: Callable[[list[int]], Pixels], net: FeatureNet, device: torch.device
+) -> NDArray[np.float32]:
+    parts = extract(net, (get(rows[i : i + READ]) for i in range(0, len(rows), READ)), device)
+    values = np.concatenate([np.zeros((0, net.dim), np.float32), *parts])
+    broken = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(broken):
+        raise JobFailed(f"features of image {rows[broken[0]]} are not finite: the weights ({net.weights}) are broken")
+    return values
