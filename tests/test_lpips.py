@@ -88,13 +88,11 @@ def test_descent_brings_images_together(distance: Any) -> None:
 
 
 def test_gradients_stay_finite_where_all_channels_are_zero(distance: Any) -> None:
-    with torch.no_grad():
-        for maps in distance.net.maps(torch.zeros(1, 3, 32, 32)):
-            assert maps.isfinite().all()
-    distance.net.maps = lambda images: [images.relu()] * len(distance.heads)  # type: ignore[method-assign]
+    """The maps here are the images themselves: a ReLU before them would hide a NaN."""
+    distance.net.maps = lambda images: [images] * len(distance.heads)
     distance.heads = torch.nn.ParameterList(torch.ones(1, 3, 1, 1) for _ in distance.heads)
-    dark = torch.full((1, 3, 16, 16), -1.0, requires_grad=True)
-    (gradient,) = torch.autograd.grad(distance(dark, torch.ones(1, 3, 16, 16)).sum(), dark)
+    empty = torch.zeros(1, 3, 16, 16, requires_grad=True)
+    (gradient,) = torch.autograd.grad(distance(empty, torch.ones(1, 3, 16, 16)).sum(), empty)
     assert gradient.isfinite().all()
 
 

@@ -70,10 +70,7 @@ class PerceptualDistance(nn.Module):
 
 
 class LPIPS(PerceptualDistance):
-    """LPIPS 0.1 (Zhang et al. 2018), to rounding that of the package `lpips`, with its linear heads on our VGG16 or AlexNet.
-
-    Its gradient is finite also where all channels are 0, where the package's is NaN.
-    """
+    """LPIPS 0.1 (Zhang et al. 2018), to rounding that of the package `lpips`, with its linear heads on our VGG16 or AlexNet."""
 
     def __init__(self, net: str = "vgg", weights: Path | None = None) -> None:
         """`net`: "vgg" or "alex"; `weights`: the backbone's file instead of the usual places. Raises `ValueError` and `UserError`."""
