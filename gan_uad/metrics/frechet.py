@@ -144,9 +144,11 @@ def _trace_of_root(a: Gaussian, b: Gaussian, traces: float) -> float:
 def _eigenvalues_of_product(a: Gaussian, b: Gaussian) -> FloatArray:
     """The eigenvalues of Σa Σb, ascending, without the zeros that Σa brings."""
     if a.n > a.dim:
-        lower, failed = lapack.dpotrf(a.cov, lower=1)
+        # Transposed, since that is the same and the order in memory that LAPACK takes.
+        lower, failed = lapack.dpotrf(a.cov.T, lower=1)
         if not failed:
-            product, _ = lapack.dsygst(b.cov, lower, itype=3, lower=1)  # Lᵀ Σb L, the lower triangle, at half the work
+            # Lᵀ Σb L, its lower triangle alone, at half the work of two products.
+            product, _ = lapack.dsygst(b.cov.T, lower, itype=3, lower=1)
             return scipy.linalg.eigvalsh(product, lower=True, overwrite_a=True, check_finite=False)
     factor = _factor(a)
     return scipy.linalg.eigvalsh(factor @ b.cov @ factor.T, overwrite_a=True, check_finite=False)
@@ -154,7 +156,7 @@ def _eigenvalues_of_product(a: Gaussian, b: Gaussian) -> FloatArray:
 
 def _factor(g: Gaussian) -> FloatArray:
     """F `[r, d]` of the covariance's numerical rank r < n with Σ = FᵀF: Cholesky with pivots (LAPACK dpstrf)."""
-    upper, pivots, rank, _ = lapack.dpstrf(g.cov)
+    upper, pivots, rank, _ = lapack.dpstrf(g.cov.T)
     rank = min(rank, g.n - 1)  # what is left beyond is rounding
     columns = np.empty((g.dim, rank))
     columns[pivots - 1] = np.tril(upper.T)[:, :rank]
