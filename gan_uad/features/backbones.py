@@ -29,8 +29,8 @@ class Backbone(FeatureNet):
     """A convolutional network: `stages` gives its maps of rising depth, whose last, averaged over space, are the features.
 
     For `forward`, images are brought to `side` px (bilinear, antialiased when they shrink), by default the size that the network was
-    trained on: in the features of EfficientNet-Lite0 the k-nearest-neighbour and Gaussian detectors tell 64 px patches better so than at
-    their own size. `maps` takes images as they are.
+    trained on: what it knows is of that scale. In EfficientNet-Lite0, the nearest normal features tell 64 px patches apart better so
+    than at their own size (AUROC 0.917 against 0.838 on LC25000 colon, 0.675 against 0.645 on PCam). `maps` takes images as they are.
     """
 
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
