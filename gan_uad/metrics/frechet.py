@@ -125,16 +125,18 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 
 def _trace_of_root(a: Gaussian, b: Gaussian, traces: float) -> float:
-    """tr (Σa Σb)^½: by eigenvalues, which are quick, or by singular values where small eigenvalues drown in rounding."""
+    """tr (Σa Σb)^½: by eigenvalues, which are quick, or by singular values where rounding shows among the eigenvalues."""
     if traces == 0:
         return 0.0
     eigenvalues = _eigenvalues_of_product(a, b)
     if len(eigenvalues) == 0 or eigenvalues[-1] <= (EPS * traces) ** 2:
         return 0.0  # the sets vary in directions that have nothing in common
     roots = np.sqrt(np.clip(eigenvalues, 0, None))
-    # Rounding moves an eigenvalue λ by about δ = eps ‖Σa‖ ‖Σb‖, up or down; its root by δ / 2√λ, but one below δ by up to √δ and only up.
-    delta = EPS * float(np.linalg.norm(a.cov) * np.linalg.norm(b.cov))
-    drowned = eigenvalues < delta
+    # No true eigenvalue is negative: how far they are below 0 is what rounding does to those that are small. It moves the root of a
+    # larger one by δ / 2√λ, up or down, and that of a smaller one by up to √δ, only up. A bound from norms alone would be far too
+    # careful: the columns of a Cholesky factor shrink, and small eigenvalues are mostly found as precisely as large ones.
+    delta = max(0.0, -2 * float(eigenvalues[0]))
+    drowned = eigenvalues <= delta
     off = float(np.sqrt(np.sum(delta**2 / (4 * eigenvalues[~drowned]))) + drowned.sum() * np.sqrt(delta))
     if off > TOLERANCE * traces:
         roots = scipy.linalg.svdvals(_factor(a) @ _factor(b).T, check_finite=False)
