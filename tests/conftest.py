@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ share_cores()
 
 if TYPE_CHECKING:
     from click.testing import Result
+    from launcher import Launcher
 
 
 def _shared(variable: str) -> Path:
@@ -216,3 +219,18 @@ def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
         assert result.exit_code == 0, result.output
         runs[task] = out / f"00000-{task}"
     return runs
+
+
+@pytest.fixture(scope="session")
+def launch(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
+    """Groups of processes, one at a time."""
+    import distributed_driver as driver
+    from launcher import ENVIRONMENT, Launcher
+
+    command = [sys.executable, driver.__file__, "serve"]
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
+    ) as server:
+        launcher = Launcher(server, tmp_path_factory.mktemp("output"))
+        yield launcher
+        launcher.requests.close()

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import distributed_driver as driver
 import pytest
 import torch
 import yaml
+from launcher import ENVIRONMENT, Launcher
 from run_tools import Toy, figures, log, same, state
 from torch import Tensor
 
@@ -25,47 +25,8 @@ from gan_uad.config import load_config, presets
 from gan_uad.training import adversarial
 from gan_uad.training.memory import smaller_presets
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 # Sums of the same float64 numbers in another order, through two steps; relative to the largest of a tensor.
 TOLERANCE = 1e-12
-
-
-class Launcher:
-    """Starts groups of processes that need not import anything: see `distributed_driver.serve`."""
-
-    def __init__(self, server: subprocess.Popen[str], folder: Path) -> None:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        self.requests, self.answers, self.folder = server.stdin, server.stdout, folder
-
-    def start(self, *words: object, size: int = 2, folder: Path | None = None, memory: int | None = None) -> list[int]:
-        """`gan-uad WORDS` in `size` processes of (further) `memory` bytes each; their process ids, by rank."""
-        self.size, self.output = size, folder or self.folder
-        self.requests.write(json.dumps([size, str(self.output), [str(word) for word in words], memory]) + "\n")
-        self.requests.flush()
-        return list(json.loads(self.answers.readline()))
-
-    def end(self) -> tuple[list[int], list[str]]:
-        """Wait for the group that was started; exit codes and outputs, by rank."""
-        codes = json.loads(self.answers.readline())
-        return codes, [(self.output / f"{rank}.txt").read_text() for rank in range(self.size)]
-
-    def run(self, *words: object, **where: Any) -> tuple[list[int], list[str]]:
-        """Both."""
-        self.start(*words, **where)
-        return self.end()
-
-
-@pytest.fixture(scope="module")
-def launch(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
-    """Groups of processes, one at a time."""
-    command = [sys.executable, driver.__file__, "serve"]
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdin=-1, stdout=-1, stderr=subprocess.DEVNULL, text=True
-    ) as server:
-        launcher = Launcher(server, tmp_path_factory.mktemp("output"))
-        yield launcher
-        launcher.requests.close()
 
 
 def torchrun(*words: object, size: int = 2) -> subprocess.Popen[str]:
@@ -410,3 +371,32 @@ def test_processes_without_memory_speak_for_themselves(launch: Launcher, tiny: A
         assert "Traceback" not in text
         assert f"Error: process {1 - rank}" not in text
     assert any("--resume -o training.micro_batch=3 (" in line for line in told)
+
+
+# ---------------------------------------------------------------- judging
+
+
+def test_processes_share_the_images_of_a_table(
+    launch: Launcher, cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features computed by two processes are those of one, and the first alone speaks and writes."""
+    monkeypatch.setenv("GAN_UAD_CACHE", str(tmp_path / "cache"))
+    words = (
+        "fid",
+        trained.generator,
+        "--real",
+        trained.patches,
+        "--split",
+        "val",
+        "--num",
+        5,
+        "--no-baselines",
+        "--out",
+    )
+    codes, outputs = launch.run(*words, tmp_path / "two", folder=tmp_path)
+    assert codes == [0, 0], outputs
+    spoken(outputs)
+    assert cli(*words, tmp_path / "one").exit_code == 0
+    (one,), (two,) = (json.loads((tmp_path / name / "fid.json").read_text()) for name in ("one", "two"))
+    assert two["value"] == pytest.approx(one["value"], rel=1e-6)
+    assert (two["key"], two["n"]) == (one["key"], 5)
