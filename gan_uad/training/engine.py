@@ -288,7 +288,7 @@ class _Loop:
         """Have the task judged as it stands; a figure that is not finite ends the training."""
         start = time.monotonic()
         self.task.synchronise()
-        with memory.explained(self.run, self.kept, self.run.config.training.batch, self.task.allows):
+        with memory.explained_aside(self.run, self.kept, "judging", alone=True):
             figures = self.judging.look(
                 nimg, self.task.networks, self.description, lambda *row: self.board.add_scalar(*row)
             )
@@ -321,7 +321,7 @@ class _Loop:
         name = f"{nimg // 1000:06d}{'' if nimg % 1000 == 0 else f'.{nimg % 1000:03d}'}.png"
 
         def write() -> None:
-            with memory.explained_snapshot(self.run, self.kept):
+            with memory.explained_aside(self.run, self.kept, "drawing a snapshot", alone=False):
                 images = to_uint8(self.task.sample().float().cpu())
             save_grid(images, self.run.folder / "fakes" / name)
 

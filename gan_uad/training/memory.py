@@ -30,11 +30,15 @@ def explained(run: Run, kept: Callable[[], str], batch: int, allows: Callable[[i
 
 
 @contextmanager
-def explained_snapshot(run: Run, kept: Callable[[], str]) -> Iterator[None]:
-    """The same for pictures, whose number no setting changes; rank 0 makes them, by `distributed.first`."""
+def explained_aside(run: Run, kept: Callable[[], str], doing: str, alone: bool) -> Iterator[None]:
+    """The same for work beside the steps ("drawing a snapshot", "judging"), whose passes no setting changes.
+
+    `alone`: every process does a part of it; else rank 0 does it, by `distributed.first`.
+    """
     config = run.config
     tried = f"{config.model} at {config.resolution} px"
-    with _told(lambda: f"out of memory in drawing a snapshot: {tried} ({kept()}). {_smaller(config)}", alone=False):
+    alone = alone and distributed.world().size > 1
+    with _told(lambda: f"out of memory in {doing}: {tried} ({kept()}). {_smaller(config)}", alone):
         yield
 
 
