@@ -1,4 +1,4 @@
-"""Kill -9 a run, again and again: `kill_driver.py RUN COUNT`. Used by test_engine.py.
+"""Kill -9 a run, again and again: `kill_driver.py RUN COUNT`. Used by test_resume.py.
 
 Everything is imported once; each `gan-uad train RUN --resume` is a fork of this process, killed at a random moment. Prints, for each
 kill, what it waited for and whether a temporary file was left.

@@ -112,6 +112,7 @@ def long_config(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.timeout(300)  # it writes and reads back checkpoints all the time: as slow as the disk
 def test_killed_at_ten_moments_and_more(long_config: Path, tiny: Any, tmp_path: Path) -> None:
     """kill -9 through `python -m gan_uad`, then nine in a row from a process that has imported torch once.
 
@@ -127,7 +128,7 @@ def test_killed_at_ten_moments_and_more(long_config: Path, tiny: Any, tmp_path: 
         child.kill()
     assert child.returncode == -signal.SIGKILL
     driven = subprocess.run(
-        [sys.executable, str(DRIVER), str(run), "9"], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, str(DRIVER), str(run), "9"], env=environment, capture_output=True, text=True, timeout=250
     )
     assert driven.returncode == 0, driven.stderr
     kills = json.loads(driven.stdout)

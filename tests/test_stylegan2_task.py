@@ -117,8 +117,8 @@ def test_lazy_regularisers_are_weighted_by_their_intervals() -> None:
     task.step(batch(), 0)
     assert [count for count, _, _ in seen] == [BATCH, BATCH // 2, BATCH, BATCH]
     (_, path, of_path), (_, r1, of_r1) = seen[1], seen[3]
-    assert float(path.detach()) == pytest.approx(float(of_path["path_penalty"]) * 2.0 * 4)
-    assert float(r1.detach()) == pytest.approx(float(of_r1["r1"]) * 3.0 / 2 * 16)
+    assert float(path.detach()) == pytest.approx(float(of_path["path_penalty"].detach()) * 2.0 * 4)
+    assert float(r1.detach()) == pytest.approx(float(of_r1["r1"].detach()) * 3.0 / 2 * 16)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
