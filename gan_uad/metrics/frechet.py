@@ -5,7 +5,6 @@ It is called FID only where the features are those of the 2015 Inception (Heusel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +46,7 @@ class Moments:
     """Count, mean and scatter of features that come in batches, in float64; memory of one `[dim, dim]` matrix.
 
     Every batch is centred on its own mean before it is squared and then merged (Chan, Golub & LeVeque 1983), so features far from
-    zero lose nothing, and neither the split into batches nor the number of processes matters beyond rounding.
+    zero lose nothing, and the split into batches does not matter beyond rounding.
     """
 
     def __init__(self, dim: int) -> None:
@@ -63,14 +62,6 @@ class Moments:
             values -= mean
             self._join(len(values), mean, values)
 
-    def merge(self, other: Moments) -> None:
-        """Take in what another process has seen."""
-        if len(other.mean) != len(self.mean):
-            raise ValueError(f"moments of {len(other.mean)} features cannot join those of {len(self.mean)}")
-        if other.n:
-            self.scatter += other.scatter
-            self._join(other.n, other.mean, np.empty((0, len(self.mean))))
-
     def _join(self, n: int, mean: FloatArray, centred: FloatArray) -> None:
         # The shift between the two means is one more row of the same product.
         shift = mean - self.mean
@@ -85,18 +76,6 @@ class Moments:
             raise ValueError(f"a covariance needs the features of at least 2 images, got {self.n}")
         upper = np.triu(self.scatter) / (self.n - 1)
         return Gaussian(self.n, self.mean.copy(), upper + np.triu(upper, 1).T)
-
-    def state(self) -> dict[str, FloatArray]:
-        """Float64 arrays to send to another process or to keep in a file: `n` `[]`, `mean` `[d]`, `scatter` `[d, d]`."""
-        return {"n": np.array(float(self.n)), "mean": self.mean.copy(), "scatter": np.triu(self.scatter)}
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, FloatArray]) -> Moments:
-        """What `state` gave."""
-        made = cls(len(state["mean"]))
-        made.n, made.mean = int(state["n"]), np.array(state["mean"], dtype=np.float64)
-        made.scatter = np.array(state["scatter"], dtype=np.float64, order="F")
-        return made
 
 
 def gaussian_of(features: Features) -> Gaussian:

@@ -58,23 +58,22 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Nearest training images of generated and of held-out real images: distances, and numbers in the training set (lowest of equals).
+    """Distances of generated and of held-out real images to their nearest training images.
+
+    `fake_index`: the number in the training set of a generated image's nearest one (lowest of equals).
 
     `nearer`: probability that a generated image is nearer to the training set than a held-out real image is, ties counted half:
     0.5 as new images of the same distribution would be, 1 for copies, below 0.5 where the generator misses the distribution.
     `c_t`: the same as a z-score of the Mann-Whitney statistic in the sign of Meehan et al. (below −3: copies), which takes images as
     independent of each other: patches of one slide are not.
-    `share_near`: share of generated images nearer than all but the nearest 1 % of the held-out images; 0.01 is expected.
     `copies` and `held_out_copies`: how many are at distance 0 of a training image. Held-out copies mean that the sets overlap.
     """
 
     fake_distance: FloatArray
     fake_index: NDArray[np.int64]
     held_out_distance: FloatArray
-    held_out_index: NDArray[np.int64]
     nearer: float
     c_t: float
-    share_near: float
     copies: int
     held_out_copies: int
 
@@ -98,17 +97,15 @@ def memorisation(train: Features, fake: Features, held_out: Features) -> Memoris
     held_out = check_features(held_out, "held-out features", 1, train.shape[1])
     center = _mean(train)
     fake_distance, fake_index = _nearest(fake, train, center)
-    real_distance, real_index = _nearest(held_out, train, center)
+    real_distance, _ = _nearest(held_out, train, center)
     m, h = len(fake), len(held_out)
     nearer = _nearer(fake_distance, real_distance)
     return Memorisation(
         fake_distance,
         fake_index,
         real_distance,
-        real_index,
         nearer,
         (0.5 - nearer) / np.sqrt((m + h + 1) / (12 * m * h)),
-        float((fake_distance < np.quantile(real_distance, 0.01)).mean()),
         int((fake_distance == 0).sum()),
         int((real_distance == 0).sum()),
     )
