@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -250,3 +252,38 @@ def test_all_are_listed() -> None:
         "alexnet", "densenet121", "efficientnet_lite0", "efficientnet_v2_s", "inception", "resnet34", "timm", "vgg16"
     }  # fmt: skip
     assert all(summary.endswith(".") for summary in listed.values())
+
+
+class WithHead(nn.Module):
+    """As timm's MobileNetV3: a layer between the pooled maps and the classifier, which `num_features` does not count."""
+
+    num_features = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.head = nn.Conv2d(3, 4, 3, stride=2), nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2:] == (32, 32), "Input height doesn't match model."
+        return self.head(self.maps(x).amax((2, 3)))
+
+
+def test_a_network_of_timm_gives_what_comes_before_its_classifier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for the package, which is an optional extra."""
+    net = WithHead()
+    package, data = ModuleType("timm"), ModuleType("timm.data")
+    config = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 32, 32)}
+    vars(package).update(data=data, is_model=lambda model: True, create_model=lambda model, **how: net)
+    vars(data).update(resolve_model_data_config=lambda net: config)
+    monkeypatch.setitem(sys.modules, "timm", package)
+    monkeypatch.setitem(sys.modules, "timm.data", data)
+    monkeypatch.setattr("gan_uad.features.timm.find_spec", lambda name: True)
+    features = load_features("timm:with_head")
+    images = pictures(3, 32)
+    (found,) = extract(features, [images.permute(0, 2, 3, 1).numpy()], "cpu")
+    assert (features.dim, features.figure) == (10, "FD-timm:with_head")
+    expected = net((images / 255 - 0.5) / 0.25).detach().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert "mean of the last maps" not in features.preprocessing
+    with pytest.raises(UserError, match=r"timm:with_head@64: .*64 px .*doesn't match"):
+        load_features("timm:with_head@64")

@@ -35,6 +35,7 @@ class Backbone(FeatureNet):
 
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     side: int = SIDE
+    pooling = "spatial mean of the last maps"  # said in `preprocessing`
 
     shift: Tensor
     scale: Tensor
@@ -54,7 +55,7 @@ class Backbone(FeatureNet):
         self.register_buffer("scale", 2 * std, persistent=False)
         self.preprocessing = (
             f"RGB, resized to {self.side} px (bilinear, antialiased when shrunk), normalised by mean {self._words(0)} and "
-            f"deviation {self._words(1)}; spatial mean of the last maps"
+            f"deviation {self._words(1)}; {self.pooling}"
         )
 
     def stages(self, x: Tensor) -> list[Tensor]:

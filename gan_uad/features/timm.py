@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gan_uad.errors import UserError, near
@@ -17,6 +18,8 @@ from gan_uad.registry import register
 @register("timm", kind="features")
 class Timm(Backbone):
     """Any network of the package timm, as timm:NAME (pip install gan_uad[timm]), by its own pooling and preprocessing."""
+
+    pooling = "the network's own pooling, and what it has before its classifier"
 
     def __init__(self, model: str, weights: Path | None = None, side: int | None = None) -> None:
         """`model`: timm's name of it; `weights`: its file, instead of a download by timm; `side`: see `Backbone`. Raises `UserError`."""
@@ -40,8 +43,19 @@ class Timm(Backbone):
             ) from None
         config = timm.data.resolve_model_data_config(net)
         self.mean_std = (tuple(config["mean"]), tuple(config["std"]))
-        self.side, self.figure, self.dim = config["input_size"][-1], f"FD-timm:{model}", int(net.num_features)
+        self.side, self.figure = config["input_size"][-1], f"FD-timm:{model}"
         super().__init__(net, f"timm:{model} sha256:{_digest(net)}", side)
+        self.dim = self._features_of_an_image()
+
+    @torch.inference_mode()
+    def _features_of_an_image(self) -> int:
+        """Not `num_features`, which counts channels of the last maps: some networks have a layer between those and the classifier."""
+        try:
+            return self.pooled(torch.zeros(1, 3, self.side, self.side)).shape[1]
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"{self.figure[3:]}: this network does not take images of {self.side} px ({error})"
+            ) from None
 
     def pooled(self, x: Tensor) -> Tensor:
         """As timm pools them."""
