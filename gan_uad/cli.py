@@ -205,7 +205,7 @@ def evaluate(scores: tuple[Path, ...], out: Path | None, threshold: str | None, 
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--real", required=True, metavar="DATA", help="Real patches: folder, zip, .npz or .h5.")
 @click.option(
-    "--num", type=click.IntRange(min=2), default=50_000, show_default=True, help="Images that each generator makes."
+    "--num", type=click.IntRange(min=4), default=50_000, show_default=True, help="Images that each generator makes."
 )
 @click.option(
     "--features",
@@ -249,7 +249,11 @@ def evaluate(scores: tuple[Path, ...], out: Path | None, threshold: str | None, 
     "--baselines/--no-baselines", default=True, show_default=True, help="Also compare the reals with themselves."
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the subsets of KID and the halves."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=2020,
+    show_default=True,
+    help="Of the subsets of KID (2020: torch-fidelity's) and the halves.",
 )
 @click.option("--out", type=click.Path(path_type=Path), default=Path("fid"), show_default=True)
 @device_option

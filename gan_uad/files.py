@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,21 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _explain(error, path) from error
+
+
+@contextmanager
+def alone(part: Path) -> Iterator[FileIO]:
+    """A partial file that several processes may want to go on with, opened for reading and appending, locked against the others.
+
+    Whoever waited finds the file as the one before left it; where that one has renamed it, a new, empty one.
+    """
+    while True:
+        with open(part, "a+b", buffering=0) as file:
+            with suppress(OSError):  # some network disks know no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if part.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+                yield file
+                return
 
 
 def remove_leftovers(folder: Path) -> None:

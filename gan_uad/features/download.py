@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -12,14 +11,12 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 from gan_uad import console
 from gan_uad.errors import JobFailed
-from gan_uad.files import explained, make_folder
+from gan_uad.files import alone, explained, make_folder
 
 TIMEOUT = 20.0  # seconds without a single byte
 ATTEMPTS = 3  # in a row that bring nothing new
@@ -41,7 +38,7 @@ def download(url: str, target: Path, sha256: str) -> None:
     """
     make_folder(target.parent)
     part = target.with_name(f"{target.name}.part")
-    with explained(part), _alone(part) as file:
+    with explained(part), alone(part) as file:
         if target.is_file():  # somebody else fetched it while this process waited
             part.unlink(missing_ok=True)
             return
@@ -60,18 +57,6 @@ def download(url: str, target: Path, sha256: str) -> None:
             )
         os.fsync(file.fileno())
         os.replace(part, target)
-
-
-@contextmanager
-def _alone(part: Path) -> Iterator[FileIO]:
-    """The partial file, opened for reading and appending, and locked against other processes."""
-    while True:
-        with open(part, "a+b", buffering=0) as file:
-            with suppress(OSError):  # some network disks know no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if part.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
-                yield file
-                return
 
 
 def _fetch(url: str, file: FileIO, target: Path) -> None:

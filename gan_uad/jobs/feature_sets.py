@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from gan_uad.data.arrays import digest
 from gan_uad.data.patches import PatchSet, Pixels, to_uint8
 from gan_uad.errors import JobFailed
 from gan_uad.features.base import FeatureNet
-from gan_uad.files import explained, make_folder
+from gan_uad.files import alone, explained, make_folder
 from gan_uad.jobs.load import Model
 from gan_uad.metrics.generation import Gaussian, gaussian_of
 from gan_uad.training import distributed
@@ -59,17 +61,18 @@ def of_generator(
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """Features float32 `[N, dim]` (memory-mapped) of an `ImageSet`, and their Gaussian."""
+    """Features float32 `[N, dim]` (memory-mapped) of an `ImageSet`, and their Gaussian. (In rank 0; other processes hold none.)"""
 
     images: ImageSet
     values: NDArray[np.float32]
 
     def __len__(self) -> int:
-        return len(self.values)
+        return self.images.count
 
     def take(self, rows: NDArray[np.int64]) -> FeatureSet:
         """Some of the images."""
-        chosen = ImageSet(self.images.name, len(rows), digest(self.images.key, rows.tolist()), self.images.get)
+        key, get = digest(self.images.key, rows.tolist()), self.images.get
+        chosen = ImageSet(self.images.name, len(rows), key, lambda some: get([int(rows[i]) for i in some]))
         return FeatureSet(chosen, self.values[rows])
 
     @cached_property
@@ -78,50 +81,57 @@ class FeatureSet:
         return gaussian_of(self.values)
 
 
-def features_key(images: ImageSet, net: FeatureNet) -> str:
+def features_key(images: ImageSet, net: FeatureNet, device: torch.device) -> str:
     """A key of all that the features depend on."""
-    return digest(images.key, net.spec, net.weights, net.preprocessing, net.dim)
+    return digest(images.key, net.spec, net.weights, net.preprocessing, net.dim, device.type)
 
 
 def collect(images: ImageSet, net: FeatureNet, device: torch.device, folder: Path) -> FeatureSet:
     """The features of all images: found in `folder`, gone on with where an earlier call stopped, or made; in all processes together.
 
-    The file is raw float32 while it grows (a row is whole or cut off when it is taken up again), and renamed when complete.
+    The file is raw float32 while it grows (a row is whole or cut off when it is taken up again), and renamed when complete. Another
+    job that wants the same waits.
     """
-    target = folder / f"features-{features_key(images, net)[:24]}.f32"
-    part = target.with_suffix(".part")
-    row_bytes = 4 * net.dim
+    target = folder / f"features-{features_key(images, net, device)[:24]}.f32"
+    row_bytes, size = 4 * net.dim, 4 * net.dim * images.count
 
-    def state() -> tuple[bool, int]:
-        make_folder(folder)
-        if target.is_file() and target.stat().st_size == images.count * row_bytes:
-            return True, images.count
-        done = min(part.stat().st_size // row_bytes, images.count) if part.is_file() else 0
-        with explained(part), open(part, "ab") as file:
-            file.truncate(done * row_bytes)
-        return False, done
+    with ExitStack() as locked:
+        handles: list[FileIO] = []
 
-    complete, start = distributed.first(state)
-    if not complete:
-        _fill(images, net, device, part, start)
+        def begin() -> int:
+            make_folder(folder)
+            if target.is_file() and target.stat().st_size == size:
+                return images.count
+            part = target.with_suffix(".part")
+            with explained(part):
+                file = locked.enter_context(alone(part))
+                if target.is_file() and target.stat().st_size == size:  # made while this process waited
+                    part.unlink()
+                    return images.count
+                done = min(file.seek(0, os.SEEK_END) // row_bytes, images.count)
+                file.truncate(done * row_bytes)
+            handles.append(file)
+            return done
 
         def finish() -> None:
             with explained(target):
-                os.replace(part, target)
+                for file in handles:
+                    os.fsync(file.fileno())
+                    os.replace(file.name, target)
 
+        start = distributed.first(begin, patient=True)
+        with console.progress(f"features of {images.name}", images.count, done=start) as bar:
+            for done, values in features_of(images.count, images.get, net, device, start):
+                distributed.first(partial(_append, handles, target, values.astype("<f4").tobytes()))
+                bar.update(done)
         distributed.first(finish)
-    values = np.memmap(target, np.float32, "r", shape=(images.count, net.dim))
-    return FeatureSet(images, values)
+    if distributed.world().rank:
+        return FeatureSet(images, np.zeros((0, net.dim), np.float32))
+    return FeatureSet(images, np.memmap(target, np.float32, "r", shape=(images.count, net.dim)))
 
 
-def _fill(images: ImageSet, net: FeatureNet, device: torch.device, part: Path, start: int) -> None:
-    """Append the features of images `start` on."""
-    with console.progress(f"features of {images.name}", images.count, done=start) as bar:
-        for done, values in features_of(images.count, images.get, net, device, start):
-            distributed.first(partial(_append, part, values.astype("<f4").tobytes()))
-            bar.update(done)
-
-
-def _append(path: Path, data: bytes) -> None:
-    with explained(path), open(path, "ab") as file:
-        file.write(data)
+def _append(handles: list[FileIO], target: Path, data: bytes) -> None:
+    with explained(target):
+        view = memoryview(data)
+        while view:  # a raw file may take less than it is given
+            view = view[handles[0].write(view) :]

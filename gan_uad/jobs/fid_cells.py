@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from gan_uad import console, registry
+from gan_uad import registry
 from gan_uad.config import DataConfig, data_config, resolve
-from gan_uad.data.patches import PatchSet, load_patches
+from gan_uad.data.patches import PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.jobs.feature_sets import FeatureSet
+from gan_uad.jobs.latents import check_style
 from gan_uad.jobs.load import Model, load_model
+from gan_uad.jobs.patches import load_together
+from gan_uad.jobs.score_sets import DEALT_BY
 from gan_uad.metrics.generation import frechet_distance, kid, memorisation, precision_recall
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
 PAIRS = 8  # nearest pairs shown
+LEAST = 4  # images of a set, for the neighbours of precision and recall
 FEW = 2048  # images; with fewer the covariance of 2048 features is singular, and the distance biased upwards
 
 
@@ -46,6 +51,7 @@ def candidates(
     overrides: tuple[str, ...],
     resolution: int | None,
     untrained: bool,
+    psi: float,
     on: torch.device,
 ) -> list[Candidate]:
     """Sources as rows, with names that differ. Reals are prepared as a run's images were, told anew by `overrides` (data.*)."""
@@ -62,11 +68,21 @@ def candidates(
             )
         else:
             found.append(Candidate(Path(source).stem, source, resolution, data_config(real, overrides)))
-    keys = [(c.name, c.resolution) for c in found]
-    return [
-        replace(c, name=f"{c.name} ({Path(c.source).name})") if keys.count((c.name, c.resolution)) > 1 else c
-        for c in found
-    ]
+    for row in found:
+        if row.model is not None:
+            check_style(row.model.generator, psi, "const")
+    return _named(found)
+
+
+def _named(rows: list[Candidate]) -> list[Candidate]:
+    """Each by the shortest name that no other row of its size has."""
+    ways = [[c.name, f"{c.name} ({Path(c.source).name})", f"{c.name} ({c.source})"] for c in rows]
+    taken = [Counter((c.resolution, way[k]) for c, way in zip(rows, ways, strict=True)) for k in range(3)]
+    named = []
+    for c, way in zip(rows, ways, strict=True):
+        name = next((way[k] for k in range(3) if taken[k][c.resolution, way[k]] == 1), way[-1])
+        named.append(replace(c, name=name))
+    return named
 
 
 def _is_model(source: str) -> bool:
@@ -108,39 +124,69 @@ class Reals:
 
     patches: PatchSet
     held_out: PatchSet
+    split: str
+    label: str
     notes: list[str]
+
+    @property
+    def words(self) -> str:
+        """Such as "normal, train"."""
+        return f"{self.label}, {self.split}"
 
 
 def choose_reals(candidate: Candidate, split: str | None, label: str | None) -> Reals:
     """The real images of a split and label. Left open: the label that the generator was trained on (else normal), and the train split
-    where the set brings splits or is what the generator was trained on (else all). Raises `UserError` where nothing is left.
+    where the set brings splits or is what the generator was trained on (else all). Held-out ones are those of the val split, where
+    the train split is compared with and is what the generator was trained on. Raises `UserError` where too little is left.
     """
-    settings = candidate.real_data
-    patches = load_patches(settings, candidate.resolution, progress=console.counter("reading patches"))
-    cut = f"the middle {settings.crop_size or candidate.resolution} px cut out, " if settings.crop == "center" else ""
-    notes = [
-        f"images from files are {cut}brought to {candidate.resolution} px ({settings.resize}), 8 bits",
-        *patches.notes,
-    ]
-    own = candidate.model is not None and candidate.model.config.data.path
-    same = bool(own) and Path(str(own)).resolve() == Path(str(settings.path)).resolve()
+    settings, model = candidate.real_data, candidate.model
+    patches = load_together(settings, candidate.resolution)
+    own = None if model is None else model.config.data
+    same = own is not None and _same(own, settings, patches, model)
+    for key in DEALT_BY if same else ():
+        if getattr(own, key) != getattr(settings, key):
+            raise UserError(
+                f"-o data.{key}: {candidate.source} was trained on these patches; dealt anew, what was trained on would be held out"
+            )
     part = split or ("train" if same or patches.brings_splits else "all")
-    wanted = label or settings.label
-    known = sorted(set(patches.manifest.label.tolist()))
-    if known == [-1]:
+    wanted, notes = label or settings.label, [_prepared(settings, candidate.resolution), *patches.notes]
+    if same and model and not patches.brings_splits and patches.fingerprint != model.train_data:
+        notes.append("the real images have changed since the training: its splits may have moved")
+    of_label = patches
+    if set(patches.manifest.label.tolist()) == {-1}:
+        if label in ("normal", "anomalous"):
+            raise UserError(
+                f"--label {label}: the images of {settings.path} have no labels; --label all takes them as they are"
+            )
+        wanted = "all"
         notes.append("the real images have no labels: all are used, whatever they show")
-    elif wanted == "all" and 1 in known:
-        notes.append("the real images contain anomalous ones (label 1), as asked with label all")
-    elif left := sum(value != LABELS[wanted] for value in patches.manifest.label.tolist() if wanted != "all"):
-        notes.append(f"{left} images that are not labelled {wanted} are left out of the reals")
-    of_label = patches if known == [-1] else patches.select(None, LABELS[wanted])
+    elif wanted == "all":
+        notes.append(
+            "the real images are of any label: anomalous ones are among them" if 1 in patches.manifest.label else ""
+        )
+    else:
+        of_label = patches.select(None, LABELS[wanted])
+        notes.append(f"{len(patches) - len(of_label)} images that are not labelled {wanted} are left out of the reals")
     chosen = of_label if part == "all" else of_label.select(part)
-    if len(chosen) < 2:
+    if len(chosen) < LEAST:
         raise UserError(
-            f"{settings.path}: {len(chosen)} {wanted} images in the {part} split, at least 2 are needed; "
+            f"{settings.path}: {len(chosen)} {wanted} images in the {part} split, at least {LEAST} are needed; "
             "see `gan-uad data check`, --split and --label"
         )
-    return Reals(chosen, of_label.select("val") if part == "train" else of_label.take([]), notes)
+    held_out = of_label.select("val") if part == "train" and (same or model is None) else of_label.take([])
+    return Reals(chosen, held_out, part, wanted, [note for note in notes if note])
+
+
+def _same(own: DataConfig, settings: DataConfig, patches: PatchSet, model: Model | None) -> bool:
+    """Whether the reals are what the generator was trained on, there or moved elsewhere."""
+    if model is not None and model.train_data and model.train_data == patches.fingerprint:
+        return True
+    return own.path is not None and Path(own.path).resolve() == Path(str(settings.path)).resolve()
+
+
+def _prepared(settings: DataConfig, resolution: int) -> str:
+    cut = f"the middle {settings.crop_size or resolution} px cut out, " if settings.crop == "center" else ""
+    return f"images from files are {cut}brought to {resolution} px ({settings.resize}), 8 bits"
 
 
 def compare(
@@ -168,6 +214,10 @@ def compare(
             "memorisation": copied.nearer, "c_t": copied.c_t, "copies": copied.copies, "n_held_out": len(held_out),
             "pairs": copied.closest(PAIRS),
         }  # fmt: skip
+        if copied.held_out_copies:
+            warnings.append(
+                f"{copied.held_out_copies} held-out images are copies of training images: the splits overlap"
+            )
     return figures | {"warnings": warnings}
 
 

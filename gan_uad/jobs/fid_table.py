@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,21 @@ import torch
 from gan_uad import __version__, console, device
 from gan_uad.data import cache
 from gan_uad.data.arrays import digest
-from gan_uad.data.patches import load_patches
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.features.load import load_features
 from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.jobs.classify_rows import about_run
 from gan_uad.jobs.feature_sets import FeatureSet, ImageSet, collect, features_key, of_generator, of_patches
-from gan_uad.jobs.fid_cells import Candidate, Reals, candidates, choose_reals, compare, halves, read_cell
-from gan_uad.jobs.load import model_file
+from gan_uad.jobs.fid_cells import LEAST, Candidate, Reals, candidates, choose_reals, compare, halves, read_cell
+from gan_uad.jobs.patches import load_together
 from gan_uad.networks.sampling import style_based
 from gan_uad.report.pictures import image_grid
 from gan_uad.report.tables import format_number, table
+from gan_uad.run import environment
 from gan_uad.training import distributed
 
+NESTED = ("pairs", "data", "run", "environment")  # of a cell, in fid.json alone
 VERSION = 1  # of the figures: raise it when the same images come to give other ones
 COLUMNS = {
     "method": "method", "px": "px", "kimg": "kimg", "features": "features", "value": "Fréchet distance", "kid": "KID × 1000",
@@ -75,17 +76,19 @@ def fid(
     A cell is one source in one network. Finished cells are found again, an unfinished one goes on where it stopped. Under torchrun
     every process calls it: they share the images, and rank 0 alone writes.
     """
-    if num < 2:
-        raise UserError(f"--num {num}: a distance needs at least 2 images")
+    if num < LEAST:
+        raise UserError(f"--num {num}: at least {LEAST} images are needed")
+    if not features:
+        raise UserError("--features names no network; see `gan-uad models`")
     with distributed.processes() as here:
         on = distributed.together(lambda: device.prepare(where))
         chosen = Choices(num, psi, noise, split, label, baselines, seed, out, on)
-        rows = distributed.together(lambda: candidates(sources, real, overrides, resolution, untrained, on))
+        rows = distributed.together(lambda: candidates(sources, real, overrides, resolution, untrained, psi, on))
         nets = distributed.together(lambda: [load_features(n, weights=weights, device=on, fast=fast) for n in features])
         distributed.first(lambda: make_folder(out / "cells"))
         cells: dict[str, dict[str, Any]] = {}
         for row in rows:
-            reals = distributed.together(partial(choose_reals, row, split, label), patient=True)
+            reals = choose_reals(row, split, label)
             for net in nets:
                 for cell in _judge(row, reals, net, chosen):
                     cells.setdefault(cell["key"], cell)
@@ -99,51 +102,59 @@ def _judge(row: Candidate, reals: Reals, net: FeatureNet, chosen: Choices) -> li
     kept = cache.default_dir() / "features"
     real = collect(of_patches(reals.patches, "real images"), net, chosen.on, kept)
     held = of_patches(reals.held_out, "held-out real images")
-    held_out = collect(held, net, chosen.on, kept) if held.count else None
+    held_out = collect(held, net, chosen.on, kept) if held.count >= LEAST else None
     about = {
         "px": row.resolution, "features": net.spec["name"], "weights": net.weights, "preprocessing": net.preprocessing,
-        "real": reals.patches.source, "notes": reals.notes,
+        "real": reals.patches.source, "reals": reals.words, "data": row.real_data.model_dump(mode="json"), "seed": chosen.seed,
     }  # fmt: skip
+    named = {**about, "notes": reals.notes}
     cells = []
-    if chosen.baselines:
-        if len(real) >= 4:
-            a, b = halves(real, chosen.seed)
-            cells.append(_cell("real, half against half", a, b, None, net, chosen, about))
-        if held_out is not None and len(held_out) >= 2:
-            cells.append(_cell("real, held out", real, held_out, None, net, chosen, about))
-    images = _images(row, chosen)
-    key = _key(real.images, images, held, net, chosen)
-    cell = distributed.first(lambda: read_cell(_path(key, chosen), key))
-    if cell is None:
-        fake = collect(images, net, chosen.on, chosen.out)
-        about |= {"kimg": row.kimg, "source": row.source, "truncation": chosen.psi, "noise": _noise(row, chosen)}
-        cell = _cell(row.name, real, fake, held_out, net, chosen, about, key)
-        distributed.first(lambda: Path(fake.values.filename).unlink(missing_ok=True))  # type: ignore[attr-defined]
-    return [*cells, cell]
+    if chosen.baselines and len(real) >= 2 * LEAST:
+        key = _key("halves", real, None, None, net, chosen)
+        cells.append(
+            _cell("real, half against half", key, lambda: (*halves(real, chosen.seed), None), net, chosen, named)
+        )
+    if chosen.baselines and held_out is not None:
+        key = _key("held out", real, held_out, None, net, chosen)
+        cells.append(_cell("real, held out", key, lambda: (real, held_out, None), net, chosen, named))
+    images, notes = _images(row, chosen)
+    key = _key("images", real, FeatureSet(images, real.values[:0]), held_out, net, chosen)
+    about |= {"source": row.source, "kimg": row.kimg, "notes": [*reals.notes, *notes]}
+    if row.model is not None:
+        about |= {"truncation": chosen.psi, "noise": _noise(row, chosen), "run": about_run(row.source, row.model)}
+    if distributed.first(lambda: read_cell(_path(key, chosen), key)) is not None:
+        return [*cells, _cell(row.name, key, None, net, chosen, about)]
+    fake = collect(images, net, chosen.on, chosen.out)
+    cells.append(_cell(row.name, key, lambda: (real, fake, held_out), net, chosen, about))
+    distributed.first(lambda: Path(fake.values.filename).unlink(missing_ok=True))  # type: ignore[attr-defined]
+    return cells
 
 
 def _noise(row: Candidate, chosen: Choices) -> str:
-    return chosen.noise if row.model is not None and style_based(row.model.networks["gan"].G) else "const"
+    return chosen.noise if row.model is not None and style_based(row.model.generator) else "const"
 
 
-def _images(row: Candidate, chosen: Choices) -> ImageSet:
+def _images(row: Candidate, chosen: Choices) -> tuple[ImageSet, list[str]]:
+    """What is compared with the reals, and what must be said of it."""
     if row.model is None:
-        settings = row.real_data.model_copy(update={"path": row.source})
-        return of_patches(load_patches(settings, row.resolution, progress=console.counter("reading images")), row.name)
-    with open(model_file(row.source), "rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
-    return of_generator(row.model, row.name, f"{content} {row.kimg}", chosen.num, chosen.psi, _noise(row, chosen))
-
-
-def _key(real: ImageSet, fake: ImageSet, held: ImageSet, net: FeatureNet, chosen: Choices) -> str:
-    return digest(
-        VERSION,
-        features_key(real, net),
-        features_key(fake, net),
-        fake.count,
-        held.key if held.count else "",
-        chosen.seed,
+        patches = load_together(row.real_data.model_copy(update={"path": row.source}), row.resolution)
+        if len(patches) < LEAST:
+            raise UserError(f"{row.source}: {len(patches)} images, at least {LEAST} are needed")
+        return of_patches(patches, row.name), [f"{row.name}: {note}" for note in patches.notes]
+    run = about_run(row.source, row.model)
+    short = f"{row.name}: SHORT, trained for {run['trained_kimg']:g} of the {run['planned_kimg']:g} kimg of its configuration"
+    told = run["short"] and row.kimg
+    images = of_generator(
+        row.model, row.name, f"{run['sha256']} {row.kimg}", chosen.num, chosen.psi, _noise(row, chosen)
     )
+    return images, [short] if told else []
+
+
+def _key(
+    kind: str, real: FeatureSet, fake: FeatureSet | None, held: FeatureSet | None, net: FeatureNet, chosen: Choices
+) -> str:
+    sets = [(features_key(x.images, net, chosen.on), len(x)) if x is not None else None for x in (real, fake, held)]
+    return digest(VERSION, kind, sets, chosen.seed)
 
 
 def _path(key: str, chosen: Choices) -> Path:
@@ -152,29 +163,30 @@ def _path(key: str, chosen: Choices) -> Path:
 
 def _cell(
     name: str,
-    real: FeatureSet,
-    fake: FeatureSet,
-    held_out: FeatureSet | None,
+    key: str,
+    sets: Callable[[], tuple[FeatureSet, FeatureSet, FeatureSet | None]] | None,
     net: FeatureNet,
     chosen: Choices,
     about: dict[str, Any],
-    key: str | None = None,
 ) -> dict[str, Any]:
-    """One comparison's figures, kept as a file; a generator's nearest neighbours among the training images as a picture beside it."""
-    key = key or digest(VERSION, features_key(real.images, net), features_key(fake.images, net), chosen.seed)
+    """One comparison's figures, kept as a file; a generator's nearest neighbours among the training images as a picture beside it.
+
+    `sets`: real, compared and held-out features, asked for where the cell is not there yet. Names and notes are today's.
+    """
 
     def work() -> dict[str, Any]:
         path = _path(key, chosen)
-        if (found := read_cell(path, key)) is not None:
-            return found
-        started = time.monotonic()
-        figures = compare(real, fake, held_out, net, chosen.seed)
-        cell = {"key": key, "method": name, **about, **figures, "seed": chosen.seed, "version": __version__}
-        if pairs := figures.get("pairs"):
-            made, nearest = (of.images.get([int(pair[i]) for pair in pairs]) for i, of in ((0, fake), (1, real)))
-            image_grid(np.concatenate([made, nearest]), path.with_suffix(".png"), columns=len(pairs), scale=2)
-            cell["pairs_picture"] = str(path.with_suffix(".png"))
-        cell["seconds"] = round(time.monotonic() - started, 1)
+        found = read_cell(path, key)
+        if found is None and sets is not None:
+            started = time.monotonic()
+            real, fake, held_out = sets()
+            found = {"key": key, **compare(real, fake, held_out, net, chosen.seed), "version": __version__}
+            if pairs := found.get("pairs"):
+                made, nearest = (of.images.get([int(pair[i]) for pair in pairs]) for i, of in ((0, fake), (1, real)))
+                image_grid(np.concatenate([made, nearest]), path.with_suffix(".png"), columns=len(pairs), scale=2)
+                found["pairs_picture"] = str(path.with_suffix(".png"))
+            found |= {"environment": environment(chosen.seed), "seconds": round(time.monotonic() - started, 1)}
+        cell = {**(found or {}), "method": name, **about}
         write_json(path, cell)
         return cell
 
@@ -206,13 +218,16 @@ def _figures(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _pivot(cells: list[dict[str, Any]], figure: str, fmt: str) -> str:
-    """Table 1: methods by sizes, one figure."""
-    rows: dict[str, dict[str, Any]] = {}
+    """Table 1: methods by sizes, one figure. A method that was compared with several kinds of reals has a row for each."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    chosen = [cell for cell in cells if cell["figure"] == figure]
+    kinds = {(cell["method"], f"{cell['real']}, {cell['reals']}") for cell in chosen}
+    for cell in chosen:
+        method, reals = cell["method"], f"{cell['real']}, {cell['reals']}"
+        several = sum(name == method for name, _ in kinds) > 1
+        row = rows.setdefault((method, reals), {"method": f"{method} [{reals}]" if several else method})
+        row[str(cell["px"])] = format_number(cell["value"], 2)
     sizes = sorted({cell["px"] for cell in cells})
-    for cell in cells:
-        if cell["figure"] == figure:
-            row = rows.setdefault(cell["method"], {"method": cell["method"]})
-            row[str(cell["px"])] = format_number(cell["value"], 2)
     return table(list(rows.values()), {"method": figure} | {str(size): f"{size} px" for size in sizes}, fmt)
 
 
@@ -223,7 +238,7 @@ def _flat(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def _csv_columns(cells: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(key for cell in cells for key in cell if key != "pairs"))
+    return list(dict.fromkeys(key for cell in cells for key in cell if key not in NESTED))
 
 
 def _remarks(cells: list[dict[str, Any]]) -> list[str]:
@@ -231,6 +246,7 @@ def _remarks(cells: list[dict[str, Any]]) -> list[str]:
     said = dict.fromkeys(
         [
             *(f"{cell['figure']}: {cell['features']}, {cell['weights']}; {cell['preprocessing']}." for cell in cells),
+            *(f"Reals: {cell['reals']} of {cell['real']}." for cell in cells),
             *(f"{cell['px']} px: {note}." for cell in cells for note in cell["notes"]),
             *(f"{cell['method']}, {cell['px']} px: {warning}." for cell in cells for warning in cell["warnings"]),
         ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import nn
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve
-from gan_uad.data.patches import PatchSet, load_patches
+from gan_uad.data.patches import PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features.load import load_features
 from gan_uad.jobs.load import inherit_preprocessing, load_model
+from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
 from gan_uad.run import Run
 from gan_uad.training import distributed
@@ -98,7 +98,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
         passes = settings.micro_batch or settings.batch // here.size
         console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
-    patches = _patches(config)
+    patches = load_together(config.data, config.resolution)
     for note in patches.notes:
         console.say(f"note: {note}")
     chosen = patches.select("train", LABELS[config.data.label])
@@ -164,17 +164,6 @@ def _check_precision(config: RunConfig, where: torch.device) -> None:
         raise UserError(
             f"{config.model} would overflow in fp16 (its gradients are not scaled): use training.precision=bf16"
         )
-
-
-def _patches(config: RunConfig) -> PatchSet:
-    """The images to train on. One process of each machine reads them into its cache; the others wait and take them from there."""
-
-    def read() -> PatchSet:
-        return load_patches(config.data, config.resolution, progress=console.counter("reading patches"))
-
-    leads = os.environ.get("LOCAL_RANK", "0") == "0"
-    patches = distributed.together(lambda: read() if leads else None, patient=True)
-    return distributed.together(lambda: patches or read(), patient=True)
 
 
 def _run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet) -> Run:
