@@ -86,12 +86,12 @@ def fid(
         rows = distributed.together(lambda: candidates(sources, real, overrides, resolution, untrained, psi, on))
         nets = distributed.together(lambda: [load_features(n, weights=weights, device=on, fast=fast) for n in features])
         distributed.first(lambda: make_folder(out / "cells"))
-        cells: dict[str, dict[str, Any]] = {}
+        cells: dict[tuple[str, str], dict[str, Any]] = {}
         for row in rows:
             reals = choose_reals(row, split, label)
             for net in nets:
                 for cell in _judge(row, reals, net, chosen):
-                    cells.setdefault(cell["key"], cell)
+                    cells.setdefault((cell["key"], cell["method"]), cell)
         if here.rank == 0:
             print(_write(list(cells.values()), out), end="")
     return out
