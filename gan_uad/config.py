@@ -96,7 +96,10 @@ class ScoringConfig(_Strict):
     inverter: str | None = Field(
         None, description="a registered inverter; default: what the run trained, else the search in z"
     )
-    options: dict[str, Any] = Field({}, description="options of the inverter, or of a scorer that needs none")
+    options: dict[str, Any] = Field(
+        {},
+        description="options of the inverter; for a scorer that works without one (fid, for instance: features), its own",
+    )
     threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
     calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
 

@@ -91,7 +91,7 @@ def check_options(
 
     Raises `UserError` for a key that `cls` does not take by keyword, or that the program gives itself, and for a wrong type.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
     parameters = inspect.signature(cls).parameters.values()
     known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in given]
@@ -102,6 +102,8 @@ def check_options(
             raise UserError(f"{where} has no option {key!r}: {near(key, known)}")
         try:
             checked[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
+        except PydanticSchemaGenerationError:  # an object, which no configuration can hold
+            raise UserError(f"{where}, option {key}: it cannot be given in a configuration") from None
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise UserError(f"{where}, option {key}: {reason[0].lower()}{reason[1:]}, got {value!r}") from None

@@ -10,8 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from scipy.spatial.distance import mahalanobis
 from score_tools import HEADER, RULE, copied, fails, index, rows
+from sklearn.covariance import ledoit_wolf
+
+from gan_uad.features.base import FeatureNet
 
 
 def test_the_score_file(scored: Path, trained: Any) -> None:
@@ -250,3 +255,94 @@ def test_maps_and_segments(scored: Path, trained: Any) -> None:
         else:
             with Image.open(trained.patches / "masks" / Path(row["image"]).name) as image:
                 assert np.array_equal(truth, np.asarray(image))
+
+
+class Thumbnails(FeatureNet):
+    """3 × 3 averages of each channel: quick, and still features of the images."""
+
+    figure, dim, weights, preprocessing = "FD-Thumbnails", 27, "none", "as they are"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 3).flatten(1)
+
+
+@pytest.fixture
+def thumbnails(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The features of the scorer fid; gives the names that were asked for."""
+    asked: list[str] = []
+
+    def load(name: str, **how: Any) -> FeatureNet:
+        asked.append(name)
+        return Thumbnails()
+
+    monkeypatch.setattr("gan_uad.scoring.frechet.load_features", load)
+    return asked
+
+
+def distances_to_train_normals(patches: Path, chosen: list[str]) -> dict[str, list[float]]:
+    """What both scorers that learn should give, from the files alone: Mahalanobis distances in float64."""
+
+    def read(names: list[str]) -> torch.Tensor:
+        return torch.stack([torch.from_numpy(np.array(Image.open(patches / name))) for name in names]).permute(
+            0, 3, 1, 2
+        )
+
+    normals = read([r["image"] for r in index(patches) if r["split"] == "train" and r["label"] == "0"])
+    known, new = (Thumbnails()(x).double().numpy() for x in (normals, read(chosen)))
+    precision = np.linalg.inv(ledoit_wolf(known)[0])
+    colors, others = ((x.double().mean((2, 3)) / 127.5).numpy() for x in (normals, read(chosen)))
+    inverse = np.linalg.inv(np.cov(colors.T))
+    return {
+        "fid": [mahalanobis(x, known.mean(0), precision) for x in new],
+        "mean_color": [mahalanobis(x, colors.mean(0), inverse) ** 2 for x in others],
+    }
+
+
+@pytest.mark.parametrize("name", ["fid", "mean_color"])
+def test_a_scorer_that_learns_is_fitted_on_train_normals(
+    cli: Any, trained: Any, tmp_path: Path, thumbnails: list[str], name: str
+) -> None:
+    """On any run, whose own inverter and its options play no part; run again, the scores are the same."""
+    options = ("-o", "scoring.options.features=quick") if name == "fid" else ()
+    command = ("score", trained.encoder, *RULE, "-o", f"scoring.scorer={name}", *options, "--out", tmp_path / "out")
+    for _ in range(2):
+        result = cli(*command)
+        assert result.exit_code == 0, result.output
+        found = rows(tmp_path / "out" / "scores.csv")
+        expected = distances_to_train_normals(trained.patches, [r["image"] for r in found])[name]
+        np.testing.assert_allclose([float(r["score"]) for r in found], expected, rtol=1e-3)
+    described = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert (described["scorer"], described["inverter"], described["label"]) == (name, None, f"tiny_izi_f/{name}")
+    assert {r["threshold"] for r in found} != {""}
+    assert set(thumbnails) == ({"quick"} if name == "fid" else set())
+
+
+def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """The same images scored, no validation: where scores of other normals lie, none are added and none taken over."""
+    folder = copied(trained, tmp_path / "plain")
+    for name, step in (("all", 1), ("half", 2)):
+        root = shutil.copytree(trained.patches, tmp_path / name)
+        lines = [r for r in index(root) if r["split"] == "train"][::step]
+        with open(root / "index.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(lines[0]))
+            writer.writeheader()
+            writer.writerows(lines)
+    command = ("score", trained.encoder, folder, "-o", "scoring.scorer=mean_color", "--out", tmp_path / "out")
+    for _ in range(2):
+        result = cli(*command, "-o", f"data.path={tmp_path / 'all'}")
+        assert result.exit_code == 0, result.output
+    fails(cli(*command, "-o", f"data.path={tmp_path / 'half'}"), "holds scores of another model, data set or setting")
+
+
+@pytest.mark.usefixtures("thumbnails")
+def test_a_scorer_that_learns_needs_normals(cli: Any, trained: Any, tmp_path: Path) -> None:
+    fid = ("-o", "scoring.scorer=fid", "--out", tmp_path / "out")
+    run = shutil.copytree(trained.encoder, tmp_path / "run")
+    folder = copied(trained, tmp_path / "plain")
+    hidden = ("-o", f"data.path={tmp_path / 'gone'}")
+    fails(cli("score", run, folder, *fid, *hidden), "scorer fid learns from normal images", "train split")
+    fails(cli("score", run, *fid, "--inverter", "anogan"), "uses no inverter")
+    fails(cli("score", run, *fid, "-o", "scoring.options.featurs=vgg16"), "did you mean 'features'")
+    fails(cli("score", run, *fid, "-o", "scoring.options.net=vgg16"), "option net", "cannot be given")
+    fails(cli("score", run, "-o", "scoring.scorer=mean_color", "-o", "scoring.options.kappa=1"), "no option 'kappa'")
+    assert not (tmp_path / "out").exists()

@@ -106,16 +106,19 @@ def inverter_of(model: Model) -> str:
 def make_scorer(model: Model, inverter: str | None = None, options: dict[str, Any] | None = None) -> Scorer:
     """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones.
 
-    A scorer that works without an inverter is given the run's networks, and the options itself.
+    A scorer that works without an inverter has the options itself, and is given what it asks for of the run's networks and the device.
+    One that learns from normal images (`Scorer.learns`) is still to be fitted.
     """
     settings = model.config.scoring
     given = {"nets": model.networks, "device": model.device}
-    if "inverter" not in inspect.signature(registry.find("scorer", settings.scorer)).parameters:
+    takes = inspect.signature(registry.find("scorer", settings.scorer)).parameters
+    if "inverter" not in takes:
         if inverter or settings.inverter:
             raise UserError(
                 f"{model.path} is scored by {settings.scorer}, which uses no inverter: leave --inverter out"
             )
-        return registry.build("scorer", settings.scorer, {**settings.options, **(options or {})}, **given)
+        asked = {name: value for name, value in given.items() if name in takes}
+        return registry.build("scorer", settings.scorer, {**settings.options, **(options or {})}, **asked)
     if "gan" not in model.networks:
         raise UserError(
             f"{model.path} holds {', '.join(model.networks)} and no generator, so {settings.scorer} cannot score: "

@@ -6,12 +6,14 @@ import csv
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gan_uad import console, device
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
@@ -59,14 +61,18 @@ def score(
     found_by = getattr(scorer, "inverter", None)
     used = scorer.spec if found_by is None else found_by.spec
     folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
-    key = _key(run, used, sets)
+    normals = _normals(scorer, sets, config.scoring.scorer)
+    key = _key(run, used, sets, normals)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
         "inverter": None if found_by is None else used, "label": f"{model.name}/{used['name']}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
-    _claim(folder, settings)
+    _claim(folder, key)
+    if normals is not None:
+        _fit(scorer, normals)
+    write_json(folder / "scores.json", settings)
     _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
     return folder
 
@@ -126,27 +132,50 @@ def _default_folder(run: str, data: str, method: str, split: str | None) -> Path
     return parent / "scores" / "-".join(part for part in (Path(data).stem, split, method) if part)
 
 
-def _key(run: str, method: dict[str, Any], sets: ScoreSets) -> str:
+def _normals(scorer: Scorer, sets: ScoreSets, name: str) -> PatchSet | None:
+    """What a scorer that learns is fitted on; None for one that has nothing to learn."""
+    if not scorer.learns:
+        return None
+    if sets.train is None:
+        raise UserError(
+            f"the scorer {name} learns from normal images, and none of a train split are at hand: "
+            "give patches with a train split, or put back those that the run was trained on"
+        )
+    return sets.train
+
+
+def _fit(scorer: Scorer, normals: PatchSet) -> None:
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        with console.progress("fitting on normals", len(normals)) as bar:
+            for number, (images, labels) in enumerate(batches(normals, CHUNK), 1):
+                yield images, labels
+                bar.update(min(number * CHUNK, len(normals)))
+
+    scorer.fit(counted())
+
+
+def _key(run: str, method: dict[str, Any], sets: ScoreSets, normals: PatchSet | None) -> str:
     hashed = hashlib.sha256(model_file(run).read_bytes())
-    parts = (method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None)
+    parts: list[Any] = [method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None]
+    if normals is not None:
+        parts.append(normals.fingerprint)
     hashed.update(json.dumps(parts, sort_keys=True).encode())
     return hashed.hexdigest()
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder and say in `scores.json` whose it is; refuse one that holds scores of something else."""
+def _claim(folder: Path, key: str) -> None:
+    """Make the folder; refuse one that holds scores of something else, as `scores.json` tells."""
     make_folder(folder)
     described = folder / "scores.json"
     if described.is_file() or (folder / "scores.csv").exists():
         try:
-            mine = json.loads(described.read_text(encoding="utf-8"))["key"] == settings["key"]
+            mine = json.loads(described.read_text(encoding="utf-8"))["key"] == key
         except (OSError, ValueError, TypeError, KeyError):
             mine = False
         if not mine:
             raise UserError(
                 f"{folder} holds scores of another model, data set or setting; choose another folder with --out"
             )
-    write_json(described, settings)
 
 
 def _score_set(

@@ -18,7 +18,7 @@ DEALT_BY = ("split_fractions", "split_seed", "normal_classes")  # settings that 
 
 @dataclass
 class ScoreSets:
-    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline is fitted on."""
+    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline and scorers learn from."""
 
     target: PatchSet
     validation: PatchSet | None
@@ -27,15 +27,17 @@ class ScoreSets:
 
 
 def told_anew(model: Model, overrides: tuple[str, ...], inverter: str | None) -> RunConfig:
-    """The run's configuration with what the user says now. Another inverter than the run's starts from its own defaults."""
+    """The run's configuration with what the user says now. Another scorer or inverter than the run's starts from its own defaults."""
     for override in overrides:
         if not override.startswith(("data.", "scoring.")):
             raise UserError(f"-o {override}: a trained run can only be told data.* and scoring.* anew")
     if inverter is not None:
         overrides = (*overrides, f"scoring.inverter={inverter}")
     name, raw = model.name, model.config.model_dump(mode="json")
-    wanted = resolve(raw, overrides, default_name=name, where="-o").scoring.inverter
-    if wanted not in {None, inverter_of(model)}:
+    wanted = resolve(raw, overrides, default_name=name, where="-o").scoring
+    if wanted.scorer != model.config.scoring.scorer:
+        raw["scoring"] |= {"inverter": None, "options": {}}
+    elif wanted.inverter not in {None, inverter_of(model)}:
         raw["scoring"]["options"] = {}
     return resolve(raw, overrides, default_name=name, where="-o")
 

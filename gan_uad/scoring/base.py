@@ -74,6 +74,11 @@ class Scorer(ABC):
                 )
             self.calibration = torch.cat(kept)
 
+    @property
+    def learns(self) -> bool:
+        """Whether it must be fitted on normal images before it can score."""
+        return type(self).fit_normals is not Scorer.fit_normals
+
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """Learn from batches of normal images. Detectors whose networks are trained already have nothing to do here."""
 
