@@ -322,7 +322,9 @@ def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any
     folder = copied(trained, tmp_path / "plain")
     for name, step in (("all", 1), ("half", 2)):
         root = shutil.copytree(trained.patches, tmp_path / name)
-        lines = [r for r in index(root) if r["split"] == "train"][::step]
+        known = index(root)
+        lines = [r for r in known if r["split"] == "train"][::step]
+        lines += [r for r in known if r["split"] == "val" and r["label"] == "1"]
         with open(root / "index.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, list(lines[0]))
             writer.writeheader()
@@ -331,6 +333,7 @@ def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any
     for _ in range(2):
         result = cli(*command, "-o", f"data.path={tmp_path / 'all'}")
         assert result.exit_code == 0, result.output
+        assert "no validation normals at hand" in result.stderr
     fails(cli(*command, "-o", f"data.path={tmp_path / 'half'}"), "holds scores of another model, data set or setting")
 
 
