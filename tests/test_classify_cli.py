@@ -253,6 +253,41 @@ def test_finished_parts_are_not_done_again(
     assert before == after
 
 
+@pytest.mark.parametrize("order", [(0, 0, 1, 1), (0, 1, 1, 2), (1, 0, 2), (0, 2, 1)])
+def test_lines_of_scores_that_are_repeated_or_swapped_are_not_taken(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """Two processes that wrote into one file leave such: every image must still get its own score."""
+    from gan_uad.jobs import classify_rows
+
+    class Numbers:
+        """Images whose score is their number."""
+
+        name, key, scored = "numbers", "numbers", 0
+
+        def get(self, numbers: list[int]) -> np.ndarray:
+            pixels = np.zeros((len(numbers), 1, 1, 3), np.uint8)
+            pixels[:, 0, 0, 0], pixels[:, 0, 0, 1] = np.divmod(numbers, 256)
+            return pixels
+
+        def score(self, images: Tensor) -> Any:
+            self.scored += len(images)
+            pixels = to_uint8(images).astype(float)[:, 0, 0]
+            return type("Scores", (), {"image": torch.from_numpy(pixels[:, 0] * 256 + pixels[:, 1])})
+
+    def scores() -> tuple[list[float], int]:
+        both: Any = Numbers()
+        return classify_rows.scored(both, "", both, range(600), tmp_path, None).tolist(), both.scored
+
+    expected = [float(number) for number in range(600)]
+    assert scores() == (expected, 600)
+    assert scores() == (expected, 0)
+    (path,) = tmp_path.glob("scores-*.jsonl")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[number] for number in order))
+    good = next((k for k, number in enumerate(order) if number != k), len(order))
+    assert scores() == (expected, 600 - 256 * good)
+    assert path.read_text().splitlines(keepends=True) == lines
+
+
 def test_jpeg_is_applied_to_both(cli: Any, classifier: Path, generators: dict[str, Path], tmp_path: Path) -> None:
     result = cli("classify", classifier, *both(generators), "--num", 4, "--jpeg", 5, "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -266,7 +301,7 @@ def test_jpeg_is_applied_to_both(cli: Any, classifier: Path, generators: dict[st
     scorer = gan_uad.load(str(classifier)).scorer()
     expected = scorer.score(to_tensor(np.stack(coded))).image
     assert not torch.allclose(expected, scorer.score(to_tensor(images)).image)
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "parts").iterdir()]
+    kept = [json.loads(path.read_text())["scores"] for path in (tmp_path / "parts").iterdir()]
     assert any(values == pytest.approx(expected.tolist(), rel=1e-4) for values in kept)
 
 
@@ -394,10 +429,20 @@ def test_words_that_do_not_go_together(cli: Any, classifier: Path, generators: d
         ([classifier, "--real-vs-synthetic", normal], "CLASSIFIER does not go with --real-vs-synthetic"),
         ([classifier, *both(generators), "--kimg", 3], "--kimg goes with --real-vs-synthetic only"),
         (["--real-vs-synthetic", normal, "--preset", "dcgan_64"], "trains by dcgan: name one that trains a classifier"),
+        (["--real-vs-synthetic", normal, "-o", "resolution=64"], "images are of 32 px: leave -o resolution=64 out"),
     ):
         result = cli("classify", *words)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_torchrun_is_refused(
+    cli: Any, classifier: Path, generators: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for words in ([classifier, *both(generators)], ["--real-vs-synthetic", generators["normal"]]):
+        fails(cli("classify", *words, "--out", tmp_path), "classify runs in one process, not under torchrun")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_swapped_generator_is_named(cli: Any, classifier: Path, generators: dict[str, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from gan_uad.jobs.classify_rows import (
     figures,
     file_digest,
     generator_notes,
+    in_one_process,
     of_both_kinds,
     open_generator,
     scored,
@@ -44,6 +45,7 @@ def classify(
 
     `jpeg`: all images pass through a JPEG encoder of that quality. Run again after an interruption, it goes on.
     """
+    in_one_process()
     on = device.prepare(where)
     model = load_model(run, on)
     if "classifier" not in model.networks:

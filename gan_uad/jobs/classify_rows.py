@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ from gan_uad.training.checkpoint import read_model
 CHUNK = 256  # images between two writes of the partial results
 SEEDS = 1_000_000  # of images, for each --seed
 SAME = ("crop", "crop_size", "resize", "grayscale")  # settings of `data` that decide how a patch looks
+
+
+def in_one_process() -> None:
+    """Raise `UserError` under torchrun, whose processes would write into the same files."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("classify runs in one process, not under torchrun")
 
 
 def open_generator(source: str, resolution: int | None, on: torch.device) -> tuple[Model, ImageSet]:
@@ -95,9 +102,9 @@ def scored(
     """
     key = digest(about, images.key, list(rows), jpeg)
     path = folder / f"scores-{key[:24]}.jsonl"
-    chunks = _chunks(path, len(rows))
-    write_text(path, "".join(json.dumps(chunk) + "\n" for chunk in chunks))
-    values = [value for chunk in chunks for value in chunk]
+    values = _finished(path, len(rows))
+    kept = (_line(start, values[start : start + CHUNK]) for start in range(0, len(values), CHUNK))
+    write_text(path, "".join(kept))
     with console.progress(f"classifying {images.name}", len(rows), done=len(values)) as bar, open(path, "a") as file:
         for start in range(len(values), len(rows), CHUNK):
             pixels = as_jpeg(images.get(list(rows[start : start + CHUNK])), jpeg)
@@ -106,25 +113,31 @@ def scored(
                 raise UserError(
                     "the classifier gives NaN or infinity for some images: it diverged in training, or its file is damaged"
                 )
-            file.write(json.dumps(new.tolist()) + "\n")
+            file.write(_line(start, new.tolist()))
             file.flush()
             values += new.tolist()
             bar.update(len(values))
     return np.array(values)
 
 
-def _chunks(path: Path, count: int) -> list[list[float]]:
-    """The whole chunks of an earlier call."""
-    chunks: list[list[float]] = []
+def _line(first: int, scores: list[float]) -> str:
+    """Scores of the images from number `first` on, as a file of scores holds them."""
+    return json.dumps({"first": first, "scores": scores}) + "\n"
+
+
+def _finished(path: Path, count: int) -> list[float]:
+    """The scores of the whole chunks that an earlier call wrote, up to the first line that is not the one that belongs there."""
+    values: list[float] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            chunk = json.loads(line)
-        except json.JSONDecodeError:  # the line that was being written when the process was killed
+            found = json.loads(line)
+            first, scores = found["first"], found["scores"]
+        except (json.JSONDecodeError, TypeError, KeyError):  # half a line of a killed process, or another program's
             break
-        if len(chunk) != min(CHUNK, count - CHUNK * len(chunks)):
+        if first != len(values) or len(scores) != min(CHUNK, count - first):
             break
-        chunks.append(chunk)
-    return chunks
+        values += scores
+    return values
 
 
 def figures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from gan_uad.jobs.classify_rows import (
     as_jpeg,
     figures,
     file_digest,
+    in_one_process,
     open_generator,
     scored,
     seeds_of,
@@ -55,8 +55,7 @@ def real_vs_synthetic(
     JPEG encoder of that quality. `overrides` are settings of the training. Returns the folder with `real_vs_synthetic.md`, `.csv`,
     `.tex` and `.json`. Run again after an interruption, it goes on.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("classify --real-vs-synthetic runs in one process, not under torchrun")
+    in_one_process()
     model, made = open_generator(generator, None, device.prepare(where))
     real = _real(model, data)
     counts = {split: min(num, len(real.select(split))) for split in SPLITS}
@@ -128,6 +127,10 @@ def _config(
     if config.task != "supervised":
         raise UserError(
             f"--preset {preset} trains by {config.task}: name one that trains a classifier (task supervised)"
+        )
+    if config.resolution != model.resolution:
+        raise UserError(
+            f"the generator's images are of {model.resolution} px: leave -o resolution={config.resolution} out"
         )
     return config
 
