@@ -106,14 +106,17 @@ def published(folder: Path) -> dict[str, Tensor]:
 def test_training_starts_from_imagenet_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = published(tmp_path)
     monkeypatch.setenv("GAN_UAD_WEIGHTS", str(tmp_path))
-    made = build_task(load_config("densenet121_64", ["optim.init=imagenet"]), CPU)
+    made: Any = build_task(load_config("densenet121_64", ["optim.init=imagenet"]), CPU)
+    made.begin()
+    held = {id(p) for group in made.opt.param_groups for p in group["params"]}
+    assert held == {id(p) for p in made.model.parameters()}, "what is trained are these weights"
     ours = made.networks()["classifier"].state_dict()
     trunk = {key: value for key, value in state.items() if key.startswith("features.")}
     assert len(trunk) > 700
     assert all(torch.equal(ours[f"net.{key}"], value) for key, value in trunk.items())
     assert ours["net.classifier.weight"].shape == (2, 1024)
     with pytest.raises(UserError, match="does not fit densenet121"):
-        task(init="imagenet")
+        task(init="imagenet").begin()
 
 
 def test_missing_weights_are_never_random_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +129,7 @@ def test_missing_weights_are_never_random_ones(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("GAN_UAD_WEIGHTS", raising=False)
     with pytest.raises(UserError, match=r"densenet121 needs densenet121-a639ec97\.pth"):
-        task(init="imagenet")
+        task(init="imagenet").begin()
 
 
 # ---------------------------------------------------------------- the stream

@@ -162,6 +162,47 @@ def test_a_resumed_classifier_ends_as_an_uninterrupted_one(
     same(a, b)
 
 
+def test_a_judged_run_goes_on_only_with_judgements(cli: Any, classifier: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(classifier, tmp_path / classifier.name)
+    before = (run / "config.yaml").read_text()
+    more = ("-o", "training.total_kimg=0.6")
+    fails(
+        cli("train", run, "--resume", "-o", "training.judge_kimg=null", *more),
+        "stands for the best model of its judgements",
+        "keep training.judge_kimg",
+    )
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_imagenet_weights_are_looked_for_at_the_start_only(
+    cli: Any, patches: Path, preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gan_uad.errors import UserError
+    from gan_uad.training import supervised
+
+    begun = []
+    monkeypatch.setattr(supervised, "start_from_imagenet", begun.append)
+    short = ("-o", "training.judge_kimg=0.032", "-o", "training.total_kimg=0.032", *NO_MORE)
+    words = ("train", preset, "--data", patches, "-o", "optim.init=imagenet")
+    assert cli(*words, "--out", tmp_path / "runs", *short).exit_code == 0
+    assert len(begun) == 1
+
+    def gone(model: Any) -> None:
+        raise UserError("the file is gone")
+
+    monkeypatch.setattr(supervised, "start_from_imagenet", gone)
+    run = tmp_path / "runs" / "00000-tiny_classifier"
+    result = cli("train", run, "--resume", "-o", "training.total_kimg=0.064")
+    assert result.exit_code == 0, result.output
+    assert state(run)["nimg"] == 64
+    fails(cli(*words, "--out", tmp_path / "other", *short), "the file is gone")
+    assert not (tmp_path / "other").exists()
+    # Killed before anything was saved: a run starts at the beginning, with the weights.
+    for file in run.glob("state*.pt"):
+        file.unlink()
+    fails(cli("train", run, "--resume"), "the file is gone")
+
+
 def test_done_says_what_was_reached(cli: Any, patches: Path, preset: Path, tmp_path: Path) -> None:
     short = ("-o", "training.judge_kimg=0.016", "-o", "training.total_kimg=0.02", *NO_MORE)
     result = cli("train", preset, "--data", patches, "--out", tmp_path, *short)

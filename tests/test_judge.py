@@ -18,7 +18,7 @@ from safetensors import safe_open
 from gan_uad.config import load_config
 from gan_uad.errors import Interrupted, JobFailed
 from gan_uad.run import Run
-from gan_uad.training import engine
+from gan_uad.training import checkpoint, engine
 
 EVERY = {"judge_kimg": 0.02}  # of 0.2 kimg, in batches of 10
 VALUES = {20: 5.0, 40: 3.0, 60: 4.0, 80: 2.5, 100: 2.5, 120: 9.0, 140: 3.0, 160: 2.0, 180: 7.0, 200: 8.0}
@@ -139,19 +139,58 @@ def test_a_killed_run_judges_again_what_came_after_its_checkpoint(tmp_path: Path
     run, task = toy_run(tmp_path / "parts", **EVERY), fresh()
 
     def die(nimg: int) -> None:
-        if nimg == 170:  # 160 was judged and is the best; the last checkpoint is that of 100
+        if nimg == 150:  # 120 and 140 were judged and are no better; the last checkpoint is that of 100
             raise RuntimeError("killed")
 
     task.after_step = die
     with pytest.raises(RuntimeError, match="killed"):
         run_toy(run, Marks(), task=task)
-    assert best(run)[0]["nimg"] == 160
+    assert best(run)[0]["nimg"] == 80
     again = Marks()
     run_toy(run, again, resume=True)
     assert again.asked == [120, 140, 160, 180, 200]
     assert judgements(run) == judgements(whole)
     same(state(run.folder), state(whole.folder))
     assert figures(run.folder) == figures(whole.folder)
+
+
+@pytest.mark.parametrize(("dies", "described"), [("state.pt", 80), ("best.safetensors", 80), ("", 160)])
+def test_a_line_describes_the_best_model_whenever_a_run_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str, described: int
+) -> None:
+    """Killed in place of writing one of the files when 160 was found best, or right after them; the checkpoint before is that of 100."""
+    whole = toy_run(tmp_path / "whole", **EVERY)
+    run_toy(whole, Marks())
+    run, task = toy_run(tmp_path / "parts", **EVERY), fresh()
+    seen = [0]
+
+    def after_step(nimg: int) -> None:
+        seen[0] = nimg
+        if nimg == 170:
+            raise RuntimeError("killed")
+
+    def dying(save: Callable[..., None]) -> Callable[..., None]:
+        def wrapped(path: Path, *rest: Any) -> None:
+            if seen[0] == 160 and path.name == dies:
+                raise RuntimeError("killed")
+            save(path, *rest)
+
+        return wrapped
+
+    task.after_step = after_step
+    with monkeypatch.context() as patch:
+        for name in ("save_state", "save_model"):
+            patch.setattr(checkpoint, name, dying(getattr(checkpoint, name)))
+        with pytest.raises(RuntimeError, match="killed"):
+            run_toy(run, Marks(), task=task)
+    assert (best(run)[0]["nimg"], best(run)[1]) == (described, described)
+    again = Marks(lambda nimg: 10.0)  # nothing more is better: the best model is what the killed process left
+    run_toy(run, again, resume=True)
+    kept = [row for row in judgements(run) if row["best"]]
+    left = 80 if dies == "state.pt" else 160
+    assert kept == [row for row in judgements(whole) if row["best"]][: 3 if left == 80 else 4]
+    assert again.asked[0] == (120 if left == 80 else 180)
+    assert (best(run)[0]["nimg"], best(run)[1], best(run)[0]["best"]["value"]) == (left, left, kept[-1]["mark"])
 
 
 def test_a_figure_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:

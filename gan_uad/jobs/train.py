@@ -19,7 +19,7 @@ from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
 from gan_uad.run import Run
-from gan_uad.training import distributed
+from gan_uad.training import checkpoint, distributed
 from gan_uad.training.adversarial import AdversarialTask
 from gan_uad.training.engine import Task, save_grid
 from gan_uad.training.engine import train as run_training
@@ -95,6 +95,8 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     task.micro_batch = settings.micro_batch
     task.check_batches(settings.batch)
     _check_precision(config, where)
+    if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
+        distributed.together(task.begin)
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
         passes = settings.micro_batch or settings.batch // here.size
         console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
@@ -237,6 +239,11 @@ def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
             raise UserError(
                 f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that"
             )
+    if config.training.judge_kimg is None and run.read_judgements():
+        raise UserError(
+            f"{run.folder} stands for the best model of its judgements, and without any more it would stay that one: "
+            "keep training.judge_kimg, or start a new run"
+        )
     return config
 
 

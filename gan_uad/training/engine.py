@@ -83,6 +83,9 @@ class Task(ABC):
         passes = -(-count // (self.micro_batch or count))
         return [slice(m, None, passes) for m in range(passes)]
 
+    def begin(self) -> None:
+        """Take weights to start from, say. Called before `train`, unless that goes on from a checkpoint."""
+
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> Stream:
         """What it is trained on, from the `patches` chosen for that: their images, in this process's shares."""
         here = distributed.world()
@@ -97,10 +100,7 @@ class Task(ABC):
         return len(real) * distributed.world().size
 
     def optimise(
-        self,
-        optimizer: torch.optim.Optimizer,
-        count: int,
-        loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]],
+        self, optimizer: torch.optim.Optimizer, count: int, loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
     ) -> dict[str, Tensor]:
         """One optimiser step on a mean over the batch, `count` images of which are here.
 
@@ -201,7 +201,7 @@ def train(
                 loop.judge(nimg)
             done = nimg >= total or loop.judging.exhausted
             stopped = distributed.any_of(bool(stop))
-            save = done or stopped or _crossed(before, nimg, settings.checkpoint_kimg)
+            save = done or stopped or loop.judging.is_best(nimg) or _crossed(before, nimg, settings.checkpoint_kimg)
             # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
             if save or _crossed(before, nimg, settings.tick_kimg):
                 loop.tick(nimg, bar)
@@ -289,9 +289,7 @@ class _Loop:
         start = time.monotonic()
         self.task.synchronise()
         with memory.explained_aside(self.run, self.kept, "judging", alone=True):
-            figures = self.judging.look(
-                nimg, self.task.networks, self.description, lambda *row: self.board.add_scalar(*row)
-            )
+            figures = self.judging.look(nimg, lambda *row: self.board.add_scalar(*row))
         for name, value in figures.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}", nimg)
@@ -328,7 +326,7 @@ class _Loop:
         distributed.first(write)
 
     def save(self, nimg: int) -> None:
-        """Write the model, then the state: a process killed between the two makes the model again when it goes on."""
+        """Write the model, the state, and the best model if this is it: one killed in between makes what lacks when it goes on."""
         self.task.synchronise()
 
         def write() -> None:
@@ -339,6 +337,7 @@ class _Loop:
                 raise self.diverged(f"{broken} is not finite", nimg)
             checkpoint.save_model(self.run.model_path, self.task.networks(), {**self.description, "nimg": nimg})
             checkpoint.save_state(self.run.state_path, state)
+            self.judging.keep(nimg, self.task.networks(), self.description)
             self.board.flush()
 
         distributed.first(write)
@@ -364,6 +363,7 @@ class _Loop:
                 f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning"
             )
             distributed.first(lambda: self.run.rewind_log(nimg))
+            distributed.first(lambda: self.judging.keep(nimg, self.task.networks(), self.description))
             self.watch.replay(distributed.first(self.run.read_log))
         return nimg
 

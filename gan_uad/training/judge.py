@@ -32,6 +32,10 @@ class Judging:
 
     `best.safetensors` is that model, `metrics.jsonl` holds every judgement. Without a judge nothing is ever due. All that it
     remembers is in `state_dict`, so that a resumed run stops where an uninterrupted one does.
+
+    What is found best is saved in this order: the line of `metrics.jsonl`, the state of the run, `best.safetensors`. So a line
+    describes that file whenever the process is killed: without the state a resumed run drops the line and judges again, with it
+    `keep` makes the file.
     """
 
     def __init__(self, judge: Judge | None, run: Run) -> None:
@@ -51,14 +55,18 @@ class Judging:
         """Whether so many judgements brought nothing better that training should end."""
         return self.judge is not None and self.patience is not None and self.since >= self.patience
 
-    def look(
-        self,
-        nimg: int,
-        networks: Callable[[], dict[str, nn.Module]],
-        description: dict[str, Any],
-        plot: Callable[[str, float, int], None],
-    ) -> dict[str, float]:
-        """Judge the task, keep its model if it is the best so far, and log; returns the figures, the same in every process.
+    def is_best(self, nimg: int) -> bool:
+        """Whether the model after `nimg` images is the best of all that were judged."""
+        return self.best is not None and self.best_nimg == nimg
+
+    def keep(self, nimg: int, networks: dict[str, nn.Module], description: dict[str, Any]) -> None:
+        """Write `best.safetensors` if the model after `nimg` images, which is given, is the best."""
+        if self.judge is not None and self.is_best(nimg):
+            told = {**description, "nimg": nimg, "best": {"figure": self.judge.figure, "value": self.best}}
+            checkpoint.save_model(self.run.best_path, networks, told)
+
+    def look(self, nimg: int, plot: Callable[[str, float, int], None]) -> dict[str, float]:
+        """Judge the task, remember whether it is the best so far, and log; returns the figures, the same in every process.
 
         `plot(name, value, nimg)` is called by rank 0. Figures that are not finite are returned, and nothing else is done:
         they say that training diverged.
@@ -77,9 +85,6 @@ class Judging:
             self.since += 1
 
         def write() -> None:
-            if better:
-                told = {**description, "nimg": nimg, "best": {"figure": judge.figure, "value": value}}
-                checkpoint.save_model(self.run.best_path, networks(), told)
             self.run.judged({"nimg": nimg, "kimg": nimg / 1000, **figures, "best": better})
             for name, figure in figures.items():
                 plot(name, figure, nimg)

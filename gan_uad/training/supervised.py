@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,17 +68,21 @@ class SupervisedTask(Task):
             )
         if not 0 <= label_smoothing < 1 or augment < 0:
             raise ValueError(f"need label_smoothing in [0, 1) and augment >= 0, got {label_smoothing} and {augment}")
-        if init == "imagenet":
-            start_from_imagenet(model)
         self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
         self.opt = OPTIMISERS[optimizer](self.model.parameters(), lr, weight_decay=weight_decay)
         self.lr, self.lr_decay, self.schedule, self.schedule_kimg = lr, lr_decay, schedule, schedule_kimg
         self.balance, self.label_smoothing, self.augment, self.best_by = balance, label_smoothing, augment, best_by
+        self.init = init
         # Tissue keeps its hue; turns are those of the stream.
         self.pipe = AugmentPipe("gc", rotate=0.0, hue=0.0, lumaflip=0.0)
         self.rng = torch.Generator().manual_seed(seed)
         self.class_weights = torch.ones(2, device=device)
         self.examples = torch.zeros(1, 3, model.resolution, model.resolution)
+
+    def begin(self) -> None:
+        """See `Task`. Raises `UserError` where ImageNet weights are asked for and none are found or fit."""
+        if self.init == "imagenet":
+            start_from_imagenet(self.model)
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> LabelledStream:
         """See `Task`: the images that have a label, with it."""
@@ -221,5 +226,7 @@ def start_from_imagenet(model: Any) -> None:
     if name is None:
         raise UserError("optim.init=imagenet: there are no ImageNet weights for this network; use optim.init=none")
     loaded = weights.load(name)
-    weights.put(model.trunk, model.trunk_weights(loaded.state), loaded.path, name)
+    trunk = copy.deepcopy(model.trunk)  # `put` makes new parameters; an optimiser may hold those of the model
+    weights.put(trunk, model.trunk_weights(loaded.state), loaded.path, name)
+    model.trunk.load_state_dict(trunk.state_dict())
     console.say(f"starting from {loaded.label}")
