@@ -84,3 +84,29 @@ def test_a_missing_class(tmp_path: Path, capsys: pytest.CaptureFixture[str], los
     code, found = check(make(tmp_path / "set", ROWS[:lost] + ROWS[lost + 1 :]), capsys)
     assert code == 1
     assert [p for p in found["problems"] if problem in p]
+
+
+def save(folder: Path, name: str, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
+
+
+def test_data_check_says_by_its_exit_code_whether_a_set_is_sound(cli: Any, trained: Any, tmp_path: Path) -> None:
+    sound = cli("data", "check", trained.patches, "--resolution", 32, "--json")
+    assert sound.exit_code == 0
+    assert json.loads(sound.stdout)["ok"] is True
+    for seed in range(6):
+        save(tmp_path / "set" / "normal", f"{seed}.png", seed)
+    lacking = cli("data", "check", tmp_path / "set", "--resolution", 32)
+    assert lacking.exit_code == 1
+    assert "no anomalous image in test" in lacking.stdout
+    for arguments, message in (
+        ((tmp_path / "nothing",), "no such file or folder"),
+        ((tmp_path / "set", "-o", "data.corp=center"), "did you mean 'crop'"),
+        ((tmp_path / "set", "-o", "training.batch=3"), "only data.* settings"),
+    ):
+        result = cli("data", "check", *arguments)
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert "Traceback" not in result.output

@@ -1,4 +1,4 @@
-"""`gan-uad generate`, `models` and `data check` from the outside."""
+"""`gan-uad generate` from the outside."""
 
 from __future__ import annotations
 
@@ -396,44 +396,3 @@ def test_from_python(styled: Path, trained: Any) -> None:
             plain.generate([1], **options)
     with pytest.raises(UserError, match=re.escape("const, none, random")):
         model.generate([1], noise="wild")
-
-
-def test_models(cli: Any) -> None:
-    result = cli("models", "--json")
-    assert result.exit_code == 0
-    listed = json.loads(result.stdout)
-    assert {"wgan_gp_64", "izi_f_64", "anogan_64", "dcgan_64", "izi_64", "wgan_gp_64_small"} <= set(listed["presets"])
-    assert {"wgan_gp", "dcgan", "residual_encoder"} <= set(listed["networks"])
-    assert {"wgan_gp", "dcgan", "izi", "ziz", "izi_f"} <= set(listed["tasks"])
-    assert {"anogan", "izi", "ziz", "izi_f"} <= set(listed["inverters"])
-    assert {"gan_inversion", "mean_color"} <= set(listed["scorers"])
-    for entries in listed.values():
-        assert all(len(summary) > 10 for summary in entries.values())
-    text = cli("models").stdout
-    assert all(name in text for entries in listed.values() for name in entries)
-
-
-def save(folder: Path, name: str, seed: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / name)
-
-
-def test_data_check_says_by_its_exit_code_whether_a_set_is_sound(cli: Any, trained: Any, tmp_path: Path) -> None:
-    sound = cli("data", "check", trained.patches, "--resolution", 32, "--json")
-    assert sound.exit_code == 0
-    assert json.loads(sound.stdout)["ok"] is True
-    for seed in range(6):
-        save(tmp_path / "set" / "normal", f"{seed}.png", seed)
-    lacking = cli("data", "check", tmp_path / "set", "--resolution", 32)
-    assert lacking.exit_code == 1
-    assert "no anomalous image in test" in lacking.stdout
-    for arguments, message in (
-        ((tmp_path / "nothing",), "no such file or folder"),
-        ((tmp_path / "set", "-o", "data.corp=center"), "did you mean 'crop'"),
-        ((tmp_path / "set", "-o", "training.batch=3"), "only data.* settings"),
-    ):
-        result = cli("data", "check", *arguments)
-        assert result.exit_code == 2
-        assert message in result.stderr
-        assert "Traceback" not in result.output

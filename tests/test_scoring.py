@@ -122,6 +122,11 @@ def test_mean_color_is_the_mahalanobis_distance(trained: Any, patches: Any, imag
     np.testing.assert_allclose(make("mean_color", trained, patches).score(images).image.numpy(), expected, rtol=1e-4)
 
 
+def test_mean_color_before_fit_gives_no_figure() -> None:
+    with pytest.raises(UserError, match="not fitted"):
+        registry.build("scorer", "mean_color", {}).score(torch.zeros(2, 3, 8, 8))
+
+
 def test_mean_color_of_grey_images() -> None:
     grey = torch.linspace(-0.5, 0.5, 9).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
     scorer: Scorer = registry.build("scorer", "mean_color", {})

@@ -20,6 +20,7 @@ class MeanColorScorer(Scorer):
 
     def __init__(self) -> None:
         self.mean, self.precision = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+        self.fitted = False
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """Mean and covariance (n − 1 in the denominator) of at least four normal images; a `UserError` for fewer."""
@@ -29,9 +30,12 @@ class MeanColorScorer(Scorer):
         self.mean = colors.mean(0)
         # Grey images have a covariance of rank one: the pseudo-inverse measures distance along what varies.
         self.precision = torch.linalg.pinv(colors.T.cov(), hermitian=True, rtol=1e-9)
+        self.fitted = True
 
     def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`."""
+        """See `Scorer`. Raises `UserError` before `fit`."""
+        if not self.fitted:
+            raise UserError("the mean_color scorer was not fitted: it needs normal images to compare with")
         away = images.double().mean((2, 3)) - self.mean
         return Scores(torch.einsum("ni,ij,nj->n", away, self.precision, away).float())
 
@@ -42,3 +46,4 @@ class MeanColorScorer(Scorer):
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `Scorer`."""
         self.mean, self.precision = tensors["mean"], tensors["precision"]
+        self.fitted = True
