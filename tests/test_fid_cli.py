@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from feature_tools import Thumbnails
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
@@ -27,16 +28,6 @@ from gan_uad.jobs.feature_sets import ImageSet, collect
 
 NUM = 30
 QUICK = ("--features", "quick")
-
-
-class Thumbnails(FeatureNet):
-    """3 × 3 averages of each channel: quick, and still features of the images."""
-
-    figure, dim, weights, preprocessing = "FD-Thumbnails", 27, "none sha256:0", "as they are"
-    spec = {"name": "thumbnails"}
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 3).flatten(1)
 
 
 @pytest.fixture(autouse=True, scope="module")

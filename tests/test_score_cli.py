@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feature_tools import Thumbnails
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
 from score_tools import HEADER, RULE, copied, fails, index, rows
@@ -257,15 +258,6 @@ def test_maps_and_segments(scored: Path, trained: Any) -> None:
                 assert np.array_equal(truth, np.asarray(image))
 
 
-class Thumbnails(FeatureNet):
-    """3 × 3 averages of each channel: quick, and still features of the images."""
-
-    figure, dim, weights, preprocessing = "FD-Thumbnails", 27, "none", "as they are"
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 3).flatten(1)
-
-
 @pytest.fixture
 def thumbnails(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The features of the scorer fid; gives the names that were asked for."""
@@ -335,6 +327,27 @@ def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any
         assert result.exit_code == 0, result.output
         assert "no validation normals at hand" in result.stderr
     fails(cli(*command, "-o", f"data.path={tmp_path / 'half'}"), "holds scores of another model, data set or setting")
+
+
+@pytest.mark.usefixtures("thumbnails")
+def test_other_weights_of_the_features_are_told_apart(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (
+        "score",
+        trained.encoder,
+        "-o",
+        "scoring.scorer=fid",
+        *RULE,
+        "--max-images",
+        4,
+        "--out",
+        tmp_path / "out",
+    )
+    for _ in range(2):
+        assert cli(*command).exit_code == 0
+    monkeypatch.setattr(Thumbnails, "weights", "others sha256:1")
+    fails(cli(*command), "holds scores of another model, data set or setting")
 
 
 @pytest.mark.usefixtures("thumbnails")

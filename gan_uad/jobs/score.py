@@ -62,7 +62,7 @@ def score(
     used = scorer.spec if found_by is None else found_by.spec
     folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
     normals = _normals(scorer, sets, config.scoring.scorer)
-    key = _key(run, used, sets, normals)
+    key = _key(run, used, sets, normals, scorer.rests_on)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
         "inverter": None if found_by is None else used, "label": f"{model.name}/{used['name']}",
@@ -154,11 +154,13 @@ def _fit(scorer: Scorer, normals: PatchSet) -> None:
     scorer.fit(counted())
 
 
-def _key(run: str, method: dict[str, Any], sets: ScoreSets, normals: PatchSet | None) -> str:
+def _key(run: str, method: dict[str, Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:
     hashed = hashlib.sha256(model_file(run).read_bytes())
     parts: list[Any] = [method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None]
     if normals is not None:
         parts.append(normals.fingerprint)
+    if rests_on:
+        parts.append(rests_on)
     hashed.update(json.dumps(parts, sort_keys=True).encode())
     return hashed.hexdigest()
 

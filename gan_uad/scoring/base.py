@@ -61,6 +61,7 @@ class Scorer(ABC):
     micro_batch = 16
     resolution: int | None = None  # the only side that the networks take; None: any
     spec: dict[str, Any]
+    rests_on: str = ""  # pretrained weights, in words that tell them from others
     calibration: Tensor | None = None  # scores of validation normals, after `fit`
 
     def fit(self, train: Batches, validation: Batches | None = None) -> None:

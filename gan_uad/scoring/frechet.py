@@ -42,6 +42,7 @@ class FrechetScorer(Scorer):
         """`features`: a feature network by name. `net`: the same one loaded already (from other weights, for instance), on `device`."""
         self.features, self.device = features, device
         self.net = load_features(features, device=device) if net is None else net
+        self.rests_on = f"{self.net.weights}; {self.net.preprocessing}"
         self.shrinkage = 0.0
         self._normal: Gaussian | None = None
 
