@@ -95,6 +95,16 @@ class EffNetLite0Distance(PerceptualDistance):
         self.eval()
 
 
+PERCEPTUAL = ("vgg", "alex", "efficientnet_lite0")
+
+
+def perceptual_distance(name: str) -> PerceptualDistance:
+    """The distance called "vgg" or "alex" (LPIPS) or "efficientnet_lite0" (needs no download). Raises `ValueError` and `UserError`."""
+    if name not in PERCEPTUAL:
+        raise ValueError(f"the perceptual distance must be one of {', '.join(PERCEPTUAL)}, got {name!r}")
+    return EffNetLite0Distance() if name == "efficientnet_lite0" else LPIPS(name)
+
+
 def _normalised(maps: Tensor) -> Tensor:
     """Unit length over the channels at each place; 0 where all are 0, with a gradient of 0 (1e-30 keeps that of √0 away)."""
     return maps / (maps.square().sum(1, keepdim=True).add(1e-30).sqrt() + EPS)
