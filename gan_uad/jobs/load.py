@@ -23,7 +23,7 @@ from gan_uad.training.checkpoint import build_networks
 
 @dataclass
 class Model:
-    """Trained networks with what they were trained on. `networks` by role (`gan` with `G` and `D`, `encoder`), evaluation mode."""
+    """Trained networks with what they were trained on. `networks` by role (`gan` with `G` and `D`, `encoder`, `vae`), evaluation mode."""
 
     path: Path
     networks: dict[str, Any]
@@ -44,10 +44,11 @@ class Model:
 
     @property
     def generator(self) -> Any:
-        """The generator. Raises `UserError` when the run trained none."""
-        if "gan" not in self.networks:
-            raise UserError(f"{self.path} holds no generator, only {', '.join(self.networks)}: give the run of a GAN")
-        return self.networks["gan"].G
+        """The generator: of a GAN, or the decoder of a VAE. Raises `UserError` when the run trained none."""
+        for role in ("gan", "vae"):
+            if role in self.networks:
+                return self.networks[role].G
+        raise UserError(f"{self.path} holds no generator, only {', '.join(self.networks)}: give the run of a GAN")
 
     def generate(self, seeds: Sequence[int], batch: int = 32, *, psi: float = 1.0, noise: str = "const") -> Tensor:
         """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds.
