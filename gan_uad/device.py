@@ -6,8 +6,10 @@ import ctypes
 import math
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gan_uad.errors import UserError
 
@@ -101,6 +103,31 @@ def _cgroup_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
         return None
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 products in float32 on CUDA too, without autocast, whatever `prepare` was told: for figures that are compared."""
+    import torch
+
+    kept = [unit.fp32_precision for unit in _units()]
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        for unit in _units():
+            unit.fp32_precision = "ieee"
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        for unit, precision in zip(_units(), kept, strict=True):
+            unit.fp32_precision = precision
+
+
+def _units() -> list[Any]:
+    """What decides whether CUDA's matrix products and convolutions use TF32."""
+    import torch
+
+    backends: Any = torch.backends  # some of whose parts torch's types do not know
+    return [backends.cuda.matmul, backends.cudnn.conv]
+
+
 def _cuda(precision: str) -> torch.device:
     import torch
 
@@ -119,8 +146,7 @@ def _cuda(precision: str) -> torch.device:
         )
     torch.cuda.set_device(index)
     # cuDNN's convolutions use TF32 unless told not to, so fp32 must be said too.
-    units = "ieee" if precision == "fp32" else "tf32"
-    torch.backends.cuda.matmul.fp32_precision = units
-    torch.backends.cudnn.conv.fp32_precision = units  # type: ignore[attr-defined]
+    for unit in _units():
+        unit.fp32_precision = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cudnn.benchmark = True
     return torch.device("cuda", index)

@@ -234,3 +234,27 @@ def test_the_presets_of_classifiers_are_judged() -> None:
         assert training.patience is not None
         assert training.judge_kimg is not None
         assert training.judge_kimg * training.patience < training.total_kimg
+
+
+def test_judged_in_full_precision_and_trained_as_asked(tmp_path: Path) -> None:
+    backends: Any = torch.backends
+    units = [backends.cuda.matmul, backends.cudnn.conv]
+    before = [unit.fp32_precision for unit in units]
+    seen: dict[str, list[str]] = {"judged": [], "trained": []}
+
+    def value(nimg: int) -> float:
+        seen["judged"] += [unit.fp32_precision for unit in units]
+        assert not torch.is_autocast_enabled("cpu")
+        return float(nimg)
+
+    task = fresh()
+    task.after_step = lambda nimg: seen["trained"].extend(unit.fp32_precision for unit in units)
+    try:
+        for unit in units:
+            unit.fp32_precision = "tf32"
+        run_toy(toy_run(tmp_path, precision="bf16", **EVERY), Marks(value), task=task)
+    finally:
+        for unit, precision in zip(units, before, strict=True):
+            unit.fp32_precision = precision
+    assert set(seen["judged"]) == {"ieee"}
+    assert set(seen["trained"]) == {"tf32"}

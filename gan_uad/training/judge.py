@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from gan_uad import console
+from gan_uad.device import full_precision
 from gan_uad.run import Run
 from gan_uad.training import checkpoint, distributed
 
@@ -74,7 +75,8 @@ class Judging:
         judge = self.judge
         if judge is None:
             raise ValueError("there is no judge")
-        figures = distributed.from_first(judge.judge(nimg))
+        with full_precision():  # as `gan-uad fid` and `classify` compute it, however the training does
+            figures = distributed.from_first(judge.judge(nimg))
         if not all(map(math.isfinite, figures.values())):
             return figures
         value = figures[judge.figure]

@@ -196,7 +196,7 @@ class Validation:
         here, task = distributed.world(), self.task
         rows = np.arange(here.rank, len(self.labels), here.size)
         found = torch.zeros(len(self.labels), 2)
-        with evaluating(task.model), torch.autocast(task.device.type, enabled=False):
+        with evaluating(task.model):
             for start in range(0, len(rows), JUDGED_AT_ONCE):
                 some = rows[start : start + JUDGED_AT_ONCE]
                 found[some] = task.model(to_tensor(self.patches.gather(some)).to(task.device)).float().cpu()
