@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from encoders.base import Inversion, Inverter
+from encoders.base import Inversion, Inverter, pixel_seed
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
 
@@ -40,8 +39,8 @@ class AnoGANInverter(Inverter):
         super().__init__(nets, device, ImageDistance(norm, "sum", 1 - weight, weight), micro_batch)
         self.steps, self.lr, self.seed = steps, lr, seed
 
-    def invert(self, images: Tensor) -> Inversion:
-        """See `Inverter`. The reconstruction is that of the last step."""
+    def _invert(self, images: Tensor) -> Inversion:
+        """The reconstruction is that of the last step."""
         z = torch.stack([self._start(image) for image in images]).to(self.device).requires_grad_(True)
         optimizer = torch.optim.Adam([z], self.lr)
         with torch.no_grad():
@@ -53,7 +52,8 @@ class AnoGANInverter(Inverter):
                 (z.grad,) = torch.autograd.grad(loss.sum(), z)
             optimizer.step()
             history.append(loss.detach())
-        return Inversion(z.detach(), self.reconstruct(z), self.steps, torch.stack(history))
+        steps = torch.full((len(images),), self.steps)
+        return Inversion(z.detach(), self.reconstruct(z), steps, torch.stack(history))
 
     def _loss(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
         # The features of the images stay the same through the search, so they are computed once.
@@ -62,6 +62,5 @@ class AnoGANInverter(Inverter):
         )
 
     def _start(self, image: Tensor) -> Tensor:
-        pixels = (image.cpu() * 127.5 + 128).clamp(0, 255).byte().contiguous().numpy().tobytes()
-        rng = torch.Generator().manual_seed(zlib.crc32(pixels, self.seed))
+        rng = torch.Generator().manual_seed(pixel_seed(image, self.seed))
         return torch.randn(self.generator.z_dim, generator=rng)

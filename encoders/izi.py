@@ -145,11 +145,12 @@ class EncoderInverter(Inverter):
             )
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
 
-    def invert(self, images: Tensor) -> Inversion:
-        """See `Inverter`; no search, so `steps` is 0."""
+    def _invert(self, images: Tensor) -> Inversion:
+        """No search, so `steps` is 0."""
         with torch.no_grad():
             z = self.nets["encoder"](images)
-        return Inversion(z, self.reconstruct(z), 0, images.new_zeros(0, len(images)))
+        steps = torch.zeros(len(images), dtype=torch.long)
+        return Inversion(z, self.reconstruct(z), steps, images.new_zeros(0, len(images)))
 
     def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor:
         """Mean (E(x) − E(G(E(x))))² per image, `[N]`."""
