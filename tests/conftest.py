@@ -17,6 +17,8 @@ from gan_uad.device import share_cores
 
 share_cores()
 
+pytest_plugins = ["classify_tools"]
+
 if TYPE_CHECKING:
     from click.testing import Result
     from launcher import Launcher
