@@ -1,0 +1,94 @@
+"""Anomaly scores of a variational autoencoder: how badly an image is reconstructed, and how unusual its latent is."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_uad.errors import UserError
+from gan_uad.features.lpips import PERCEPTUAL, PerceptualDistance, perceptual_distance
+from gan_uad.metrics.emd import intensity_emd
+from gan_uad.metrics.ssim import ssim
+from gan_uad.networks.vae import kl_divergence, squared_error
+from gan_uad.registry import register
+from gan_uad.scoring.base import Scorer, Scores
+
+Score = Literal["elbo", "reconstruction", "kl", "l1", "emd", "ssim", "perceptual"]
+Map = Literal["l1", "ssim", "perceptual"]
+
+
+@register("vae", kind="scorer")
+class VAEScorer(Scorer):
+    """Distance of an image to its reconstruction from μ (nothing is drawn), and of q(z|x) to N(0, 1); `score` says which is the score.
+
+    Parts: `reconstruction`, the sum of squared differences; `kl`, KL(q(z|x) ‖ N(0, 1)) in nats; `elbo`, the negative ELBO, their sum
+    (whatever β the training had); `l1`, the mean absolute difference; `emd`, the earth mover's distance between the intensities (Sikdar
+    et al.; `metrics.emd`); `ssim`, 1 − SSIM; `perceptual`, the distance called so ("none" leaves it out). All of images in [-1, 1].
+
+    The map is that of `map`, by default that of the score where it has one, else `l1`: the absolute difference averaged over colours,
+    1 − SSIM, or the perceptual distance, place by place. The earth mover's distance has none: it does not know places.
+    """
+
+    def __init__(
+        self,
+        nets: dict[str, Any],
+        device: torch.device,
+        score: Score = "elbo",
+        map: Map | None = None,
+        perceptual: Literal["none", "efficientnet_lite0", "vgg", "alex"] = "efficientnet_lite0",
+    ) -> None:
+        if "vae" not in nets:
+            raise UserError(f"the scorer vae needs a trained VAE, not {', '.join(nets)}")
+        self.net, self.device = nets["vae"], device
+        self.resolution = self.net.resolution
+        self.perceptual: PerceptualDistance | None = None
+        if perceptual != "none":
+            self.perceptual = perceptual_distance(perceptual).to(device)
+            self.rests_on = f"{self.perceptual.name} {self.perceptual.weights}"
+        elif "perceptual" in (score, map):
+            raise ValueError(f"perceptual=none leaves out what is asked for; name one of {', '.join(PERCEPTUAL)}")
+        self.chosen = score
+        self.shown: str = map or (score if score in ("ssim", "perceptual") else "l1")
+
+    @torch.no_grad()
+    def score_batch(self, images: Tensor) -> Scores:
+        """See `Scorer`. Raises `UserError` for a model that gives no numbers."""
+        given = images.to(self.device, memory_format=torch.channels_last)
+        again, mu, logvar = self.net(given)
+        if not (again.isfinite().all() and mu.isfinite().all() and logvar.isfinite().all()):
+            raise UserError("the VAE gives NaN or infinity: it diverged in training, or its file is damaged")
+        difference = (given - again).abs().mean(1)
+        error, kl = squared_error(given, again), kl_divergence(mu, logvar)
+        pixels, others = images.cpu().numpy(), again.cpu().numpy()
+        likeness, likeness_map = ssim(pixels, others)
+        parts = {
+            "reconstruction": error,
+            "kl": kl,
+            "elbo": error + kl,
+            "l1": difference.mean((1, 2)),
+            "emd": _tensor(intensity_emd(pixels, others)),
+            "ssim": _tensor(1 - likeness),
+        }
+        maps = {"l1": difference, "ssim": _tensor(1 - likeness_map)}
+        if self.perceptual is not None:
+            features = self.perceptual.features(given, check=False), self.perceptual.features(again)
+            parts["perceptual"] = self.perceptual.distance(*features)
+            if self.shown == "perceptual":
+                maps["perceptual"] = self.perceptual.maps(given, again)
+        on_cpu = {name: values.float().cpu() for name, values in parts.items()}
+        return Scores(on_cpu[self.chosen], on_cpu, maps[self.shown].float().cpu(), again.cpu())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's."""
+        return dict(self.net.state_dict())
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """See `Scorer`."""
+        self.net.load_state_dict(tensors)
+
+
+def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values))

@@ -1,0 +1,165 @@
+"""Training a variational autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gan_uad import console
+from gan_uad.data.patches import PatchSet, TrainStream, to_tensor
+from gan_uad.errors import UserError
+from gan_uad.features import weights
+from gan_uad.networks.sampling import draw, from_seeds
+from gan_uad.networks.vae import kl_divergence, squared_error
+from gan_uad.registry import register
+from gan_uad.training import distributed
+from gan_uad.training.adversarial import gradient_norm, guard_gradients
+from gan_uad.training.checkpoint import load_weights
+from gan_uad.training.engine import Task
+from gan_uad.training.supervised import JUDGED_AT_ONCE, evaluating, start_from_imagenet
+
+PAIRS, PRIOR = 24, 16  # of a snapshot: 64 images, in rows of eight
+SAMPLE_BATCH = 4  # of them are made at once: beside a training there is little memory left
+
+
+@register("vae", kind="task")
+class VAETask(Task):
+    """Minimise the squared error of each image, summed, plus β·KL(q(z|x) ‖ N(0, 1)), averaged over the batch (AdamW).
+
+    β grows linearly from 0 to `beta` over the first `beta_kimg` (0: it is `beta` from the start). The defaults of lr and beta are those
+    of Sikdar et al. (Adam 1e-5 with weight decay, β to 1); the weight decay and how long β grows are ours.
+    init, for a network with ImageNet weights: "imagenet" takes them (an error where there are none), "none" does not, "auto" takes
+    them where they can be had and says so where they cannot. Judged by the negative ELBO on validation normals.
+    """
+
+    states = frozenset({"beta"})
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        lr: float = 1e-5,
+        weight_decay: float = 1e-2,
+        beta: float = 1.0,
+        beta_kimg: float = 50.0,
+        init: Literal["auto", "imagenet", "none"] = "auto",
+    ) -> None:
+        if lr <= 0 or min(weight_decay, beta, beta_kimg) < 0:
+            raise ValueError(
+                f"need lr > 0 and weight_decay, beta, beta_kimg >= 0; got {lr}, {weight_decay}, {beta}, {beta_kimg}"
+            )
+        self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.opt = torch.optim.AdamW(trained, lr, weight_decay=weight_decay)
+        self.opt.register_step_pre_hook(guard_gradients)
+        self.beta, self.beta_kimg, self.init, self.seed = beta, beta_kimg, init, seed
+        self.rng = torch.Generator().manual_seed(seed)
+        self.examples = torch.zeros(1, 3, model.resolution, model.resolution)
+
+    def begin(self) -> None:
+        """See `Task`. Raises `UserError` where ImageNet weights are asked for and there are none."""
+        name = getattr(self.model, "imagenet", None)
+        if self.init == "imagenet" or (self.init == "auto" and name is not None and _at_hand(name, self.model.frozen)):
+            start_from_imagenet(self.model)
+
+    def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> TrainStream:
+        """See `Task`."""
+        picked = np.random.default_rng(seed).permutation(len(patches))[:PAIRS]
+        self.examples = to_tensor(patches.gather(np.sort(picked)))
+        here = distributed.world()
+        return TrainStream(patches, batch, seed, flips, turns, here.rank, here.size)
+
+    def judge(self, patches: PatchSet) -> Validation:
+        """See `Task`. Raises `UserError` unless there are normal validation images."""
+        return Validation(self, patches)
+
+    def beta_at(self, nimg: int) -> float:
+        """β of the step that follows `nimg` images."""
+        return self.beta * min(1.0, nimg / (self.beta_kimg * 1000)) if self.beta_kimg else self.beta
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """One step on images `[N, 3, R, R]` in [-1, 1]."""
+        beta = self.beta_at(nimg)
+        drawn = torch.randn(self.whole(real), self.model.latent_dim, generator=self.rng)
+        eps = distributed.share(drawn, distributed.world()).to(self.device)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            images = real[part]
+            again, mu, logvar = self.model(images, eps[part])
+            error, kl = squared_error(images, again.float()).mean(), kl_divergence(mu, logvar).mean()
+            return error + beta * kl, {"loss": error + beta * kl, "reconstruction": error, "kl": kl}
+
+        figures = self.optimise(self.opt, len(real), loss)
+        return figures | {"grad_vae": gradient_norm(self.opt), "beta": torch.tensor(beta)}
+
+    @torch.no_grad()
+    def sample(self) -> Tensor:
+        """Train images, each followed by its reconstruction; then images of z ~ N(0, 1), as `gan-uad generate` makes them."""
+        with evaluating(self.model):
+            parts = self.examples.split(SAMPLE_BATCH)
+            again = torch.cat([self.model(part.to(self.device))[0].float().cpu() for part in parts])
+            made = draw(self.model.G, from_seeds(range(PRIOR), self.model.latent_dim), batch=SAMPLE_BATCH).float()
+        return torch.cat([torch.stack([self.examples, again], 1).flatten(0, 1), made])
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The autoencoder."""
+        return {"vae": self.model}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser, random numbers; β follows from the images seen."""
+        return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "rng": self.rng.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a state back; raises `UserError` when it is of another architecture."""
+        load_weights(self.model, state["model"], "the checkpoint")
+        self.opt.load_state_dict(state["opt"])
+        self.rng.set_state(state["rng"])
+
+
+class Validation:
+    """Judges a VAE by normal validation images: `val_elbo`, the negative ELBO (squared error + KL, β or not), and its two parts.
+
+    Of the reconstruction from μ, without chance, as it will score; the network in evaluation mode. Processes share the images.
+    """
+
+    figure, larger = "val_elbo", False
+
+    def __init__(self, task: VAETask, patches: PatchSet) -> None:
+        self.task, self.patches = task, patches.take(np.flatnonzero(patches.manifest.label == 0))
+        if not len(self.patches):
+            raise UserError(
+                f"{patches.source}: no normal image among the {len(patches)} validation images, on which a VAE is judged"
+            )
+
+    @torch.no_grad()
+    def judge(self, nimg: int) -> dict[str, float]:
+        """See `Judge`."""
+        here, task = distributed.world(), self.task
+        rows = np.arange(here.rank, len(self.patches), here.size)
+        found = torch.zeros(len(self.patches), 2)
+        with evaluating(task.model):
+            for start in range(0, len(rows), JUDGED_AT_ONCE):
+                some = rows[start : start + JUDGED_AT_ONCE]
+                images = to_tensor(self.patches.gather(some)).to(task.device)
+                again, mu, logvar = task.model(images)
+                found[some] = torch.stack([squared_error(images, again), kl_divergence(mu, logvar)], 1).cpu()
+        error, kl = distributed.total(found).double().mean(0).tolist()
+        return {"val_elbo": error + kl, "val_reconstruction": error, "val_kl": kl}
+
+
+def _at_hand(name: str, frozen: bool) -> bool:
+    """Whether the ImageNet weights of `name` are here or can be fetched; says so where not. A broken file is a `UserError`."""
+    known = weights.entry(name)
+    if weights.here(known) is not None:
+        return True
+    try:
+        weights.fetch(known)
+    except UserError as problem:
+        frozen_at = ", and stays frozen at them" if frozen else ""
+        console.say(f"note: the encoder starts from random weights{frozen_at}: {problem.message}")
+        return False
+    return True

@@ -1,0 +1,461 @@
+"""Variational autoencoders, their training and their scores, each against a closed form, a definition or another package."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from scipy.stats import wasserstein_distance
+from skimage.metrics import structural_similarity
+from torch import Tensor
+from torch.distributions import Independent, Normal, kl_divergence
+from torchvision.models import resnet34
+from torchvision.transforms.functional import normalize
+
+from gan_uad import registry
+from gan_uad.config import DataConfig, load_config
+from gan_uad.data.patches import PatchSet, load_patches, to_tensor
+from gan_uad.errors import UserError
+from gan_uad.networks import vae
+from gan_uad.scoring.base import load_scorer
+
+CPU = torch.device("cpu")
+TINY: dict[str, dict[str, Any]] = {
+    "fc_vae": {"resolution": 16, "latent_dim": 5, "hidden": [12, 8]},
+    "conv_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6, 8]},
+    "attn_conv_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6, 8]},
+    "unet_vae": {"resolution": 32, "latent_dim": 5, "channels": [8, 6, 4], "blocks": [1, 1, 1, 1]},
+    "skin_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6], "hidden": 7},
+}
+
+
+def network(name: str = "conv_vae", **options: Any) -> Any:
+    torch.manual_seed(0)
+    return registry.build("network", name, {**TINY[name], **options})
+
+
+def task(net: Any = None, **options: Any) -> Any:
+    return registry.build("task", "vae", options, model=net or network(), device=CPU, seed=0)
+
+
+def pictures(n: int, side: int = 16) -> Tensor:
+    return torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(n)) * 2 - 1
+
+
+# ---------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_what_every_family_gives(name: str) -> None:
+    net = network(name)
+    images, eps = pictures(3, net.resolution), torch.randn(3, 5)
+    made, mu, logvar = net.eval()(images, eps)
+    assert made.shape == images.shape
+    assert made.abs().max() <= 1
+    assert mu.shape == logvar.shape == (3, 5)
+    torch.testing.assert_close(made, net.decode(mu + logvar.exp().sqrt() * eps))
+    torch.testing.assert_close(net(images)[0], net.decode(net.encode(images)[0])), "without eps from the mean"
+    assert not torch.allclose(mu, logvar)
+    assert (net.G.z_dim, net.G.resolution) == (5, net.resolution), "the decoder is a generator"
+    net.train()(images, eps)[0].sum().backward()
+    assert all(p.grad is not None for p in net.parameters()), "every weight has a part in it"
+
+
+def test_the_conv_vae_is_four_convolutions_and_four_back() -> None:
+    """Layer by layer, as METHODS describes it."""
+    net = registry.build("network", "conv_vae", {"resolution": 64}).eval()
+    kinds = [type(layer).__name__ for layer in net.E]
+    assert kinds == ["Conv2d", "BatchNorm2d", "ReLU"] * 4 + ["Flatten", "Linear"]
+    convolutions = [type(layer).__name__ for layer in net.G.layers if "Conv" in type(layer).__name__]
+    assert convolutions == ["ConvTranspose2d"] * 4
+    assert sum(isinstance(layer, vae.SelfAttention) for layer in network("attn_conv_vae").E) == 3
+    assert sum(isinstance(layer, vae.SelfAttention) for layer in network("attn_conv_vae").G.layers) == 2
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("conv_vae_64", 2.96), ("vae_256", 6.58), ("skin_vae_128", 9.28)])
+def test_sizes_of_presets(preset: str, millions: float) -> None:
+    config = load_config(preset)
+    with torch.device("meta"):
+        net = registry.build("network", config.model, {"resolution": config.resolution, **config.network})
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("conv_vae", {"latent_dim": 769}, "latent_dim 769 is more than the 768 values of a 16 px image"),
+        ("fc_vae", {"latent_dim": 0}, "latent_dim must be at least 1"),
+        ("conv_vae", {"resolution": 24}, "power of two of at least 16 px, got 24"),
+        ("conv_vae", {"resolution": 8}, "power of two of at least 16 px, got 8"),
+        ("conv_vae", {"stride": 3}, "stride must be 2 or 4"),
+        ("conv_vae", {"stride": 4}, "at least 64 px"),
+        ("conv_vae", {"channels": []}, "channels needs at least one layer"),
+        ("fc_vae", {"hidden": [8, 0]}, "hidden must be at least 1"),
+        ("skin_vae", {"hidden": 0}, "hidden must be at least 1"),
+        ("unet_vae", {"resolution": 16}, "at least 32 px"),
+        ("unet_vae", {"channels": [4] * 6}, "make more than 32 px"),
+        ("unet_vae", {"blocks": [1, 1, 1, 0]}, "blocks must be at least 1"),
+    ],
+)
+def test_networks_that_cannot_be(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        network(name, **options)
+
+
+def test_as_many_latents_as_values_are_allowed() -> None:
+    assert network("fc_vae", latent_dim=768).latent_dim == 768
+
+
+@pytest.mark.parametrize("channels", [6, 64, 200])
+def test_attention_is_its_formula(channels: int) -> None:
+    layer = vae.SelfAttention(channels).double()
+    x = torch.randn(2, channels, 5, 3, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), x, rtol=0, atol=0), "at first nothing is added"
+    with torch.no_grad():
+        layer.gain.fill_(0.7)
+    places = x.flatten(2).transpose(1, 2)  # [N, 15, C]
+    q, k, v = (places @ layer.qkv.weight[:, :, 0, 0].T + layer.qkv.bias).chunk(3, 2)
+    weights = (q @ k.transpose(1, 2) / math.sqrt(q.shape[2])).softmax(2)
+    added = (weights @ v) @ layer.out.weight[:, :, 0, 0].T + layer.out.bias
+    expected = x + 0.7 * added.transpose(1, 2).unflatten(2, (5, 3))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
+    assert q.shape[2] == {6: 8, 64: 8, 200: 24}[channels]
+
+
+def test_the_trunk_is_torchvisions_resnet34() -> None:
+    reference = resnet34(weights=None)
+    for module in reference.modules():  # statistics that batch norm would not start with
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+    net = registry.build("network", "unet_vae", {"resolution": 64}).eval()
+    net.trunk.load_state_dict(net.trunk_weights(reference.state_dict()))
+    images = pictures(2, 64)
+    shown = normalize(images / 2 + 0.5, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    maps = torch.nn.Sequential(*list(reference.eval().children())[:-2])(shown)
+    expected = F.linear(maps.flatten(1), net.E[2].weight, net.E[2].bias).chunk(2, 1)
+    for found, wanted in zip(net.encode(images), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- the two terms
+
+
+def posterior() -> tuple[Tensor, Tensor]:
+    mu = torch.tensor([[0.0, 0.0], [1.5, -2.0], [0.3, 0.1]], dtype=torch.float64)
+    return mu, torch.tensor([[0.0, 0.0], [-1.0, 0.7], [-6.0, 2.0]], dtype=torch.float64)
+
+
+def test_kl_is_the_closed_form() -> None:
+    mu, logvar = posterior()
+    q = Independent(Normal(mu, logvar.exp().sqrt()), 1)
+    p = Independent(Normal(torch.zeros_like(mu), torch.ones_like(mu)), 1)
+    found = vae.kl_divergence(mu, logvar)
+    torch.testing.assert_close(found, kl_divergence(q, p), rtol=1e-12, atol=1e-12)
+    assert found[0] == 0
+
+
+def test_kl_is_what_drawing_gives() -> None:
+    mu, logvar = posterior()
+    eps = torch.randn(200_000, 3, 2, dtype=torch.float64)
+    z = mu + logvar.exp().sqrt() * eps
+    log_ratio = 0.5 * (z.square() - eps.square() - logvar).sum(2)  # log q(z) - log p(z)
+    error = log_ratio.std(0) / math.sqrt(len(eps))
+    assert ((log_ratio.mean(0) - vae.kl_divergence(mu, logvar)).abs() <= 4 * error + 1e-12).all()
+
+
+def test_the_squared_error_is_a_gaussian_likelihood() -> None:
+    x, y = pictures(3).double(), pictures(4)[:3].double()
+    constant = 768 * 0.5 * math.log(math.pi)
+    expected = -Normal(y, math.sqrt(0.5)).log_prob(x).sum((1, 2, 3)) - constant
+    torch.testing.assert_close(vae.squared_error(x, y), expected)
+
+
+# ---------------------------------------------------------------- training
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
+    """11 normal, 3 anomalous and 2 unknown patches of noise."""
+    folder = tmp_path_factory.mktemp("patches")
+    rng = np.random.default_rng(0)
+    table = ["image,group,label,split"]
+    for k in range(16):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(folder / f"{k:02d}.png")
+        table.append(f"{k:02d}.png,,{'0' * (k < 11) or '1' * (k < 14)},val")
+    (folder / "index.csv").write_text("\n".join(table))
+    return load_patches(DataConfig(path=str(folder)), 16)
+
+
+def test_beta_grows_linearly() -> None:
+    made = task(beta=0.8, beta_kimg=2)
+    assert [made.beta_at(n) for n in (0, 500, 2000, 9000)] == pytest.approx([0, 0.2, 0.8, 0.8])
+    assert task(beta=0.8, beta_kimg=0).beta_at(0) == 0.8
+
+
+def test_a_step_is_the_definition() -> None:
+    """Two steps: squared error + β KL of z = μ + σ ε, by AdamW, written out."""
+    made = task(lr=1e-2, weight_decay=0.1, beta=2.0, beta_kimg=0.008)
+    twin = copy.deepcopy(made.model)
+    optimizer = torch.optim.AdamW(twin.parameters(), 1e-2, weight_decay=0.1)
+    random = torch.Generator().manual_seed(0)
+    for nimg, beta in ((0, 0.0), (4, 1.0)):
+        images = pictures(4)
+        figures = made.step(images, nimg)
+        mu, logvar = twin.encode(images)
+        again = twin.decode(mu + torch.exp(logvar / 2) * torch.randn(4, 5, generator=random))
+        error = (images - again).pow(2).sum() / 4
+        kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum() / 4
+        optimizer.zero_grad()
+        (error + beta * kl).backward()
+        optimizer.step()
+        wanted = {"loss": error + beta * kl, "reconstruction": error, "kl": kl, "beta": torch.tensor(beta)}
+        for name, value in wanted.items():
+            torch.testing.assert_close(figures[name], value.detach(), rtol=1e-5, atol=1e-6)
+        for p, q in zip(made.model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+
+
+def test_it_learns() -> None:
+    made = task(lr=2e-2, beta_kimg=0.2)
+    images = F.interpolate(pictures(8, 2), 16, mode="bilinear")
+    errors = [float(made.step(images, n)["reconstruction"]) for n in range(0, 480, 8)]
+    assert errors[-1] < errors[0] / 2
+
+
+def test_broken_gradients_do_not_reach_the_weights() -> None:
+    made = task(lr=1e-2)
+    made.model.E[0].weight.register_hook(lambda grad: torch.full_like(grad, math.nan))
+    made.model.G.layers[0].weight.register_hook(lambda grad: torch.full_like(grad, math.inf))
+    made.step(pictures(4), 0)
+    assert all(p.isfinite().all() for p in made.model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"lr": 0}, {"weight_decay": -1}, {"beta": -1}, {"beta_kimg": -1}])
+def test_options_that_cannot_be(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="need lr > 0"):
+        task(**options)
+
+
+def test_snapshots_show_images_their_reconstructions_and_draws(patches: PatchSet) -> None:
+    made = task()
+    made.stream(patches, 4, 0, False, False)
+    before = made.rng.get_state()
+    shown = made.sample()
+    assert torch.equal(before, made.rng.get_state())
+    assert made.model.training
+    assert shown.shape == (2 * 16 + 16, 3, 16, 16)
+    everything = {tuple(image.flatten().tolist()) for image in to_tensor(patches.images)}
+    assert {tuple(image.flatten().tolist()) for image in shown[0:32:2]} == everything
+    net = made.model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(shown[1:32:2], net(shown[0:32:2])[0], rtol=1e-4, atol=1e-5)
+        z = torch.stack([torch.randn(5, generator=torch.Generator().manual_seed(k)) for k in range(16)])
+        torch.testing.assert_close(shown[32:], net.decode(z), rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_judged_by_the_elbo_of_normals(patches: PatchSet) -> None:
+    made = task(beta=0.1)
+    made.step(pictures(4), 0)
+    judge = made.judge(patches)
+    found = judge.judge(0)
+    assert (judge.figure, judge.larger) == ("val_elbo", False)
+    assert made.model.training
+    assert found == judge.judge(4), "no chance in it"
+    net = copy.deepcopy(made.model).eval()
+    with torch.no_grad():
+        images = to_tensor(patches.images[:11])
+        again, mu, logvar = net(images)
+    error = (images - again).pow(2).sum() / 11
+    kl = kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum() / 11
+    expected = {"val_elbo": error + kl, "val_reconstruction": error, "val_kl": kl}
+    assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
+    with pytest.raises(UserError, match="no normal image among the 5 validation images"):
+        made.judge(patches.take(np.arange(11, 16)))
+
+
+# ---------------------------------------------------------------- ImageNet weights
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gan_uad.features import weights
+
+    def unreachable(*_: Any) -> None:
+        raise weights.Unreachable("no network")
+
+    monkeypatch.setattr(weights, "download", unreachable)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("GAN_UAD_WEIGHTS", raising=False)
+
+
+@pytest.mark.usefixtures("offline")
+def test_missing_weights_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    made = task(network("unet_vae", frozen=True))
+    before = copy.deepcopy(made.model.state_dict())
+    made.begin()
+    told = capsys.readouterr().err
+    assert "note: the encoder starts from random weights, and stays frozen at them: resnet34 needs " in told
+    assert all(torch.equal(value, before[key]) for key, value in made.model.state_dict().items())
+    task(network("unet_vae")).begin()
+    assert "random weights: resnet34 needs " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"resnet34 needs resnet34-b627a593\.pth"):
+        task(network("unet_vae"), init="imagenet").begin()
+    for quiet in (task(network("unet_vae"), init="none"), task()):
+        quiet.begin()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("offline")
+def test_imagenet_weights_are_not_for_every_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="there are no ImageNet weights for this network"):
+        task(init="imagenet").begin()
+    monkeypatch.setenv("GAN_UAD_WEIGHTS", str(tmp_path))
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet34-b627a593.pth")
+    with pytest.raises(UserError, match="does not fit resnet34"):
+        task(network("unet_vae")).begin()
+
+
+def test_a_frozen_trunk_is_given_to_no_optimiser() -> None:
+    net = network("unet_vae", frozen=True)
+    made = task(net, lr=1e-1, weight_decay=0.5)
+    before = copy.deepcopy(net.trunk.state_dict())
+    for n in range(2):
+        made.step(pictures(4, 32), 4 * n)
+    assert all(torch.equal(value, before[key]) for key, value in net.trunk.state_dict().items())
+    assert not any(layer.training for layer in net.trunk.modules())
+    assert net.training
+    assert net.G.training
+    held = {id(p) for group in made.opt.param_groups for p in group["params"]}
+    assert held == {id(p) for p in net.parameters()} - {id(p) for p in net.trunk.parameters()}
+    assert not torch.equal(net.E[2].weight, network("unet_vae", frozen=True).E[2].weight), "the rest is trained"
+
+
+def test_a_trunk_that_is_not_frozen_is_trained() -> None:
+    net = network("unet_vae")
+    before = copy.deepcopy(net.trunk.state_dict())
+    task(net, lr=1e-1).step(pictures(4, 32), 0)
+    assert not any(torch.equal(value, before[key]) for key, value in net.trunk.state_dict().items())
+
+
+# ---------------------------------------------------------------- scores
+
+
+def scorer(net: Any = None, **options: Any) -> Any:
+    options = {"perceptual": "none", **options}
+    nets = {"vae": (net or network()).eval().requires_grad_(False)}
+    return registry.build("scorer", "vae", options, nets=nets, device=CPU)
+
+
+def test_scores_are_their_definitions() -> None:
+    net = network(channels=[8, 16])
+    images = pictures(5)
+    found = scorer(net, perceptual="efficientnet_lite0").score(images)
+    with torch.no_grad():
+        mu, logvar = net.encode(images)
+        again = net.decode(mu)
+    torch.testing.assert_close(found.reconstruction, again, rtol=1e-4, atol=1e-5)
+    x, y = images.double().numpy(), found.reconstruction.double().numpy()
+    expected = {
+        "reconstruction": ((x - y) ** 2).sum((1, 2, 3)),
+        "kl": kl_divergence(Normal(mu, (logvar / 2).exp()), Normal(0.0, 1.0)).sum(1).numpy(),
+        "l1": np.abs(x - y).mean((1, 2, 3)),
+        "emd": [np.mean([wasserstein_distance(x[n, c].ravel(), y[n, c].ravel()) for c in range(3)]) for n in range(5)],
+    }
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(found.parts[name], wanted, rtol=1e-4, err_msg=name)
+    settings = {"data_range": 2, "channel_axis": 0, "gaussian_weights": True, "use_sample_covariance": False}
+    likeness = [structural_similarity(a, b, **settings) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(found.parts["ssim"], 1 - np.array(likeness), atol=1e-5)
+    torch.testing.assert_close(found.parts["elbo"], found.parts["reconstruction"] + found.parts["kl"])
+    torch.testing.assert_close(found.image, found.parts["elbo"], rtol=0, atol=0)
+    torch.testing.assert_close(found.map, (images - again).abs().mean(1), rtol=1e-4, atol=1e-5)
+    from gan_uad.features.lpips import perceptual_distance
+
+    distance = perceptual_distance("efficientnet_lite0")
+    torch.testing.assert_close(found.parts["perceptual"], distance(images, again), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["elbo", "reconstruction", "kl", "l1", "emd", "ssim"])
+def test_any_part_may_be_the_score(name: str) -> None:
+    found = scorer(score=name).score(pictures(3))
+    assert torch.equal(found.image, found.parts[name])
+    assert "perceptual" not in found.parts
+    shown = scorer(map="ssim").score(pictures(3)).map
+    default = scorer().score(pictures(3)).map
+    assert torch.equal(found.map, shown if name == "ssim" else default)
+    assert not torch.allclose(shown, default, atol=0.1)
+
+
+def test_maps_say_where() -> None:
+    """An image that differs from its reconstruction more at one place: each map is highest there."""
+    net = network("fc_vae", resolution=32)
+    with torch.no_grad():
+        for p in net.G.parameters():
+            p.zero_()  # every reconstruction is grey
+    images = 0.1 * pictures(2, 32)
+    images[:, :, 8:16, 20:28] = pictures(2, 8)
+    for name in ("l1", "ssim", "perceptual"):
+        found = scorer(net, map=name, perceptual="efficientnet_lite0").score(images)
+        assert found.map is not None
+        assert found.map.shape == (2, 32, 32)
+        inside = found.map[:, 8:16, 20:28].mean((1, 2))
+        assert (inside > 1.1 * found.map.mean((1, 2))).all(), name
+    found = scorer(net, score="perceptual", perceptual="efficientnet_lite0").score(images)
+    assert torch.equal(found.image, found.parts["perceptual"])
+
+
+@pytest.mark.parametrize("name", sorted(TINY))
+def test_scores_do_not_know_their_company(name: str) -> None:
+    net = network(name)
+    net.train()(pictures(8, net.resolution))  # batch norm has statistics of its own
+    made = scorer(net)
+    images = pictures(19, net.resolution)
+    together = made.score(images)
+    order = torch.randperm(19)
+    shuffled = made.score(images[order])
+    alone = [made.score(image[None]) for image in images[:3]]
+    for part, values in together.parts.items():
+        torch.testing.assert_close(shuffled.parts[part], values[order], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.cat([one.parts[part] for one in alone]), values[:3], rtol=1e-5, atol=1e-6)
+    assert torch.equal(made.score(images).image, together.image)
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
+def test_a_constant_image_has_scores(value: float) -> None:
+    found = scorer(perceptual="efficientnet_lite0").score(torch.full((1, 3, 16, 16), value))
+    for name, values in {**found.parts, "map": found.map}.items():
+        assert values.isfinite().all(), name
+
+
+def test_a_saved_scorer_gives_the_same_scores(tmp_path: Path) -> None:
+    made = scorer(score="ssim")
+    made.fit([], [(pictures(4), torch.zeros(4))])
+    made.save(tmp_path / "scorer.safetensors")
+    other = {"vae": registry.build("network", "conv_vae", TINY["conv_vae"]).eval()}
+    again = load_scorer(tmp_path / "scorer.safetensors", nets=other, device=CPU)
+    assert torch.equal(again.score(pictures(3)).image, made.score(pictures(3)).image)
+    assert torch.equal(again.calibration, made.calibration)
+    assert made.compare(pictures(4))["wasserstein_1"] == 0
+    assert not made.learns
+
+
+def test_scorers_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="needs a trained VAE, not gan"):
+        registry.build("scorer", "vae", {}, nets={"gan": None}, device=CPU)
+    for options in ({"score": "perceptual"}, {"map": "perceptual"}):
+        with pytest.raises(UserError, match="perceptual=none leaves out what is asked for"):
+            scorer(**options)
+    with pytest.raises(UserError, match="option score: input should be"):
+        scorer(score="emb")
+    broken = network()
+    with torch.no_grad():
+        broken.E[-1].bias[0] = math.nan
+    with pytest.raises(UserError, match="diverged in training"):
+        scorer(broken).score(pictures(1))

@@ -1,0 +1,241 @@
+"""Autoencoders from the outside: train, go on, score and generate through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from run_tools import errors, figures, same, state
+from score_tools import fails, rows
+from torchvision.models import resnet34
+
+import gan_uad
+from gan_uad.config import load_config
+
+PARTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "perceptual"]
+PRESETS = [
+    "fc_vae_64",
+    "conv_vae_64",
+    "attn_conv_vae_64",
+    "unet_vae_64",
+    "unet_vae_64_frozen",
+    "vae_256",
+    "skin_vae_128",
+]
+
+
+@pytest.fixture(scope="module")
+def preset(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ConvVAE of a few channels, for 12 steps of 4 images."""
+    raw = yaml.safe_load(tiny.config("dcgan").read_text())
+    raw |= {"model": "conv_vae", "task": "vae", "network": {"latent_dim": 4, "channels": [4, 8]}}
+    raw |= {"optim": {"lr": 1e-3, "beta_kimg": 0.024}, "scoring": {"scorer": "vae"}}
+    raw["training"] |= {"judge_kimg": 0.016}
+    path: Path = tmp_path_factory.mktemp("presets") / "tiny_vae.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(preset: Path, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("vae")
+    result = tiny.train(preset, out)
+    assert result.exit_code == 0, result.output
+    return Path(out / "00000-tiny_vae")
+
+
+@pytest.fixture(scope="module")
+def scores(run: Path, cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its test split, scored."""
+    out: Path = tmp_path_factory.mktemp("scored") / "scores"
+    result = cli("score", run, "--maps", "--threshold", "mean_std:2", "--out", out)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_it_is_judged_and_its_best_model_kept(run: Path) -> None:
+    judged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["nimg"] for row in judged] == [16, 32, 48]
+    for row in judged:
+        assert row["val_elbo"] == pytest.approx(row["val_reconstruction"] + row["val_kl"])
+    best = min(judged, key=lambda row: row["val_elbo"])
+    model = gan_uad.load(str(run))
+    assert model.nimg == best["nimg"], "a run folder means its best model"
+    assert list(model.networks) == ["vae"]
+    for row in figures(run):  # beta is that of the last step, which began 4 images before
+        assert row["beta"] == pytest.approx(min(1, (row["nimg"] - 4) / 24))
+    assert (run / "fakes" / "000000.png").is_file()
+
+
+def test_a_resumed_run_is_an_uninterrupted_one(run: Path, preset: Path, tiny: Any, tmp_path: Path) -> None:
+    assert tiny.train(preset, tmp_path, total_kimg=0.02).exit_code == 0
+    resumed = tmp_path / "00000-tiny_vae"
+    result = tiny.train(resumed, tmp_path, "--resume", total_kimg=0.048)
+    assert result.exit_code == 0, result.output
+    assert "going on at 0.02 kimg" in result.stderr
+    # That it ended in between was judged and logged once more, and nothing else.
+    same(state(resumed)["task"], state(run)["task"])
+    assert figures(resumed)[-1] == figures(run)[-1]
+    mine, theirs = (gan_uad.load(str(folder / "model.safetensors")).networks["vae"] for folder in (resumed, run))
+    same(mine.state_dict(), theirs.state_dict())
+
+
+def test_it_stops_when_nothing_gets_better(preset: Path, tiny: Any, tmp_path: Path) -> None:
+    words = ("-o", "optim.lr=1e-9", "-o", "optim.beta_kimg=0", "-o", "network.channels=[4]")
+    result = tiny.train(preset, tmp_path, *words, total_kimg=4, judge_kimg=0.004, patience=2)
+    assert result.exit_code == 0, result.output
+    assert "stopped early after 2 judgements without a better one; best val_elbo" in result.stderr
+
+
+def test_the_mixed_set_may_be_trained_on(preset: Path, tiny: Any, tmp_path: Path) -> None:
+    result = tiny.train(preset, tmp_path, "-o", "data.label=all", total_kimg=0.008)
+    assert result.exit_code == 0, result.output
+    kept = yaml.safe_load((tmp_path / "00000-tiny_vae" / "config.yaml").read_text())
+    assert kept["data"]["label"] == "all"
+    normal = tiny.train(preset, tmp_path, total_kimg=0.004)
+    for words, count in ((result.stderr, 14), (normal.stderr, 12)):
+        assert f"{count} {'all' if count == 14 else 'normal'} train images" in words
+
+
+def test_a_frozen_encoder_is_frozen(preset: Path, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and statistics of batch norm, from the file of ImageNet weights to the trained model."""
+    published = {key: value for key, value in resnet34(weights=None).state_dict().items() if "batches" not in key}
+    for key, value in published.items():
+        if "running" in key:
+            value.uniform_(0.5, 1.5)
+    torch.save(published, tmp_path / "resnet34-b627a593.pth")
+    monkeypatch.setenv("GAN_UAD_WEIGHTS", str(tmp_path))
+    words = ("model=unet_vae", "network={latent_dim: 4, channels: [8, 4], frozen: true}")
+    words += ("optim={lr: 0.01, init: imagenet}", "training.judge_kimg=null")
+    options = [word for setting in words for word in ("-o", setting)]
+    result = tiny.train(preset, tmp_path / "runs", *options, total_kimg=0.008)
+    assert result.exit_code == 0, result.output
+    assert "starting from resnet34-b627a593.pth sha256:" in result.stderr
+    trained = gan_uad.load(str(tmp_path / "runs" / "00000-tiny_vae")).networks["vae"].trunk.state_dict()
+    kept = [torch.equal(trained[key], value) for key, value in published.items() if not key.startswith("fc.")]
+    assert len(kept) == 180
+    assert all(kept)
+
+
+# ---------------------------------------------------------------- scoring
+
+
+def test_the_score_file_has_every_part(scores: Path, run: Path) -> None:
+    found = rows(scores / "scores.csv")
+    assert [name for name in found[0] if name in PARTS] == PARTS
+    for row in found:
+        total = float(row["reconstruction"]) + float(row["kl"])
+        assert float(row["score"]) == float(row["elbo"]) == pytest.approx(total, rel=1e-6)
+    normals = [float(row["score"]) for row in rows(scores / "scores_validation.csv") if row["label"] == "0"]
+    threshold = np.mean(normals) + 2 * np.std(normals, ddof=1)
+    assert float(found[0]["threshold"]) == pytest.approx(threshold, rel=1e-6)
+    assert len(list((scores / "maps").glob("*.png"))) == len(found)
+    assert (scores / "triplets.png").is_file()
+    model = gan_uad.load(str(run))
+    with Image.open(Path(model.config.data.path or "") / found[0]["image"]) as image:
+        again = model.scorer().score(model.preprocess(np.asarray(image)))
+    assert float(again.parts["emd"][0]) == pytest.approx(float(found[0]["emd"]), rel=1e-5)
+
+
+@pytest.mark.usefixtures("fast")
+def test_another_part_may_be_the_score(scores: Path, run: Path, cli: Any, tmp_path: Path) -> None:
+    option = ("-o", "scoring.options={score: emd, perceptual: none}")
+    result = cli("score", run, *option, "--threshold", "mean_std:2", "--out", tmp_path / "emd")
+    assert result.exit_code == 0, result.output
+    before, after = rows(scores / "scores.csv"), rows(tmp_path / "emd" / "scores.csv")
+    assert [row["score"] for row in after] == [row["emd"] for row in before]
+    assert "perceptual" not in after[0]
+    fails(cli("score", run, *option, "--out", scores), "holds scores of another model, data set or setting")
+    fails(
+        cli("score", run, "-o", "scoring.options.score=emb", "--out", tmp_path / "x"), "option score: input should be"
+    )
+    fails(cli("score", run, "--inverter", "anogan", "--out", tmp_path / "x"), "uses no inverter")
+
+
+# ---------------------------------------------------------------- generating
+
+
+def test_it_generates_from_the_prior(run: Path, cli: Any, tmp_path: Path) -> None:
+    result = cli("generate", run, "--seeds", "0-2", "--out", tmp_path / "made", "--grid")
+    assert result.exit_code == 0, result.output
+    net = gan_uad.load(str(run)).networks["vae"]
+    for seed in range(3):
+        z = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
+        pixels = ((net.decode(z)[0].permute(1, 2, 0) + 1) * 127.5).round().numpy()
+        with Image.open(tmp_path / "made" / f"seed{seed:06d}.png") as image:
+            assert np.abs(np.asarray(image) - pixels).max() <= 1
+    assert (tmp_path / "made" / "grid.png").is_file()
+    result = cli("generate", run, "--seeds", "3,5", "--frames-between", 2, "--interpolate", tmp_path / "way.png")
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "way.png") as image:
+        assert image.width >= 4 * 32
+
+
+def test_images_are_generated_from_the_latents_of_others(run: Path, cli: Any, tmp_path: Path) -> None:
+    """Encoded elsewhere, decoded here."""
+    np.savez(tmp_path / "z.npz", z=np.ones((2, 4), np.float32))
+    assert cli("generate", run, "--latents", tmp_path / "z.npz", "--out", tmp_path / "made").exit_code == 0
+    np.savez(tmp_path / "wrong.npz", z=np.ones((2, 5), np.float32))
+    fails(cli("generate", run, "--latents", tmp_path / "wrong.npz", "--out", tmp_path / "made"), "[N, 4]")
+    fails(cli("generate", run, "--seeds", "0", "--truncation", 0.5, "--out", tmp_path / "made"), "StyleGAN")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["network.latent_dim=4000"], "latent_dim 4000 is more than the 3072 values of a 32 px image"),
+        (["optim.lr=-1"], "need lr > 0"),
+        (["optim.betta=1"], "has no option 'betta'"),
+        (["optim.init=imagenet"], "there are no ImageNet weights for this network"),
+        (["network.channels=[4, 4, 4, 4, 4, 4]"], "power of two of at least 64 px, got 32"),
+    ],
+)
+def test_settings_that_cannot_be(preset: Path, tiny: Any, tmp_path: Path, settings: list[str], message: str) -> None:
+    options = [word for setting in settings for word in ("-o", setting)]
+    result = tiny.train(preset, tmp_path, *options)
+    assert result.exit_code == 2
+    assert message in errors(result)[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_training_that_diverges(preset: Path, tiny: Any, tmp_path: Path) -> None:
+    result = tiny.train(preset, tmp_path, "-o", "optim.lr=1e12", judge_kimg=0.004)
+    assert result.exit_code == 1
+    assert "training diverged: " in errors(result)[-1]
+
+
+def test_no_normal_image_to_judge_by(preset: Path, tiny: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny.patches, tmp_path / "patches"))
+    names = [*(f"normal/{k}.png,,0,train" for k in range(20)), *(f"anomalous/{k}.png,,1,val" for k in range(4))]
+    (folder / "index.csv").write_text("image,group,label,split\n" + "\n".join(names))
+    result = tiny.train(preset, tmp_path / "runs", "--data", folder)
+    assert result.exit_code == 2
+    assert "no normal image among the 4 validation images" in errors(result)[-1]
+
+
+# ---------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_judged_and_scored_as_autoencoders(name: str) -> None:
+    config = load_config(name)
+    assert (config.task, config.scoring.scorer) == ("vae", "vae")
+    assert str(config.resolution) in name
+    training = config.training
+    assert training.judge_kimg is not None
+    assert training.patience is not None
+    assert training.judge_kimg * training.patience < training.total_kimg
