@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from gan_uad.errors import UserError, near
 
@@ -58,7 +58,9 @@ class DataConfig(_Strict):
 class TrainingConfig(_Strict):
     """The engine's settings: how long, on what, how often to write."""
 
-    total_kimg: float = Field(..., ge=0.001, description="thousands of real images to show")
+    total_kimg: float = Field(
+        ..., ge=0.001, description="thousands of real images to show; of normals that a scorer is fitted on, at most"
+    )
     batch: int = Field(64, ge=1, description="images of one step, in all processes together")
     micro_batch: int | None = Field(
         None,
@@ -110,7 +112,9 @@ class RunConfig(_Strict):
     name: str = Field(
         pattern=r"^[^/\\\x00-\x1f]+$", max_length=100, description="of the run's folder, after its number"
     )
-    model: str = Field(description="a registered network family")
+    model: str = Field(
+        description="a registered network family; left out, with task, where the scorer itself is fitted on normals"
+    )
     task: str = Field(description="a registered training task")
     resolution: int = Field(64, ge=4, le=1024, description="side of the square images in px")
     network: dict[str, Any] = Field({}, description="options of the network family")
@@ -119,6 +123,13 @@ class RunConfig(_Strict):
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     training: TrainingConfig
     scoring: ScoringConfig = Field(default_factory=lambda: ScoringConfig())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scorer_alone(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "scoring" in raw and not raw.keys() & {"model", "task"}:
+            return {"model": "", "task": "", **raw}
+        return raw
 
     @field_validator("network")
     @classmethod

@@ -249,7 +249,7 @@ def test_names_that_cannot_be_had(
 def test_all_are_listed() -> None:
     listed = {entry.name: entry.summary for entry in registry.entries("features")}
     assert set(listed) == {
-        "alexnet", "densenet121", "efficientnet_lite0", "efficientnet_v2_s", "inception", "resnet34", "timm", "vgg16"
+        "alexnet", "densenet121", "efficientnet_lite0", "efficientnet_v2_s", "inception", "pixels", "resnet34", "timm", "vgg16"
     }  # fmt: skip
     assert all(summary.endswith(".") for summary in listed.values())
 

@@ -267,7 +267,7 @@ def thumbnails(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         asked.append(name)
         return Thumbnails()
 
-    monkeypatch.setattr("gan_uad.scoring.frechet.load_features", load)
+    monkeypatch.setattr("gan_uad.scoring.features.load_features", load)
     return asked
 
 

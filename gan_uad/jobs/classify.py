@@ -49,8 +49,7 @@ def classify(
     on = device.prepare(where)
     model = load_model(run, on)
     if "classifier" not in model.networks:
-        held = ", ".join(model.networks)
-        raise UserError(f"{run} holds no classifier, only {held}: train one with `gan-uad train densenet121_64`")
+        raise UserError(f"{run} holds no classifier, only {model.held}: train one with `gan-uad train densenet121_64`")
     sources = dict(zip(CLASSES, (normal, anomalous), strict=True))
     generators = {name: open_generator(source, model.resolution, on) for name, source in sources.items()}
     sets = choose_sets(model, model.config.data, data, None, None, seed)

@@ -100,7 +100,7 @@ def _of_run(
     model = load_model(source, on)
     side = model.resolution
     if "gan" not in model.networks:
-        raise UserError(f"{source} holds no generator, only {', '.join(model.networks)}: give the run of a GAN")
+        raise UserError(f"{source} holds no generator, only {model.held}: give the run of a GAN")
     if resolution not in (None, side):
         raise UserError(f"{source} makes images of {side} px, --resolution says {resolution}")
     raw = model.config.model_dump(mode="json")

@@ -17,7 +17,7 @@ from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.jobs.latents import check_style
 from gan_uad.networks.sampling import draw, from_seeds, settle
-from gan_uad.scoring.base import Scorer
+from gan_uad.scoring.base import Scorer, load_scorer
 from gan_uad.training.checkpoint import build_networks
 
 
@@ -31,11 +31,17 @@ class Model:
     nimg: int
     device: torch.device
     train_data: str = ""  # fingerprint of the patch set that it was trained on
+    fitted: dict[str, Any] | None = None  # `spec` of the fitted scorer that the file holds instead of networks
 
     @property
     def name(self) -> str:
         """The run's configuration name."""
         return self.config.name
+
+    @property
+    def held(self) -> str:
+        """What the file holds, in words."""
+        return ", ".join(self.networks) or "a fitted scorer"
 
     @property
     def resolution(self) -> int:
@@ -48,7 +54,7 @@ class Model:
         for role in ("gan", "vae"):
             if role in self.networks:
                 return self.networks[role].G
-        raise UserError(f"{self.path} holds no generator, only {', '.join(self.networks)}: give the run of a GAN")
+        raise UserError(f"{self.path} holds no generator, only {self.held}: give the run of a GAN")
 
     def generate(self, seeds: Sequence[int], batch: int = 32, *, psi: float = 1.0, noise: str = "const") -> Tensor:
         """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds.
@@ -96,7 +102,7 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     device = device or torch.device("cpu")
     for net in networks.values():
         net.to(device).to(memory_format=torch.channels_last)
-    return Model(Path(path), networks, config, description["nimg"], device, description.get("train_data", ""))
+    return Model(Path(path), networks, config, description["nimg"], device, description.get("train_data", ""), description.get("scorer"))
 
 
 def inverter_of(model: Model) -> str:
@@ -108,7 +114,7 @@ def make_scorer(model: Model, inverter: str | None = None, options: dict[str, An
     """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones.
 
     A scorer that works without an inverter has the options itself, and is given what it asks for of the run's networks and the device.
-    One that learns from normal images (`Scorer.learns`) is still to be fitted.
+    One that learns from normal images is still to be fitted (`Scorer.learns`), unless the model is just that scorer, fitted.
     """
     settings = model.config.scoring
     given = {"nets": model.networks, "device": model.device}
@@ -119,10 +125,13 @@ def make_scorer(model: Model, inverter: str | None = None, options: dict[str, An
                 f"{model.path} is scored by {settings.scorer}, which uses no inverter: leave --inverter out"
             )
         asked = {name: value for name, value in given.items() if name in takes}
-        return registry.build("scorer", settings.scorer, {**settings.options, **(options or {})}, **asked)
+        told = {**settings.options, **(options or {})}
+        if model.fitted == {"name": settings.scorer, "options": told}:
+            return load_scorer(model_file(model.path), **asked)
+        return registry.build("scorer", settings.scorer, told, **asked)
     if "gan" not in model.networks:
         raise UserError(
-            f"{model.path} holds {', '.join(model.networks)} and no generator, so {settings.scorer} cannot score: "
+            f"{model.path} holds {model.held} and no generator, so {settings.scorer} cannot score: "
             "name another scorer with -o scoring.scorer=..."
         )
     configured = inverter_of(model)

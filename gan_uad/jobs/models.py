@@ -32,4 +32,6 @@ def _summary(name: str) -> str:
     comment = [
         line.removeprefix("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
     ]
+    if "task" not in raw:
+        return f"{raw['scoring']['scorer']}, fitted on train normals. {' '.join(comment)}"
     return f"{raw['model']} by {raw['task']}, {raw['training']['total_kimg']:g} kimg. {' '.join(comment)}"

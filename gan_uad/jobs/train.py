@@ -15,6 +15,7 @@ from gan_uad.config import RunConfig, load_config, read_yaml, resolve
 from gan_uad.data.patches import PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features.load import load_features
+from gan_uad.jobs.fit import fit
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
@@ -58,7 +59,7 @@ def train(
     with distributed.processes() as here:
         config, existing = distributed.first(lambda: _configured(source, overrides, out, resume, here.size))
         if not dry_run:
-            return _train(config, out, existing, here)
+            return _train(config, out, existing, here) if config.task else fit(config, out, existing)
         if here.rank == 0:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return None

@@ -1,11 +1,11 @@
-"""Figures of nearest neighbours between sets of features: improved precision and recall, and memorisation.
+"""Nearest neighbours between sets of features: their distances, improved precision and recall, and memorisation.
 
 Distances are Euclidean, in float64, tile by tile: memory does not grow with the product of the sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gan_uad.metrics._features import Features, FloatArray, blocks, check_features
 
 TILE = 2048  # rows and columns of distances at a time: 32 MiB
+ROWS_TOLD = 256  # queries whose differences to their neighbours are held at a time
 # Of the squared lengths: below it a squared distance is rounding, and float32 features that far apart are alike.
 ALIKE = 1e-13
 # Of a squared radius: what rounding may take from an image that lies on the sphere, as one does wherever images repeat.
@@ -111,6 +112,40 @@ def memorisation(train: Features, fake: Features, held_out: Features) -> Memoris
     )
 
 
+def nearest(queries: Features, targets: Features, k: int, metric: str = "euclidean") -> FloatArray:
+    """Distances `[n, k]` of features `[n, d]` to the k nearest of `[m, d]`, ascending, 1 ≤ k ≤ m; ValueError for other numbers and shapes.
+
+    `metric` "cosine" is 1 − cos: half the squared distance of the vectors at length 1 (a vector of zeros stays one, ½ from all others).
+    """
+    targets = check_features(targets, "features", max(k, 1))
+    queries = check_features(queries, "queries", 1, targets.shape[1])
+    if k < 1:
+        raise ValueError(f"there is no {k}-th nearest neighbour")
+    prepared = _unit if metric == "cosine" else np.asarray
+    center = _mean(targets) if metric == "euclidean" else np.zeros(targets.shape[1])
+    least, index = np.full((len(queries), k), np.inf), np.zeros((len(queries), k), dtype=np.int64)
+    for rows, columns, squared in _tiles(queries, targets, center, prepared):
+        known = np.hstack([least[rows], squared])
+        numbers = np.hstack([index[rows], np.broadcast_to(np.arange(columns.start, columns.stop), squared.shape)])
+        chosen = np.argpartition(known, k - 1, axis=1)[:, :k] if known.shape[1] > k else np.arange(k)[None]
+        least[rows], index[rows] = (np.take_along_axis(values, chosen, axis=1) for values in (known, numbers))
+    # Lengths that cancel have left rounding in `least`; the differences themselves have none.
+    found = np.empty_like(least)
+    for start, part in blocks(queries, ROWS_TOLD):
+        away = prepared(part.astype(np.float64))[:, None] - prepared(
+            np.asarray(targets[index[start : start + len(part)]], dtype=np.float64)
+        )
+        found[start : start + len(part)] = np.einsum("nkd,nkd->nk", away, away)
+    found.sort(axis=1)
+    return found / 2 if metric == "cosine" else np.sqrt(found)
+
+
+def _unit(values: FloatArray) -> FloatArray:
+    """Vectors at length 1; zeros stay zeros."""
+    length = np.linalg.norm(values, axis=-1, keepdims=True)
+    return np.asarray(values / np.where(length > 0, length, 1))
+
+
 def _nearer(fake: FloatArray, real: FloatArray) -> float:
     """P(fake < real) + P(fake = real) / 2 over all pairs: the Mann-Whitney statistic by its count."""
     ordered = np.sort(real)
@@ -142,16 +177,18 @@ def _radii(features: Features, k: int, center: FloatArray) -> FloatArray:
     return np.asarray(nearest.max(axis=1) * (1 + ON_SPHERE))
 
 
-def _tiles(a: Features, b: Features, center: FloatArray) -> Iterator[tuple[slice, slice, FloatArray]]:
+def _tiles(
+    a: Features, b: Features, center: FloatArray, prepared: Callable[[FloatArray], FloatArray] = np.asarray
+) -> Iterator[tuple[slice, slice, FloatArray]]:
     """Squared distances of rows of `a` to rows of `b`, a tile at a time, with the two ranges; those that are rounding are 0.
 
-    Both are moved to `center`, which leaves distances as they are and makes the lengths that cancel short.
+    Both are `prepared` and moved to `center`, which leaves distances as they are and makes the lengths that cancel short.
     """
     for start, rows in blocks(a, TILE):
-        x = rows.astype(np.float64) - center
+        x = prepared(rows.astype(np.float64)) - center
         x_length = np.einsum("nd,nd->n", x, x)
         for column, columns in blocks(b, TILE):
-            y = columns.astype(np.float64) - center
+            y = prepared(columns.astype(np.float64)) - center
             lengths = x_length[:, None] + np.einsum("nd,nd->n", y, y)
             squared: Any = x @ y.T
             squared *= -2

@@ -62,11 +62,13 @@ class Scorer(ABC):
     resolution: int | None = None  # the only side that the networks take; None: any
     spec: dict[str, Any]
     rests_on: str = ""  # pretrained weights, in words that tell them from others
+    fitted = False  # by `fit` or `load_scorer`
     calibration: Tensor | None = None  # scores of validation normals, after `fit`
 
     def fit(self, train: Batches, validation: Batches | None = None) -> None:
         """Learn from normal images (label 1 is dropped); keep the scores of `validation` normals for `tail_probability`."""
         self.fit_normals((images[labels != 1] for images, labels in train))
+        self.fitted = True
         if validation is not None:
             kept = [self.score(images[labels == 0]).image for images, labels in validation if bool((labels == 0).any())]
             if not kept:
@@ -77,8 +79,8 @@ class Scorer(ABC):
 
     @property
     def learns(self) -> bool:
-        """Whether it must be fitted on normal images before it can score."""
-        return type(self).fit_normals is not Scorer.fit_normals
+        """Whether it must still be fitted on normal images before it can score."""
+        return type(self).fit_normals is not Scorer.fit_normals and not self.fitted
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """Learn from batches of normal images. Detectors whose networks are trained already have nothing to do here."""
@@ -118,15 +120,16 @@ class Scorer(ABC):
     def take(self, tensors: dict[str, Tensor]) -> None:
         """Take back what `tensors` gave."""
 
-    def save(self, path: Path) -> None:
-        """Write the fitted scorer to one safetensors file with JSON metadata."""
+    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
+        """Write the fitted scorer to one safetensors file with JSON metadata; with `about`, what a model file says of itself, to one."""
         from safetensors.torch import save_file
 
         tensors = {f"scorer.{k}": v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}
         if self.calibration is not None:
             tensors["calibration"] = self.calibration
+        metadata = {"gan_uad_scorer": json.dumps(self.spec)} | ({} if about is None else {"gan_uad": json.dumps(about)})
         with atomic(path) as temporary:
-            save_file(tensors, temporary, metadata={"gan_uad_scorer": json.dumps(self.spec)})
+            save_file(tensors, temporary, metadata=metadata)
 
 
 def load_scorer(path: Path, **given: Any) -> Scorer:
@@ -145,6 +148,7 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
     scorer: Scorer = registry.build("scorer", spec["name"], spec["options"], **given)
     scorer.calibration = tensors.pop("calibration", None)
     scorer.take({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
+    scorer.fitted = True
     return scorer
 
 

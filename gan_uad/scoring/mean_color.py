@@ -20,7 +20,6 @@ class MeanColorScorer(Scorer):
 
     def __init__(self) -> None:
         self.mean, self.precision = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
-        self.fitted = False
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """Mean and covariance (n − 1 in the denominator) of at least four normal images; a `UserError` for fewer."""
@@ -30,7 +29,6 @@ class MeanColorScorer(Scorer):
         self.mean = colors.mean(0)
         # Grey images have a covariance of rank one: the pseudo-inverse measures distance along what varies.
         self.precision = torch.linalg.pinv(colors.T.cov(), hermitian=True, rtol=1e-9)
-        self.fitted = True
 
     def score_batch(self, images: Tensor) -> Scores:
         """See `Scorer`. Raises `UserError` before `fit`."""
@@ -46,4 +44,3 @@ class MeanColorScorer(Scorer):
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `Scorer`."""
         self.mean, self.precision = tensors["mean"], tensors["precision"]
-        self.fitted = True

@@ -88,8 +88,10 @@ def smaller_presets(config: RunConfig) -> list[str]:
     for name, path in presets().items():
         other = load_config(path)
         same = (other.model, other.task, other.resolution) == (config.model, config.task, config.resolution)
-        narrower = [theirs - ours for theirs, ours in zip(_widths(other), _widths(config), strict=True)]
-        if same and max(narrower) <= 0 and min(narrower) < 0:
+        narrower = (
+            [theirs - ours for theirs, ours in zip(_widths(other), _widths(config), strict=True)] if same else [0]
+        )
+        if max(narrower) <= 0 and min(narrower) < 0:
             found[name] = _widths(other)
     return sorted(found, key=lambda name: found[name], reverse=True)
 

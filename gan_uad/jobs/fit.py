@@ -1,0 +1,106 @@
+"""`gan-uad train` of a configuration without networks: its scorer is fitted on train normals, and kept as the run's model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gan_uad import console, device, registry
+from gan_uad.config import RunConfig
+from gan_uad.data.patches import PatchSet, batches
+from gan_uad.errors import JobFailed, UserError
+from gan_uad.jobs.load import Model, make_scorer
+from gan_uad.jobs.patches import load_together
+from gan_uad.jobs.score_sets import some
+from gan_uad.run import Run
+from gan_uad.scoring.base import Scorer
+from gan_uad.training import checkpoint, distributed, memory
+from gan_uad.training.engine import save_grid
+
+
+def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
+    """Fit the scorer of `config` on at most `training.total_kimg` train normals (drawn with `training.seed`); returns the run.
+
+    A resumed run that is whole is left as it is; one that was interrupted is fitted from the start. Of `training`, only `total_kimg`,
+    `batch` (images read together), `seed`, `device` and `threads` play a part.
+    """
+    _check(config)
+    settings = config.training
+    where = device.prepare(settings.device, settings.threads)
+    if existing is not None and existing.config == config and existing.model_path.is_file():
+        console.say(f"done: {existing.folder} was fitted already")
+        return existing
+    console.say(f"{config.name}: {config.scoring.scorer} fitted at {config.resolution} px on {where}")
+    scorer = make_scorer(Model(Path(config.name), {}, config, 0, where))
+    patches = load_together(config.data, config.resolution)
+    for note in patches.notes:
+        console.say(f"note: {note}")
+    normals = some(patches.select("train", 0), round(settings.total_kimg * 1000), settings.seed)
+    if len(normals) == 0:
+        raise UserError(
+            f"{config.data.path}: no normal image in the train split; `gan-uad data check` shows what is there"
+        )
+    if existing is not None:
+        existing.update_config(config)
+    run = existing or Run.create(out, config)
+    save_grid(normals.gather(range(min(64, len(normals)))), run.folder / "reals.png")
+    console.say(f"{len(normals):,} normal train images of {config.data.path} -> {run.folder}")
+    start = time.monotonic()
+    _fit(scorer, normals, settings.batch)
+    spent = time.monotonic() - start
+    about = {
+        "format": checkpoint.FORMAT, "networks": {}, "scorer": scorer.spec, "config": config.model_dump(mode="json"),
+        "train_images": len(normals), "train_data": patches.fingerprint, "nimg": len(normals),
+    }  # fmt: skip
+    scorer.save(run.model_path, about)
+    figures = {
+        "nimg": len(normals),
+        "kimg": len(normals) / 1000,
+        "seconds_per_kimg": round(spent / len(normals) * 1000, 3),
+    }
+    run.log({**figures, "memory_gb": memory.peak(where), "time": round(time.time(), 1)})
+    console.say(f"done: {run.folder}, fitted in {console.duration(spent)}")
+    return run
+
+
+def _check(config: RunConfig) -> None:
+    name = config.scoring.scorer
+    if registry.find("scorer", name).fit_normals is Scorer.fit_normals:
+        raise UserError(
+            f"{config.name} names no network to train, and the scorer {name} learns nothing from images: give it a model and a task, "
+            "or another scoring.scorer"
+        )
+    if distributed.world().size > 1:
+        raise UserError(f"the scorer {name} is fitted by one process: start it without torchrun")
+    if config.data.label != "normal":
+        raise UserError(
+            f"data.label is {config.data.label}, but the scorer {name} is fitted on normal images alone: leave it out"
+        )
+    if config.training.precision != "fp32" or config.training.judge_kimg is not None:
+        raise UserError(
+            f"the scorer {name} is fitted in fp32 and at once: leave training.precision and training.judge_kimg out"
+        )
+    for key, given in (("network", config.network), ("optim", config.optim), ("generator", config.generator)):
+        if given:
+            raise UserError(
+                f"{config.name} trains no network, so {key} has no use: the scorer has its options in scoring.options"
+            )
+
+
+def _fit(scorer: Scorer, normals: PatchSet, batch: int) -> None:
+    def counted() -> Iterator[tuple[Tensor, Tensor]]:
+        with console.progress("fitting on normals", len(normals)) as bar:
+            for number, (images, labels) in enumerate(batches(normals, batch), 1):
+                yield images, labels
+                bar.update(min(number * batch, len(normals)))
+
+    try:
+        scorer.fit(counted())
+    except (MemoryError, torch.OutOfMemoryError):
+        raise JobFailed(
+            f"out of memory in fitting {scorer.spec['name']} on {len(normals):,} images: take fewer with training.total_kimg"
+        ) from None
