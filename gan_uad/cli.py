@@ -332,6 +332,29 @@ def classify(
 
 
 @main.command()
+@click.argument("run")
+@click.argument("data", required=False)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the picture and latents.npz. [default: in RUN]"
+)
+@click.option(
+    "--split", type=click.Choice(["train", "val", "test", "all"]), help="Which split to show. [default: as in score]"
+)
+@click.option("--max-images", type=click.IntRange(min=1), help="Show a random subset of this size.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the subset.")
+@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override data.* of the run.")
+@device_option
+def latents(
+    run: str, data: str | None, out: Path | None, split: str | None, max_images: int | None, seed: int,
+    overrides: tuple[str, ...], device: str,
+) -> None:  # fmt: skip
+    """Where the patches of DATA (default: what RUN was trained on) lie in the latent space of the autoencoder RUN, by label."""
+    from gan_uad.jobs.latent_space import latent_space as job
+
+    print(job(run, data, out, split, overrides, max_images, seed, device))
+
+
+@main.command()
 @click.option("--json", "as_json", is_flag=True)
 def models(as_json: bool) -> None:
     """List presets, networks, tasks, inverters and scorers."""

@@ -182,13 +182,39 @@ def test_it_generates_from_the_prior(run: Path, cli: Any, tmp_path: Path) -> Non
         assert image.width >= 4 * 32
 
 
-def test_images_are_generated_from_the_latents_of_others(run: Path, cli: Any, tmp_path: Path) -> None:
-    """Encoded elsewhere, decoded here."""
-    np.savez(tmp_path / "z.npz", z=np.ones((2, 4), np.float32))
-    assert cli("generate", run, "--latents", tmp_path / "z.npz", "--out", tmp_path / "made").exit_code == 0
+def test_where_images_lie_and_what_is_made_of_it(run: Path, cli: Any, tiny: Any, tmp_path: Path) -> None:
+    """Encoded, shown, and decoded again."""
+    out = tmp_path / "latents"
+    result = cli("latents", run, "--split", "all", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(out)
+    with Image.open(out / "latent_space.png") as image:
+        drawn = {pixel for _, pixel in image.convert("RGB").getcolors(1 << 24)}
+    assert len(drawn) > 20
+    model = gan_uad.load(str(run))
+    net = model.networks["vae"]
+    with np.load(out / "latents.npz") as file:
+        assert {Path(name).parent.name: label for name, label in zip(file["image"], file["label"], strict=True)} == {
+            "normal": 0, "anomalous": 1
+        }  # fmt: skip
+        assert file["z"].shape == (24, 4)
+        with Image.open(tiny.patches / str(file["image"][5])) as image, torch.no_grad():
+            mu, logvar = net.encode(model.preprocess(np.asarray(image)))
+        np.testing.assert_allclose(file["z"][5], mu[0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(file["logvar"][5], logvar[0], rtol=1e-4, atol=1e-5)
+    assert cli("generate", run, "--latents", out / "latents.npz", "--out", tmp_path / "made").exit_code == 0
+    assert len(list((tmp_path / "made").glob("latent*.png"))) == 24
     np.savez(tmp_path / "wrong.npz", z=np.ones((2, 5), np.float32))
     fails(cli("generate", run, "--latents", tmp_path / "wrong.npz", "--out", tmp_path / "made"), "[N, 4]")
     fails(cli("generate", run, "--seeds", "0", "--truncation", 0.5, "--out", tmp_path / "made"), "StyleGAN")
+
+
+def test_latents_that_cannot_be_shown(run: Path, tiny: Any, cli: Any, tmp_path: Path) -> None:
+    fails(
+        cli("latents", tiny.generator, "--out", tmp_path), "holds gan: the latent space shown is that of an autoencoder"
+    )
+    fails(cli("latents", run, "--max-images", 2, "--out", tmp_path), "it takes 3 images and 2 dimensions")
+    fails(cli("latents", run, "-o", "optim.lr=1", "--out", tmp_path), "can only be told data.* and scoring.*")
 
 
 # ---------------------------------------------------------------- bad input
