@@ -25,31 +25,46 @@ class EncoderTask(Task):
     def __init__(self, model: Any, device: torch.device, seed: int, generator: Any, lr: float = 5e-5) -> None:
         self.E = model.to(device, memory_format=torch.channels_last).train()
         self.gan = generator.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.check_fit()
+        self.device, self.rng = device, torch.Generator().manual_seed(seed)
+        self.optimizer = self.optimizer_of(lr)
+        self.shown: Tensor | None = None
+
+    def check_fit(self) -> None:
+        """Raise `ValueError` unless the generator takes what the encoder gives."""
+        if not hasattr(self.E, "z_dim"):
+            raise ValueError(f"it trains an encoder into z, such as residual_encoder, not {self.E.spec['name']}")
         if (self.E.z_dim, self.E.resolution) != (self.gan.G.z_dim, self.gan.G.resolution):
             raise ValueError(
                 f"the encoder (z_dim {self.E.z_dim}, {self.E.resolution} px) does not fit the generator "
                 f"(z_dim {self.gan.G.z_dim}, {self.gan.G.resolution} px)"
             )
-        self.device, self.rng = device, torch.Generator().manual_seed(seed)
-        self.optimizer = RMSpropTF(self.E.parameters(), lr)
-        self.shown: Tensor | None = None
 
-    def draw(self, count: int) -> Tensor | None:
-        """Latents `[count, z_dim]` for a share of `count` images, from the whole batch's; None where none are needed."""
+    def optimizer_of(self, lr: float) -> torch.optim.Optimizer:
+        """What trains the encoder."""
+        return RMSpropTF(self.E.parameters(), lr)
+
+    def draw(self, count: int) -> Any:
+        """Latents for a share of `count` images, from the whole batch's, of which `[slice]` gives a part; None where none are needed."""
         return None
 
-    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, real: Tensor, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar to minimise for normal images (and latents as drawn), and its parts to log."""
         raise NotImplementedError
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """G(E(x))."""
+        made: Tensor = self.gan.G(self.E(images))
+        return made
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One optimiser step."""
         if self.shown is None:
             self.shown = real[:32].clone()
-        z = self.draw(len(real))
+        drawn = self.draw(len(real))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value, figures = self.loss(real[part], None if z is None else z[part])
+            value, figures = self.loss(real[part], None if drawn is None else drawn[part])
             return value, {"loss": value, **figures}
 
         return self.optimise(self.optimizer, len(real), loss)
@@ -63,7 +78,7 @@ class EncoderTask(Task):
                 shown = self.gan.G(z)
             self.E.eval()
             # A few at a time: beside a training there is little memory left.
-            again = torch.cat([self.gan.G(self.E(part)) for part in shown.split(4)])
+            again = torch.cat([self.reconstruct(part) for part in shown.split(4)])
             self.E.train()
         return torch.stack([shown, again], 1).flatten(0, 1)
 
@@ -100,7 +115,7 @@ class IziFTask(EncoderTask):
         super().__init__(model, device, seed, generator, lr)
         self.distance = ImageDistance("l2", "mean", 1.0, kappa)
 
-    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, real: Tensor, drawn: None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`."""
         parts = self.distance.parts(real, self.gan.G(self.E(real)), self.gan.D.features)
         return self.distance.total(parts).mean(), {name: value.mean() for name, value in parts.items()}
@@ -110,7 +125,7 @@ class IziFTask(EncoderTask):
 class IziTask(EncoderTask):
     """izi: mean (x − G(E(x)))²."""
 
-    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, real: Tensor, drawn: None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`."""
         return (real - self.gan.G(self.E(real))).square().mean(), {}
 
@@ -119,17 +134,17 @@ class IziTask(EncoderTask):
 class ZizTask(EncoderTask):
     """ziz: mean (z − E(G(z)))², on generated images only."""
 
-    def draw(self, count: int) -> Tensor | None:
+    def draw(self, count: int) -> Tensor:
         """z ~ N(0, 1)."""
         here = distributed.world()
         z = torch.randn(count * here.size, self.gan.G.z_dim, generator=self.rng)
         return distributed.share(z, here).to(self.device)
 
-    def loss(self, real: Tensor, z: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, real: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`; `real` is not looked at."""
         with torch.no_grad():
-            images = self.gan.G(z)
-        return (z - self.E(images)).square().mean(), {}
+            images = self.gan.G(drawn)
+        return (drawn - self.E(images)).square().mean(), {}
 
 
 @register("izi_f", kind="inverter")
@@ -143,6 +158,8 @@ class EncoderInverter(Inverter):
             raise ValueError(
                 "this model has no encoder; train one (gan-uad train izi_f_64 -o generator=RUN) or use --inverter anogan"
             )
+        if not hasattr(nets["encoder"], "z_dim"):
+            raise ValueError("this model's encoder gives w, not z: use --inverter hybrid")
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
 
     def _invert(self, images: Tensor) -> Inversion:

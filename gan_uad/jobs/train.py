@@ -19,6 +19,7 @@ from gan_uad.jobs.fit import fit
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
+from gan_uad.networks.sampling import style_based
 from gan_uad.run import Run
 from gan_uad.training import checkpoint, distributed
 from gan_uad.training.adversarial import AdversarialTask
@@ -205,15 +206,19 @@ def _completed(config: RunConfig) -> RunConfig:
         config.data.path = _absolute(config.data.path)
     if config.generator is None:
         return config
-    theirs = load_model(config.generator).config
-    network = {"z_dim": _z_dim(theirs), **config.network}
-    data = inherit_preprocessing(config.data, theirs, config.resolution)
+    theirs = load_model(config.generator)
+    network = {**_latent_sizes(config.model, theirs.generator), **config.network}
+    data = inherit_preprocessing(config.data, theirs.config, config.resolution)
     return config.model_copy(update={"data": data, "network": network, "generator": _absolute(config.generator)})
 
 
-def _z_dim(config: RunConfig) -> int:
-    default = inspect.signature(registry.find("network", config.model)).parameters["z_dim"].default
-    return int(config.network.get("z_dim", default))
+def _latent_sizes(encoder: str, G: Any) -> dict[str, int]:
+    """The options of an encoder that follow from its generator."""
+    sizes = {"z_dim": G.z_dim}
+    if style_based(G):
+        sizes |= {"w_dim": G.w_dim, "num_ws": G.synthesis.num_ws, "num_noise": len(G.synthesis.noise_shapes)}
+    takes = inspect.signature(registry.find("network", encoder)).parameters
+    return {name: size for name, size in sizes.items() if name in takes}
 
 
 def _existing(source: str, overrides: tuple[str, ...], out: Path, resume: bool) -> Run | None:

@@ -1,0 +1,282 @@
+"""An encoder into W or W+ of StyleGAN and StyleGAN2, alone or as the start of a short search.
+
+The way that Štepec & Skočaj (2020) name as future work. Trained on normal images and on generated ones, whose w is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from encoders.base import Found, Inversion, Inverter
+from encoders.izi import EncoderTask
+from encoders.noise import autocorrelation
+from encoders.projection import LatentSearch, mapped_w, w_statistics
+from gan_uad.data.patches import PatchSet, to_tensor
+from gan_uad.errors import UserError
+from gan_uad.features.lpips import perceptual_distance
+from gan_uad.networks.sampling import style_based
+from gan_uad.networks.style_encoder import Code
+from gan_uad.registry import register
+from gan_uad.training import distributed
+from gan_uad.training.checkpoint import load_weights
+from gan_uad.training.ema import EMA
+
+JUDGED_AT_ONCE = 32
+
+
+@dataclass
+class Drawn:
+    """What generated images are made from: z `[K, z_dim]` and noise maps `[K, 1, h, w]` of each layer; their share of the batch."""
+
+    z: Tensor
+    noise: list[Tensor]
+    share: float
+
+    def __getitem__(self, part: slice) -> Drawn:
+        return Drawn(self.z[part], [maps[part] for maps in self.noise], self.share)
+
+
+@register("hybrid", kind="task")
+class HybridTask(EncoderTask):
+    """Train a `style_encoder` E against a frozen StyleGAN or StyleGAN2: each image x should be y = synthesis(E(x)).
+
+    For each image, the sum of: `pixel_weight` · mean (x − y)²; `perceptual_weight` · the distance called `perceptual`;
+    `feature_weight` · mean (f(x) − f(y))², f the discriminator's features; `spread_weight` · mean over layers of ‖ws − w_avg‖² / w_std².
+    The share `generated` of a batch is not of normals but of images made from z ~ N(0, 1) and fresh noise, which add
+    `latent_weight` · mean over layers of ‖ws − w‖² / w_std². Predicted noise maps are kept like white noise by `noise_weight` ·
+    `noise.autocorrelation`; without them, y has the layers' own fixed ones.
+
+    Adam; what is kept and judged is a moving average of half-life `ema_kimg`. The judge: median distance on validation normals.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        generator: Any,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.99),
+        ema_kimg: float = 1.0,
+        perceptual: str = "efficientnet_lite0",
+        pixel_weight: float = 1.0,
+        perceptual_weight: float = 1.0,
+        feature_weight: float = 0.1,
+        spread_weight: float = 0.01,
+        latent_weight: float = 0.1,
+        noise_weight: float = 0.1,
+        generated: float = 0.25,
+    ) -> None:
+        weights = (pixel_weight, perceptual_weight, feature_weight, spread_weight, latent_weight, noise_weight)
+        if min(weights) < 0 or not 0 <= generated <= 1:
+            raise ValueError(f"weights must not be negative and generated in [0, 1], got {weights} and {generated}")
+        if lr <= 0:
+            raise ValueError(f"lr must be above 0, got {lr}")
+        self.betas, self.generated = betas, generated
+        names = ("pixel", "perceptual", "features", "spread", "latent", "noise")
+        self.weights = dict(zip(names, weights, strict=True))
+        super().__init__(model, device, seed, generator, lr)
+        self.perceptual = perceptual_distance(perceptual).to(device)
+        self.E.centre(*w_statistics(mapped_w(self.gan.G)))
+        self.ema = EMA(self.E, ema_kimg)
+
+    def check_fit(self) -> None:
+        """See `EncoderTask`."""
+        E, G = self.E, self.gan.G
+        if not style_based(G):
+            raise ValueError(
+                f"its generator must be a StyleGAN or StyleGAN2, which have a w; {self.gan.spec['name']} has none"
+            )
+        if not hasattr(E, "num_ws"):
+            raise ValueError(f"it trains an encoder into w, such as style_encoder, not {E.spec['name']}")
+        for name, mine, theirs in (
+            ("resolution", E.resolution, G.resolution),
+            ("w_dim", E.w_dim, G.w_dim),
+            ("num_ws", E.num_ws, G.synthesis.num_ws),
+            ("noise maps", E.noise_shapes, G.synthesis.noise_shapes),
+        ):
+            if mine is not None and mine != theirs:
+                raise ValueError(f"the encoder does not fit the generator: its {name} {mine}, the generator's {theirs}")
+
+    def optimizer_of(self, lr: float) -> torch.optim.Optimizer:
+        """See `EncoderTask`."""
+        return torch.optim.Adam(self.E.parameters(), lr, self.betas, fused=True)
+
+    def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
+        """See `EncoderTask`."""
+        figures = super().step(real, nimg)
+        whole = self.whole(real)
+        self.ema.update(whole, nimg + whole)
+        return figures
+
+    def draw(self, count: int) -> Drawn:
+        """What the first of `count` images are replaced by, in this process: its share of those of the whole batch."""
+        here = distributed.world()
+        made = round(self.generated * count * here.size)
+        z = torch.randn(made, self.gan.G.z_dim, generator=self.rng)
+        # On the device, by a seed of their own: at high resolutions the CPU would take longer than the step.
+        rng = torch.Generator(self.device).manual_seed(int(torch.randint(1 << 62, (), generator=self.rng)))
+        noise = [
+            distributed.share(torch.randn(made, *shape, generator=rng, device=self.device), here)
+            for shape in self.gan.G.synthesis.noise_shapes
+        ]
+        return Drawn(distributed.share(z, here).to(self.device), noise, made / (count * here.size))
+
+    def loss(self, real: Tensor, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
+        """See `EncoderTask`; of `real`, as many images as were drawn are replaced by generated ones."""
+        G = self.gan.G
+        with torch.no_grad():
+            w = G.mapping(drawn.z)
+            made = G.synthesis(G.spread(w), drawn.noise).clamp(-1, 1)
+            images = torch.cat([made, real[len(made) :]])
+        code: Code = self.E(images)
+        parts = self.distances(images, self.synthesize(code))
+        parts["spread"] = w_distance(self.E, code.ws, self.E.w_avg)
+        if code.noise is not None:
+            parts["noise"] = autocorrelation(code.noise)
+        figures = {name: values.mean() for name, values in parts.items()}
+        # Over all images of the pass: the mean over a batch then does not depend on how it is cut.
+        figures["latent"] = w_distance(self.E, code.ws[: len(w)], w[:, None]).sum() / len(images)
+        value = torch.stack([self.weights[name] * figure for name, figure in figures.items()]).sum()
+        if drawn.share:
+            figures["latent"] = figures["latent"] / drawn.share
+        return value, figures
+
+    def distances(self, images: Tensor, made: Tensor) -> dict[str, Tensor]:
+        """What an image and its reconstruction differ by, each `[N]`."""
+        D = self.gan.D
+        with torch.no_grad():
+            features = D.features(images)
+        with torch.autocast(self.device.type, enabled=False):
+            with torch.no_grad():
+                seen = self.perceptual.features(images)
+            distance = self.perceptual.distance(seen, self.perceptual.features(made, check=False))
+        return {
+            "pixel": (images - made).square().mean((1, 2, 3)),
+            "perceptual": distance,
+            "features": (features - D.features(made)).square().mean(1),
+        }
+
+    def synthesize(self, code: Code) -> Tensor:
+        """Images of what an encoder found."""
+        made: Tensor = self.gan.G.synthesis(code.ws, "const" if code.noise is None else code.noise)
+        return made
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """See `EncoderTask`; by the averaged encoder."""
+        return self.synthesize(self.ema.net(images)).clamp(-1, 1)
+
+    def judge(self, patches: PatchSet) -> Reconstruction:
+        """See `Task`."""
+        return Reconstruction(self, patches)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """The averaged encoder, and the GAN that it belongs to."""
+        return {"gan": self.gan, "encoder": self.ema.net}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `EncoderTask`."""
+        return {**super().state_dict(), "ema": self.ema.net.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `EncoderTask`."""
+        super().load_state_dict(state)
+        load_weights(self.ema.net, state["ema"], "the checkpoint")
+
+
+class Reconstruction:
+    """Judges an encoder by the reconstructions of validation normals: medians of the perceptual and the pixel distance.
+
+    In float32; processes share the images.
+    """
+
+    figure, larger = "val_perceptual", False
+
+    def __init__(self, task: HybridTask, patches: PatchSet) -> None:
+        """Raises `UserError` when no patch is normal."""
+        self.task, self.patches = task, patches.select(label=0)
+        if len(self.patches) == 0:
+            raise UserError(f"{patches.source}: no normal image among the {len(patches)} validation images to judge by")
+
+    @torch.no_grad()
+    def judge(self, nimg: int) -> dict[str, float]:
+        """See `Judge`."""
+        here, task = distributed.world(), self.task
+        rows = np.arange(here.rank, len(self.patches), here.size)
+        found = torch.zeros(len(self.patches), 2)
+        with torch.autocast(task.device.type, enabled=False):
+            for start in range(0, len(rows), JUDGED_AT_ONCE):
+                some = rows[start : start + JUDGED_AT_ONCE]
+                images = to_tensor(self.patches.gather(some)).to(task.device)
+                parts = task.distances(images, task.reconstruct(images))
+                found[some] = torch.stack([parts["perceptual"], parts["pixel"]], 1).cpu()
+        perceptual, pixel = distributed.total(found).median(0).values.tolist()
+        return {"val_perceptual": perceptual, "val_pixel": pixel}
+
+
+def w_distance(E: Any, ws: Tensor, w: Tensor) -> Tensor:
+    """‖ws − w‖² / w_std² averaged over the layers, `[N]`: about 2 between two w of the mapping network."""
+    distance: Tensor = (ws - w).square().sum(2).mean(1) / E.w_std**2
+    return distance
+
+
+@register("hybrid", kind="inverter")
+class HybridInverter(LatentSearch):
+    """The encoder's w of each layer and noise maps, alone (`steps` 0) or as the start of a short search.
+
+    The search is that of `LatentSearch` without noise on the latents, which would only lead away from a good start, and at a lower
+    rate. The other options are those of `LatentSearch`.
+    """
+
+    space = "ws"
+    explore = 0.0
+
+    def __init__(
+        self,
+        nets: dict[str, Any],
+        device: torch.device,
+        steps: int = 50,
+        lr: float = 0.02,
+        perceptual: str = "efficientnet_lite0",
+        settle: float = 0.0,
+        seed: int = 0,
+        kappa: float = 1.0,
+        micro_batch: int = 8,
+    ) -> None:
+        """Raises `ValueError` for options, and `UserError` where weights are missing."""
+        if not hasattr(nets.get("encoder"), "num_ws"):
+            raise ValueError(
+                "this model has no encoder into w; train one (gan-uad train hybrid_64 --generator RUN) or use --inverter w"
+            )
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, got {steps}")
+        super().__init__(nets, device, max(steps, 1), lr, perceptual, settle, 1, seed, kappa, micro_batch)
+        self.steps = steps
+
+    def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+        """See `LatentSearch`."""
+        with torch.no_grad():
+            code: Code = self.nets["encoder"](images)
+        return code
+
+    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[Found]:
+        """See `Inverter`."""
+        if self.steps:
+            return super().stream(images, progress)
+        return Inverter.stream(self, images, progress)
+
+    def _invert(self, images: Tensor) -> Inversion:
+        """The encoder alone."""
+        ws, noise = self.start(images)
+        steps = torch.zeros(len(images), dtype=torch.long)
+        return Inversion(ws, self.reconstruct(ws, noise), steps, images.new_zeros(0, len(images)), noise, self.space)
+
+    def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor:
+        """How far ws of the reconstruction, by the encoder, are from those found, per image `[N]`: see `w_distance`."""
+        return w_distance(self.nets["encoder"], latent, self.start(reconstruction)[0])
