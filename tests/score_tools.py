@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-HEADER = ["image", "group", "label", "score", "residual", "features", "latent", "model", "threshold", "decision"]
+PARTS = ["residual", "features", "l1", "l2", "latent", "z_shell"]
+HEADER = ["image", "group", "label", "score", *PARTS, "model", "threshold", "decision"]
 RULE = ("--threshold", "fpr:0.2")  # four validation groups can promise 0.2
 
 

@@ -16,19 +16,30 @@ from score_tools import RULE, copied, fails, index, rows
 
 
 @pytest.mark.usefixtures("fast")
-@pytest.mark.parametrize("inverter", ["izi_f", "anogan"])
-@pytest.mark.parametrize("first_maps", [True, False])
+@pytest.mark.parametrize(
+    ("inverter", "combine", "first_maps"),
+    [("izi_f", "own", True), ("izi_f", "fisher", False), ("anogan", "max", True), ("anogan", "own", False)],
+)
 def test_an_interrupted_scoring_goes_on(
-    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inverter: str, first_maps: bool
+    cli: Any,
+    trained: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inverter: str,
+    combine: str,
+    first_maps: bool,
 ) -> None:
-    """Stopped in the middle, with half a line on disk; also when maps are asked for only the second time."""
-    from gan_uad.scoring.base import Scorer
+    """Stopped in the middle, with half a line on disk; also when maps are asked for only the second time.
 
-    monkeypatch.setattr("gan_uad.jobs.score.CHUNK", 8)
-    whole = Scorer.score
+    A search goes by two of its own micro-batches at a time, whatever the chunks of others are.
+    """
+    from gan_uad.scoring.gan_inversion import GanInversionScorer
+
+    monkeypatch.setattr("gan_uad.jobs.score_rows.CHUNK", 8 if inverter == "izi_f" else 1000)
+    whole = GanInversionScorer.measure
     command = ["score", trained.encoder, copied(trained, tmp_path / "p", step=2), "--inverter", inverter, *RULE]
-    command += ["-o", "scoring.options.steps=2"] if inverter == "anogan" else []
-    command += ["-o", "scoring.calibration_images=20"]
+    command += ["-o", "scoring.options.steps=2", "-o", "scoring.options.micro_batch=4"] if inverter == "anogan" else []
+    command += ["-o", "scoring.calibration_images=20", "-o", f"scoring.options.combine={combine}"]
     calls: list[int] = []
 
     def stopping(self: Any, images: Any) -> Any:
@@ -37,7 +48,7 @@ def test_an_interrupted_scoring_goes_on(
             raise KeyboardInterrupt
         return whole(self, images)
 
-    monkeypatch.setattr(Scorer, "score", stopping)
+    monkeypatch.setattr(GanInversionScorer, "measure", stopping)
     result = cli(*command, "--out", tmp_path / "out", *(["--maps"] if first_maps else []))
     assert result.exit_code == 130
     assert not (tmp_path / "out" / "scores.csv").exists()
@@ -48,6 +59,7 @@ def test_an_interrupted_scoring_goes_on(
     calls[:] = [0] * 10  # no more stops
     assert cli(*command, "--maps", "--out", tmp_path / "out").exit_code == 0
     continued = calls[10:]
+    assert max(continued) <= 10  # of the pictures
     left = 12 if first_maps else 20  # what follows the first chunk, or all for want of maps; the validation was done
     assert sum(continued[: 2 if first_maps else 3]) == left
     assert cli(*command, "--maps", "--out", tmp_path / "again").exit_code == 0

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from score_tools import PARTS
 from torch import Tensor
 
 import gan_uad
@@ -18,7 +19,7 @@ from gan_uad.data.patches import batches, load_patches
 from gan_uad.errors import UserError
 from gan_uad.scoring.base import Scorer, load_scorer
 
-OPTIONS = {"izi_f": {"kappa": 0.7}, "anogan": {"steps": 3}}
+OPTIONS: dict[str, dict[str, float]] = {"izi_f": {"kappa": 0.7, "smooth": 0}, "anogan": {"steps": 3, "smooth": 0}}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_the_izi_f_score_is_its_formula(trained: Any, images: Tensor) -> None:
     features = (tapped[0] - tapped[1]).square().mean(1)
     scores = model.scorer("izi_f", kappa=0.7).score(images)
     expected = {"residual": residual, "features": features, "latent": (z - again).double().square().mean(1)}
-    assert set(scores.parts) == set(expected)
+    assert list(scores.parts) == PARTS
     for name, values in expected.items():
         torch.testing.assert_close(scores.parts[name].double(), values, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(scores.image.double(), residual + 0.7 * features, rtol=1e-5, atol=1e-7)
@@ -99,7 +100,7 @@ def test_the_izi_f_score_is_its_formula(trained: Any, images: Tensor) -> None:
 
 def test_the_anogan_score_is_the_loss_at_the_end(trained: Any, images: Tensor) -> None:
     found = gan_uad.load(str(trained.generator)).scorer("anogan", steps=6, weight=0.3).score(images)
-    assert set(found.parts) == {"residual", "features"}
+    assert list(found.parts) == [name for name in PARTS if name != "latent"]
     torch.testing.assert_close(found.image, 0.7 * found.parts["residual"] + 0.3 * found.parts["features"])
     assert found.reconstruction is not None
     torch.testing.assert_close(found.parts["residual"], (images - found.reconstruction).abs().sum((1, 2, 3)))
@@ -173,7 +174,7 @@ def test_compare_is_the_distance_of_two_distributions(scorer: Scorer, patches: A
     # Where all of one set lies above the other, Wasserstein-1 is the difference of the means.
     assert white["mean_score"] > white["mean_score_of_normals"]
     assert white["wasserstein_1"] == pytest.approx(white["mean_score"] - white["mean_score_of_normals"], rel=0.05)
-    scorer.calibration = None
+    scorer.calibration = scorer.map_tails = None
 
 
 def test_a_scorer_comes_back_from_its_file(
@@ -190,11 +191,16 @@ def test_a_scorer_comes_back_from_its_file(
                 tensor.zero_()
         given["inverter"] = blank.scorer(spec["name"], **spec["options"]).inverter  # type: ignore[attr-defined]
     back = load_scorer(tmp_path / "scorer.safetensors", **given)
-    assert torch.equal(back.score(images).image, scorer.score(images).image)
+    before, after = scorer.score(images), back.score(images)
+    assert torch.equal(after.image, before.image)
+    if before.map is not None and after.map is not None:
+        assert torch.equal(after.map, before.map)
+        assert scorer.map_tails is not None
+        assert not torch.equal(before.map, scorer.measure(images).map)
     assert back.calibration is not None
     assert scorer.calibration is not None
     assert torch.equal(back.calibration, scorer.calibration)
-    scorer.calibration = None
+    scorer.calibration = scorer.map_tails = None
 
 
 def test_what_is_no_scorer_file(trained: Any, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from gan_uad import registry
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
-from gan_uad.errors import UserError
+from gan_uad.errors import UserError, near
 from gan_uad.jobs.latents import check_style
 from gan_uad.networks.sampling import draw, from_seeds, settle
 from gan_uad.scoring.base import Scorer, load_scorer
@@ -71,7 +71,7 @@ class Model:
         return to_tensor(preprocess(image, self.config.data, self.resolution)[None])
 
     def scorer(self, inverter: str | None = None, **options: Any) -> Scorer:
-        """The run's scorer, or one with another inverter; `options` go to the inverter."""
+        """The run's scorer, or one with another inverter; `options` are those of either."""
         return make_scorer(self, inverter, options)
 
 
@@ -102,7 +102,15 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     device = device or torch.device("cpu")
     for net in networks.values():
         net.to(device).to(memory_format=torch.channels_last)
-    return Model(Path(path), networks, config, description["nimg"], device, description.get("train_data", ""), description.get("scorer"))
+    return Model(
+        Path(path),
+        networks,
+        config,
+        description["nimg"],
+        device,
+        description.get("train_data", ""),
+        description.get("scorer"),
+    )
 
 
 def inverter_of(model: Model) -> str:
@@ -111,9 +119,10 @@ def inverter_of(model: Model) -> str:
 
 
 def make_scorer(model: Model, inverter: str | None = None, options: dict[str, Any] | None = None) -> Scorer:
-    """Build the scorer that the model's configuration names; `inverter` and its `options` replace the configured ones.
+    """Build the scorer that the model's configuration names; `inverter` and `options` replace the configured ones.
 
-    A scorer that works without an inverter has the options itself, and is given what it asks for of the run's networks and the device.
+    Scorer and inverter are told their options together: each gets those that it takes (`perceptual`, for instance, both may). A scorer
+    that works without an inverter has the options itself, and is given what it asks for of the run's networks and the device.
     One that learns from normal images is still to be fitted (`Scorer.learns`), unless the model is just that scorer, fitted.
     """
     settings = model.config.scoring
@@ -137,8 +146,22 @@ def make_scorer(model: Model, inverter: str | None = None, options: dict[str, An
     configured = inverter_of(model)
     chosen = inverter or configured
     base = settings.options if chosen == configured else {}
-    found = registry.build("inverter", chosen, {**base, **(options or {})}, **given)
-    return registry.build("scorer", settings.scorer, {}, inverter=found)
+    told = {**base, **(options or {})}
+    ours = _options_of("scorer", settings.scorer, {"inverter"})
+    theirs = _options_of("inverter", chosen, set(given))
+    for name in told:
+        if name not in ours | theirs:
+            raise UserError(
+                f"neither scorer {settings.scorer} nor inverter {chosen} has an option {name!r}: {near(name, ours | theirs)}"
+            )
+    found = registry.build("inverter", chosen, {k: v for k, v in told.items() if k in theirs}, **given)
+    return registry.build("scorer", settings.scorer, {k: v for k, v in told.items() if k in ours}, inverter=found)
+
+
+def _options_of(kind: str, name: str, given: set[str]) -> set[str]:
+    """What a registered class may be told."""
+    parameters = inspect.signature(registry.find(kind, name)).parameters.values()
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - given
 
 
 def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: int) -> DataConfig:

@@ -1,6 +1,6 @@
-"""Difference maps of a scored folder as files, the masks cut from them, and their figures where annotations exist.
+"""Anomaly maps of a scored folder as files, the masks cut from them, and their figures where annotations exist.
 
-maps/000012.png   16-bit, value / 65535 · 2 = mean absolute difference   segments/000012.png  0 or 255   truth/000012.png  0 or 255
+maps/000012.png   16-bit, value / 2048 in the unit that scores.json tells   segments/000012.png  0 or 255   truth/000012.png  0 or 255
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from PIL import Image
 from gan_uad.files import atomic
 from gan_uad.metrics import pixel
 
-MAP_TOP = 2.0  # largest possible value: images lie in [-1, 1]
+STEPS = 2048  # of a unit in 16 bits: a calibrated map reaches 32, which is one pixel of normals in 10³²
 
 
 def write_maps(maps: NDArray[np.floating[Any]], start: int, folder: Path) -> None:
     """Write maps `[N, H, W]` as `maps/<start + i>.png`."""
-    pixels = np.round(np.clip(maps / MAP_TOP, 0, 1) * 65535).astype(np.uint16)
+    pixels = np.clip(np.round(maps * STEPS), 0, 65535).astype(np.uint16)
     _write(pixels, start, folder / "maps")
 
 
@@ -30,8 +30,8 @@ def write_masks(masks: NDArray[np.bool_], folder: Path) -> None:
 
 
 def read_maps(folder: Path) -> NDArray[np.float32]:
-    """All maps of a scored folder, `[N, H, W]` in [0, 2]."""
-    return _read(folder / "maps").astype(np.float32) * (MAP_TOP / 65535)
+    """All maps of a scored folder, `[N, H, W]` in [0, 32)."""
+    return _read(folder / "maps").astype(np.float32) / np.float32(STEPS)
 
 
 def pixel_threshold(maps: NDArray[np.floating[Any]], quantile: float) -> float:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,24 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gan_uad import console, device
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.errors import UserError
-from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.files import make_folder, write_json
 from gan_uad.jobs.load import load_model, make_scorer, model_file
 from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
-from gan_uad.jobs.score_sets import ScoreSets, choose_sets, some, told_anew
+from gan_uad.jobs.score_rows import CHUNK, Row, as_rows, read_back, resumed, write_csv, written_numbers
+from gan_uad.jobs.score_sets import ScoreSets, choose_sets, told_anew
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
 from gan_uad.scoring.base import Scorer, Scores
 from gan_uad.scoring.mean_color import MeanColorScorer
 
-CHUNK = 64  # images between two writes of the partial results
 SHOWN = 5  # pictures of each kind in triplets.png
-PIXEL_IMAGES = 128  # validation normals whose pixels set the threshold of the segments
 LISTED = 10  # broken images named at the end; scores.json has all
+RAREST = 4.0  # the top of the colour scale of calibrated maps: one of 10,000 pixels of normals
+MAPS = {
+    True: "-log10 of the probability that a pixel of a normal image has such a value, by validation normals",
+    False: "in the scorer's own unit: there were no maps of validation normals to calibrate on",
+}
 
 
 def score(
@@ -49,8 +52,9 @@ def score(
     """Score a set of patches; returns the folder with `scores.csv`. Run again after an interruption, it goes on.
 
     `split`: train, val, test or all; default: test where the source brings splits or is what the run was trained on, else all.
-    `maps` writes difference maps, and masks cut where a map exceeds `pixel_quantile` of the pixels of validation normals.
-    The threshold of the decisions is set on the validation split of the scored set, or else of the set that the run was trained on.
+    `maps` writes anomaly maps, and masks cut where a map exceeds `pixel_quantile` of the pixels of validation normals.
+    Maps, combined parts and the threshold of the decisions rest on the validation split of the scored set, or else of the set that the
+    run was trained on.
     """
     model = load_model(run, device.prepare(where))
     trained_on = model.config.data
@@ -59,13 +63,14 @@ def score(
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
     found_by = getattr(scorer, "inverter", None)
-    used = scorer.spec if found_by is None else found_by.spec
-    folder = out or _default_folder(run, data or str(config.data.path), used["name"], split)
+    method = "-".join(_method(scorer))
+    folder = out or _default_folder(run, data or str(config.data.path), method, split)
     normals = _normals(scorer, sets, config.scoring.scorer)
-    key = _key(run, used, sets, normals, scorer.rests_on)
+    _check_normals(scorer, sets)
+    key = _key(run, [scorer.spec, None if found_by is None else found_by.spec], sets, normals, scorer.rests_on)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
-        "inverter": None if found_by is None else used, "label": f"{model.name}/{used['name']}",
+        "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"], "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
@@ -88,17 +93,16 @@ def _score_all(
 ) -> None:
     key = settings["key"]
     label = settings["label"]
-    validation = None
+    validation, pixels = None, None
     if sets.validation is not None:
-        validation = _score_set(
-            scorer, sets.validation, folder / ".validation.jsonl", key, "scoring validation images", None
-        )
-        _write_csv(folder / "scores_validation.csv", sets.validation, validation, label, None)
+        validation, pixels = _calibrate(scorer, sets.validation, folder / ".validation.jsonl", key)
+        write_csv(folder / "scores_validation.csv", sets.validation, validation, label, None)
+    settings["maps"] = MAPS[scorer.map_tails is not None]
     fitted = _threshold(rule, sets.validation, validation)
-    rows = _score_set(scorer, sets.target, folder / ".scores.jsonl", key, "scoring", folder if maps else None)
-    _write_csv(folder / "scores.csv", sets.target, rows, label, fitted)
+    rows = _score_set(scorer, sets.target, folder / ".scores.jsonl", key, folder if maps else None)
+    write_csv(folder / "scores.csv", sets.target, rows, label, fitted)
     if maps:
-        settings["pixel_threshold"] = _segment(scorer, sets, folder, pixel_quantile)
+        settings["pixel_threshold"] = _segment(sets, folder, pixels, pixel_quantile)
     thresholds = {"scores.csv": fitted, "mean_color.csv": _baseline(sets, folder, rule)}
     _pictures(scorer, sets.target, rows, folder)
     settings["thresholds"] = {name: _json_threshold(found) for name, found in thresholds.items() if found is not None}
@@ -132,6 +136,23 @@ def _default_folder(run: str, data: str, method: str, split: str | None) -> Path
     return parent / "scores" / "-".join(part for part in (Path(data).stem, split, method) if part)
 
 
+def _method(scorer: Scorer) -> list[str]:
+    """How it is scored, in words for a folder and a table: the inverter or scorer, and how parts are combined."""
+    found_by = getattr(scorer, "inverter", None)
+    combined = scorer.spec["options"].get("combine", "own")
+    return [(scorer if found_by is None else found_by).spec["name"], *([] if combined == "own" else [combined])]
+
+
+def _check_normals(scorer: Scorer, sets: ScoreSets) -> None:
+    """Raise `UserError` before hours of work where the validation normals will not do."""
+    count = 0 if sets.validation is None else len(sets.validation.select(label=0))
+    if count < scorer.least_normals:
+        raise UserError(
+            f"{' '.join(_method(scorer))} rests on at least {scorer.least_normals} validation normals, and {count} are at hand: "
+            "give patches with a val split, put back those that the run was trained on, or leave the combination out"
+        )
+
+
 def _normals(scorer: Scorer, sets: ScoreSets, name: str) -> PatchSet | None:
     """What a scorer that learns is fitted on; None for one that has nothing to learn."""
     if not scorer.learns:
@@ -154,7 +175,7 @@ def _fit(scorer: Scorer, normals: PatchSet) -> None:
     scorer.fit(counted())
 
 
-def _key(run: str, method: dict[str, Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:
+def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:
     hashed = hashlib.sha256(model_file(run).read_bytes())
     parts: list[Any] = [method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None]
     if normals is not None:
@@ -180,57 +201,46 @@ def _claim(folder: Path, key: str) -> None:
             )
 
 
-def _score_set(
-    scorer: Scorer, patches: PatchSet, partial: Path, key: str, what: str, maps: Path | None
-) -> list[dict[str, float]]:
+def _calibrate(
+    scorer: Scorer, patches: PatchSet, partial: Path, key: str
+) -> tuple[list[Row], NDArray[np.floating[Any]] | None]:
+    """Measure validation images and calibrate on the normal ones; `{score, parts...}` of each, and pixels of the normals' maps.
+
+    The rows in `partial` are what was measured. All that follows rests on them, so that it does not matter which of them an earlier call
+    has written.
+    """
+
+    def rows_of(images: Tensor, start: int) -> list[Row]:
+        sampled = scorer.measure(images).sampled()
+        rows = as_rows(sampled)
+        for i, row in enumerate(rows):
+            row["pixels"] = {name: written_numbers(maps[i]) for name, maps in sampled.maps.items()}
+        return rows
+
+    rows = resumed(patches, partial, {"key": key}, "scoring validation images", scorer.chunk, rows_of)
+    measured = read_back(rows)
+    normal = torch.from_numpy(patches.manifest.label == 0)
+    scores = scorer.calibrate(measured.take(normal))
+    settled = scorer.settle(measured)
+    settled.image = settled.image.masked_scatter(normal, scores)
+    return as_rows(settled), None if settled.map is None else settled.map[normal].numpy()
+
+
+def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps: Path | None) -> list[Row]:
     """One `{score, parts...}` an image, in order; what an interrupted call left in `partial` is taken over."""
-    header = {"key": key, "maps": maps is not None}
-    rows = _partial_rows(partial, header)
-    write_text(partial, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
-    with console.progress(what, len(patches), done=len(rows)) as bar, open(partial, "a", encoding="utf-8") as file:
-        rest = patches.take(np.arange(len(rows), len(patches)))
-        for images, _ in batches(rest, CHUNK):
-            scores = scorer.score(images)
-            new = _rows(scores)
-            if maps is not None:
-                write_maps(_maps_of(scores), len(rows), maps)
-            file.write("".join(json.dumps(row) + "\n" for row in new))
-            file.flush()
-            rows += new
-            bar.update(len(rows))
-    return rows
+
+    def rows_of(images: Tensor, start: int) -> list[Row]:
+        measured = scorer.measure(images)
+        as_rows(measured)  # NaN of a broken model is told as such, before anything is made of it
+        scores = scorer.settle(measured)
+        if maps is not None:
+            write_maps(_maps_of(scores), start, maps)
+        return as_rows(scores)
+
+    return resumed(patches, partial, {"key": key, "maps": maps is not None}, "scoring", scorer.chunk, rows_of)
 
 
-def _partial_rows(partial: Path, header: dict[str, Any]) -> list[dict[str, float]]:
-    """The rows of whole chunks: a search that goes on then meets the same micro-batches as an uninterrupted one."""
-    if not partial.is_file():
-        return []
-    rows = []
-    for line in partial.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that was being written when the process was killed
-            break
-    if not rows or rows.pop(0) != header:
-        return []
-    return rows[: len(rows) // CHUNK * CHUNK]
-
-
-def _rows(scores: Scores) -> list[dict[str, float]]:
-    columns = {"score": scores.image, **scores.parts}
-    for name, values in columns.items():
-        if not bool(values.isfinite().all()):
-            raise UserError(
-                f"the model gives {name} = NaN or infinity for some images: it diverged in training, or its file is damaged"
-            )
-    # Nine digits hold a float32. Thresholds are set on what is written, so that a file's decisions follow from its numbers.
-    written = ([float(f"{value:.9g}") for value in values.tolist()] for values in columns.values())
-    return [dict(zip(columns, values, strict=True)) for values in zip(*written, strict=True)]
-
-
-def _threshold(
-    rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows: list[dict[str, float]] | None
-) -> Threshold | None:
+def _threshold(rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows: list[Row] | None) -> Threshold | None:
     name, params = rule
     if patches is None or rows is None:
         return fit_threshold(name, None, **params) if name == "manual" else None
@@ -244,23 +254,6 @@ def _threshold(
         raise UserError(str(error)) from None
 
 
-def _write_csv(
-    path: Path, patches: PatchSet, rows: list[dict[str, float]], model: str, threshold: Threshold | None
-) -> None:
-    """`image, group, label, score, <parts>, model, threshold, decision` (decision: score > threshold)."""
-    parts = [name for name in rows[0] if name != "score"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "group", "label", "score", *parts, "model", "threshold", "decision"])
-    manifest = patches.manifest
-    for image, group, label, row in zip(manifest.image, manifest.group, manifest.label, rows, strict=True):
-        decision = "" if threshold is None else int(row["score"] > threshold.value)
-        value = "" if threshold is None else repr(threshold.value)
-        numbers = [f"{row[name]:.9g}" for name in ("score", *parts)]
-        writer.writerow([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
-    write_text(path, text.getvalue())
-
-
 def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -> Threshold | None:
     """Mean colour, fitted on the same train normals and scored on the same images: what any detector must beat."""
     if sets.train is None or len(sets.train) < 4:
@@ -269,17 +262,17 @@ def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -
     scorer = MeanColorScorer()
     scorer.fit(batches(sets.train, 256))
 
-    def rows_of(patches: PatchSet) -> list[dict[str, float]]:
-        return [row for images, _ in batches(patches, 256) for row in _rows(scorer.score(images))]
+    def rows_of(patches: PatchSet) -> list[Row]:
+        return [row for images, _ in batches(patches, 256) for row in as_rows(scorer.score(images))]
 
     if rule[0] == "manual":
         rule = ("fpr", {"alpha": 0.05})  # a value given by hand is one of the other score
     validation = None
     if sets.validation is not None:
         validation = rows_of(sets.validation)
-        _write_csv(folder / "mean_color_validation.csv", sets.validation, validation, "mean_color", None)
+        write_csv(folder / "mean_color_validation.csv", sets.validation, validation, "mean_color", None)
     fitted = _threshold(rule, sets.validation, validation)
-    _write_csv(folder / "mean_color.csv", sets.target, rows_of(sets.target), "mean_color", fitted)
+    write_csv(folder / "mean_color.csv", sets.target, rows_of(sets.target), "mean_color", fitted)
     return fitted
 
 
@@ -295,18 +288,17 @@ def _maps_of(scores: Scores) -> NDArray[np.floating[Any]]:
     return maps
 
 
-def _segment(scorer: Scorer, sets: ScoreSets, folder: Path, quantile: float) -> float | None:
-    """Threshold the maps where validation normals tell how; put the annotations beside them where there are any."""
+def _segment(sets: ScoreSets, folder: Path, pixels: NDArray[np.floating[Any]] | None, quantile: float) -> float | None:
+    """Threshold the maps where pixels of validation normals tell how; put the annotations beside them where there are any."""
     truth = _truth(sets.target)
     if truth is not None:
         write_masks(truth, folder / "truth")
-    if sets.validation is None:
-        console.say("note: no validation normals at hand, so the maps were not cut into masks")
+    if pixels is None:
+        console.say(
+            "note: no validation normals at hand, so the maps are in the scorer's own unit and were not cut into masks"
+        )
         return None
-    normals = some(sets.validation.select(label=0), PIXEL_IMAGES, 0)
-    value = pixel_threshold(
-        np.concatenate([_maps_of(scorer.score(images)) for images, _ in batches(normals, CHUNK)]), quantile
-    )
+    value = pixel_threshold(pixels, quantile)
     write_segments(folder, value)
     return value
 
@@ -322,7 +314,7 @@ def _truth(patches: PatchSet) -> NDArray[np.bool_] | None:
         return None
 
 
-def _pictures(scorer: Scorer, patches: PatchSet, rows: list[dict[str, float]], folder: Path) -> None:
+def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) -> None:
     """triplets.png: images spread evenly over the ranks of each label, least to most anomalous."""
     from gan_uad.report.pictures import triplets
 
@@ -338,7 +330,8 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[dict[str, float]], f
     names = {0: "normal", 1: "anomalous", -1: "unknown"}
     captions = [f"{names[int(labels[i])]}\n{values[i]:.4g}" for i in picked]
     masks = _truth(patches.take(picked))
-    vmax = float(np.quantile(scores.map.numpy(), 0.995))
-    triplets(
-        images, to_uint8(scores.reconstruction), scores.map.numpy(), folder / "triplets.png", captions, vmax, masks
-    )
+    calibrated = scorer.map_tails is not None
+    vmax = RAREST if calibrated else float(np.quantile(scores.map.numpy(), 0.995))
+    what = "−log10 p of normals" if calibrated else "difference"
+    made, maps = to_uint8(scores.reconstruction), scores.map.numpy()
+    triplets(images, made, maps, folder / "triplets.png", captions, vmax, masks, what)

@@ -138,8 +138,9 @@ def triplets(
     captions: Sequence[str] | None = None,
     vmax: float | None = None,
     masks: ArrayLike | None = None,
+    what: str = "difference",
 ) -> Path:
-    """Rows of input | closest normal | difference, and annotation where `masks [N, H, W]` are given.
+    """Rows of input | closest normal | map (of `what`), and annotation where `masks [N, H, W]` are given.
 
     `inputs`, `reconstructions` uint8 `[N, H, W, 3]`; `maps` float `[N, h, w]` >= 0. All maps share one colour scale from
     0 to `vmax` (None: the largest value among these maps, so comparable inside this picture only): a scale of its own
@@ -175,7 +176,7 @@ def triplets(
             if title == "difference":
                 scale = drawn
         bar = place(width - BAR_INCHES + 2 * GAP_INCHES, HEAD_INCHES, 0.16, height - HEAD_INCHES - GAP_INCHES)
-        figure.colorbar(scale, bar, label="difference", extend="max" if beyond else "neither")
+        figure.colorbar(scale, bar, label=what, extend="max" if beyond else "neither")
     return path
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,20 +18,27 @@ from torch import Tensor
 from gan_uad import registry
 from gan_uad.errors import UserError
 from gan_uad.files import atomic
+from gan_uad.metrics.tails import Tail
 
 Batches = Iterable[
     tuple[Tensor, Tensor]
 ]  # images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown)
 
+PIXELS = 128  # of each map of a validation normal, which tell how maps of normals look: 65,536 of 512 images
+
 
 @dataclass
 class Scores:
-    """Scores of N images, on the CPU. `image` `[N]`: higher = more anomalous. `map` `[N, H, W]`: where. `parts`: named `[N]`."""
+    """Scores of N images, on the CPU. `image` `[N]`: higher = more anomalous. `map` `[N, H, W]`: where. `parts`: named `[N]`.
+
+    `maps`: what `map` is made of, by name, in their own units: `[N, H, W]`, or a sample of their pixels `[N, P]`.
+    """
 
     image: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
     map: Tensor | None = None
     reconstruction: Tensor | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def concatenate(cls, pieces: list[Scores]) -> Scores:
@@ -39,43 +48,62 @@ class Scores:
             {name: torch.cat([p.parts[name] for p in pieces]) for name in pieces[0].parts},
             _cat([p.map for p in pieces]),
             _cat([p.reconstruction for p in pieces]),
+            {name: torch.cat([p.maps[name] for p in pieces]) for name in pieces[0].maps},
         )
 
     def first(self, count: int) -> Scores:
         """The scores of the first `count` images."""
+        return self.take(slice(count))
+
+    def take(self, rows: slice | Tensor) -> Scores:
+        """The scores of some of the images."""
         return Scores(
-            self.image[:count],
-            {name: values[:count] for name, values in self.parts.items()},
-            None if self.map is None else self.map[:count],
-            None if self.reconstruction is None else self.reconstruction[:count],
+            self.image[rows],
+            {name: values[rows] for name, values in self.parts.items()},
+            None if self.map is None else self.map[rows],
+            None if self.reconstruction is None else self.reconstruction[rows],
+            {name: maps[rows] for name, maps in self.maps.items()},
         )
+
+    def sampled(self) -> Scores:
+        """Without pictures, and with some pixels of `maps` only, at the same random places of every image: what `calibrate` needs."""
+        return Scores(self.image, self.parts, maps={name: _some_pixels(maps) for name, maps in self.maps.items()})
 
 
 class Scorer(ABC):
     """A detector of what is not normal.
 
     Scores are deterministic and independent of the batch that an image comes in: images go through the model in micro-batches
-    of one fixed size, the last one padded.
+    of one fixed size, the last one padded. They come about in two steps: `measure` looks at an image alone, `settle` at what it
+    measured beside what `calibrate` saw of validation normals. Then also the maps are in one unit, whatever is measured: −log10 of the
+    probability that a pixel of a normal image has such a value, averaged over the maps of a scorer that has several.
     """
 
     micro_batch = 16
+    chunk: int | None = None  # images that are measured between two looks at what is done; None: measuring is quick
     resolution: int | None = None  # the only side that the networks take; None: any
+    least_normals = 0  # validation normals without which it cannot score
     spec: dict[str, Any]
     rests_on: str = ""  # pretrained weights, in words that tell them from others
     fitted = False  # by `fit` or `load_scorer`
     calibration: Tensor | None = None  # scores of validation normals, after `fit`
+    map_tails: dict[str, Tail] | None = None  # of the pixels of their maps, by the name of the map
 
     def fit(self, train: Batches, validation: Batches | None = None) -> None:
-        """Learn from normal images (label 1 is dropped); keep the scores of `validation` normals for `tail_probability`."""
+        """Learn from normal images (label 1 is dropped); calibrate on the normals of `validation`, and keep their scores."""
         self.fit_normals((images[labels != 1] for images, labels in train))
         self.fitted = True
         if validation is not None:
-            kept = [self.score(images[labels == 0]).image for images, labels in validation if bool((labels == 0).any())]
+            kept = [
+                self.measure(images[labels == 0]).sampled()
+                for images, labels in validation
+                if bool((labels == 0).any())
+            ]
             if not kept:
                 raise UserError(
                     "the validation set holds no normal images (label 0), so nothing can be calibrated on it"
                 )
-            self.calibration = torch.cat(kept)
+            self.calibration = self.calibrate(Scores.concatenate(kept))
 
     @property
     def learns(self) -> bool:
@@ -85,18 +113,40 @@ class Scorer(ABC):
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """Learn from batches of normal images. Detectors whose networks are trained already have nothing to do here."""
 
-    @abstractmethod
-    def score_batch(self, images: Tensor) -> Scores:
-        """Score exactly `micro_batch` images `[micro_batch, 3, R, R]` in [-1, 1]; no image may influence another's result."""
+    def calibrate(self, normals: Scores) -> Tensor:
+        """Learn from what `measure` gave of validation normals, `sampled` or not; returns their scores `[N]`.
 
-    def score(self, images: Tensor) -> Scores:
-        """Score `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
+        Each score is as of an image that was not calibrated on, so that a threshold may be set on them.
+        """
+        self.map_tails = {name: Tail.fit(normals.maps[name].numpy().ravel()) for name in sorted(normals.maps)} or None
+        return normals.image
+
+    def score_batch(self, images: Tensor) -> Scores:
+        """Measure exactly `micro_batch` images `[micro_batch, 3, R, R]` in [-1, 1]; no image may influence another's result."""
+        raise NotImplementedError
+
+    def measure(self, images: Tensor) -> Scores:
+        """Measure `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
         check_images(images, self.resolution)
         pieces = []
         for part in images.split(self.micro_batch):
             padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(part)))
             pieces.append(self.score_batch(padded).first(len(part)))
-        return Scores.concatenate(pieces)
+        found = Scores.concatenate(pieces)
+        if found.map is not None and not found.maps:
+            found.maps = {"map": found.map}
+        return found
+
+    def settle(self, measured: Scores) -> Scores:
+        """The scores of what `measure` gave, images and maps alike by what `calibrate` saw of normals, where it saw any."""
+        if self.map_tails is None:
+            return measured
+        rarity = [-tail.log_p(measured.maps[name].numpy()) / math.log(10) for name, tail in self.map_tails.items()]
+        return replace(measured, map=torch.from_numpy(np.mean(rarity, axis=0)).float())
+
+    def score(self, images: Tensor) -> Scores:
+        """Score `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
+        return self.settle(self.measure(images))
 
     def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """How far a set is from the validation normals: Wasserstein-1 distance between the two distributions of scores."""
@@ -127,6 +177,8 @@ class Scorer(ABC):
         tensors = {f"scorer.{k}": v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}
         if self.calibration is not None:
             tensors["calibration"] = self.calibration
+        for name, tail in (self.map_tails or {}).items():
+            tensors[f"map_tail.{name}"] = torch.from_numpy(tail.values)
         metadata = {"gan_uad_scorer": json.dumps(self.spec)} | ({} if about is None else {"gan_uad": json.dumps(about)})
         with atomic(path) as temporary:
             save_file(tensors, temporary, metadata=metadata)
@@ -147,6 +199,8 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
     spec = json.loads(text)
     scorer: Scorer = registry.build("scorer", spec["name"], spec["options"], **given)
     scorer.calibration = tensors.pop("calibration", None)
+    tails = {name: tensors.pop(name).numpy() for name in sorted(tensors) if name.startswith("map_tail.")}
+    scorer.map_tails = {name.removeprefix("map_tail."): Tail.fit(values) for name, values in tails.items()} or None
     scorer.take({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
     scorer.fitted = True
     return scorer
@@ -161,6 +215,13 @@ def check_images(images: Tensor, resolution: int | None = None) -> None:
     low, high = float(images.amin()), float(images.amax())
     if not (low >= -1 - 1e-4 and high <= 1 + 1e-4):  # also false for NaN
         raise ValueError(f"images must be finite and in [-1, 1], got values from {low:.4g} to {high:.4g}")
+
+
+def _some_pixels(maps: Tensor) -> Tensor:
+    pixels = maps.flatten(1)
+    # A regular grid would meet the lattice that some generators leave always at the same place.
+    chosen = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(0))[:PIXELS]
+    return pixels[:, chosen]
 
 
 def _cat(pieces: list[Any]) -> Any:

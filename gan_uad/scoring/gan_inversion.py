@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from gan_uad.errors import UserError, near
+from gan_uad.features.lpips import PERCEPTUAL, PerceptualDistance, perceptual_distance
+from gan_uad.metrics.tails import COMBINATIONS, LEAST, Tail, combine
+from gan_uad.networks.sampling import style_based
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.base import Scorer, Scores, check_images
 from gan_uad.scoring.distance import ImageDistance
+from gan_uad.scoring.parts import LatentCloud, shell_distance, smoothed, whiteness
+
+COLUMN_OF = {"vgg": "lpips_vgg", "alex": "lpips_alex", "efficientnet_lite0": "effnet_lite0"}
+COLUMNS = {"LPIPS-vgg": "lpips_vgg", "LPIPS-alex": "lpips_alex", "EffNetLite0 distance": "effnet_lite0"}
+PARTS = ("residual", "features", "l1", "l2", *COLUMNS.values(), "latent", "z_shell", "w_mahalanobis", "noise")
+BATCHES = 2  # micro-batches of a search in one chunk: places that are done early find more to do, and little is lost by a stop
 
 
 class Inverts(Protocol):
-    """What this room needs of an inverter (`encoders.base.Inverter`)."""
+    """What this room needs of an inverter (`encoders.base.Inverter`).
+
+    One that searches has `steps`; one that makes a perceptual distance small, and not its `distance`, has that as `perceptual`.
+    """
 
     spec: dict[str, Any]
     generator: Any
@@ -23,7 +38,10 @@ class Inverts(Protocol):
     micro_batch: int
 
     def invert(self, images: Tensor) -> Any:
-        """Images -> an object with `latent`, `reconstruction`."""
+        """Images -> an object with `latent`, `space`, `reconstruction`, `noise`."""
+
+    def measure(self, images: Tensor, reconstruction: Tensor) -> Tensor:
+        """What the method itself makes small, `[N]`."""
 
     def networks(self) -> dict[str, Any]:
         """The nets by role."""
@@ -34,40 +52,165 @@ class Inverts(Protocol):
 
 @register("gan_inversion", kind="scorer")
 class GanInversionScorer(Scorer):
-    """Distance to the closest normal image: A(x) = A_R(x) + κ·A_D(x) (f-AnoGAN, section 2.3; AnoGAN's weights with its search).
+    """Distance to the closest normal image G(·) that an inverter finds for an image x, in several parts.
 
-    Parts: `residual` (A_R), `features` (A_D, on the discriminator's features), and with an encoder `latent`, the mean squared
-    z-distance between E(x) and E(G(E(x))). The map is the absolute difference, averaged over colours, in [0, 2].
-    The networks are trained already; `fit` only keeps the scores of validation normals.
+    Parts, each `[N]`, higher = further from normal:
+
+    - `residual` (A_R), `features` (A_D, on the discriminator's features): as the method's `ImageDistance` has them;
+    - `l1`, `l2`: mean |x − G| and mean (x − G)²;
+    - `lpips_vgg`, `lpips_alex` or `effnet_lite0`: the perceptual distance;
+    - `latent`, with an encoder of z: mean (E(x) − E(G(E(x))))²;
+    - `w_mahalanobis`, StyleGAN and StyleGAN2: of w to the Gaussian of mapped z (`LatentCloud`); other generators: `z_shell`, how far
+      ‖z‖ is from that of N(0, 1) (for PGAN, which sees the direction of z alone, that is only how far a search strayed);
+    - `noise`, where the search found noise maps: how far they are from white noise (`whiteness`).
+
+    `combine` "own": the method's score, such as A(x) = A_R + κ·A_D (f-AnoGAN, section 2.3). "fisher", "max": each part as a tail
+    probability of validation normals (`Tail`), combined by `metrics.tails.combine`, with no weight to set; needs `calibrate`. The
+    parts are all there are but `residual`, which is `l1` or `l2` on another scale and would count twice, or those named by `parts`.
+
+    The maps are |x − G| averaged over colours, in [0, 2], and that of the perceptual distance, under a Gaussian of `smooth` px.
+    Before calibration `map` is the first alone.
     """
 
-    def __init__(self, inverter: Inverts) -> None:
-        self.inverter = inverter
+    def __init__(
+        self,
+        inverter: Inverts,
+        combine: str = "own",
+        parts: list[str] | None = None,
+        perceptual: str | None = None,
+        smooth: float = 1.0,
+    ) -> None:
+        """`perceptual`: "none" or one of `PERCEPTUAL`; None: the inverter's own, if it has one. Raises `ValueError` and `UserError`."""
+        if combine not in ("own", *COMBINATIONS):
+            raise ValueError(f"combine must be own, fisher or max, got {combine!r}")
+        if parts is not None and (combine == "own" or not parts):
+            raise ValueError(
+                "parts are named for combine=fisher or max, at least one; the method's own score has its own"
+            )
+        for name in parts or []:
+            if name not in PARTS:
+                raise ValueError(f"no part is called {name!r}: {near(name, PARTS)}")
+        if perceptual not in (None, "none", *PERCEPTUAL):
+            raise ValueError(f"perceptual must be none or one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
+        if smooth < 0:
+            raise ValueError(f"smooth must not be negative, got {smooth}")
+        self.inverter, self.combine, self.parts, self.smooth = inverter, combine, parts, smooth
         self.micro_batch, self.resolution = inverter.micro_batch, inverter.generator.resolution
+        self.chunk = BATCHES * self.micro_batch if getattr(inverter, "steps", 0) else None
+        self.least_normals = 0 if combine == "own" else LEAST
+        self._theirs: PerceptualDistance | None = getattr(inverter, "perceptual", None)
+        self.perceptual = self._perceptual(perceptual)
+        weights = "" if self.perceptual is None else self.perceptual.weights
+        self.rests_on = "; ".join(dict.fromkeys(text for text in (getattr(inverter, "rests_on", ""), weights) if text))
+        self.tails: dict[str, Tail] | None = None  # of the parts of validation normals
+        self._cloud: LatentCloud | None = None
 
-    def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`."""
-        inverter = self.inverter
-        images = images.to(inverter.device)
-        found = inverter.invert(images)
-        with torch.no_grad():
-            parts = inverter.distance.parts(images, found.reconstruction, inverter.discriminator.features)
-            total = inverter.distance.total(parts)
-            latent = inverter.latent_distance(found.latent, found.reconstruction)
+    def _perceptual(self, name: str | None) -> PerceptualDistance | None:
+        theirs = self._theirs
+        if name is None or (theirs is not None and COLUMNS[theirs.name] == COLUMN_OF.get(name)):
+            return theirs
+        return None if name == "none" else perceptual_distance(name).to(self.inverter.device)
+
+    def measure(self, images: Tensor) -> Scores:
+        """See `Scorer`; `image` is the method's own score. The inverter gets all images together: it has batches of its own."""
+        check_images(images, self.resolution)
+        images = images.to(self.inverter.device)
+        found = self.inverter.invert(images)
+        pieces = []
+        for start in range(0, len(images), self.micro_batch):
+            rows = slice(start, start + self.micro_batch)
+            count = len(images[rows])
+            lacking = self.micro_batch - count
+            # Padded by copies, since some parts of an empty image would be infinite.
+            chosen = torch.cat([torch.arange(start, start + count), torch.full((lacking,), start)])
+            pieces.append(self._measured(images[chosen], found.take(chosen)).first(count))
+        return Scores.concatenate(pieces)
+
+    @torch.no_grad()
+    def _measured(self, images: Tensor, found: Any) -> Scores:
+        """Of exactly `micro_batch` images and what was found for them."""
+        inverter, made = self.inverter, found.reconstruction
+        difference = images - made
+        parts = inverter.distance.parts(images, made, inverter.discriminator.features)
+        parts |= {"l1": difference.abs().mean((1, 2, 3)), "l2": difference.square().mean((1, 2, 3))}
+        maps = {"difference": difference.abs().mean(1)}
+        if self.perceptual is not None:
+            name = COLUMNS[self.perceptual.name]
+            parts[name], maps[name] = self.perceptual(images, made), self.perceptual.maps(images, made)
+        latent = inverter.latent_distance(found.latent, made)
         if latent is not None:
             parts["latent"] = latent
-        difference = (images - found.reconstruction).abs().mean(1)
-        return Scores(total.cpu(), {k: v.cpu() for k, v in parts.items()}, difference.cpu(), found.reconstruction.cpu())
+        parts |= self._of_latent(found)
+        # The first is what `measure` gives too; it would ask the discriminator once more.
+        own = inverter.distance.total(parts) if self._theirs is None else inverter.measure(images, made)
+        maps = {name: smoothed(values.cpu(), self.smooth) for name, values in maps.items()}
+        return Scores(own.cpu(), {k: v.cpu() for k, v in parts.items()}, maps["difference"], made.cpu(), maps)
+
+    def _of_latent(self, found: Any) -> dict[str, Tensor]:
+        G = self.inverter.generator
+        parts = {}
+        if style_based(G):
+            self._cloud = self._cloud or LatentCloud(G)
+            parts["w_mahalanobis"] = self._cloud.distance(
+                G.mapping(found.latent) if found.space == "z" else found.latent
+            )
+        else:
+            parts["z_shell"] = shell_distance(found.latent)
+        if found.noise is not None:
+            parts["noise"] = whiteness(found.noise)
+        return parts
+
+    def calibrate(self, normals: Scores) -> Tensor:
+        """See `Scorer`: the tails of the parts. Raises `UserError` for fewer than 10 normals, unless the score is the method's own."""
+        scores = super().calibrate(normals)
+        if self.combine == "own":
+            return scores
+        if len(normals.image) < LEAST:
+            raise UserError(
+                f"combine={self.combine} rests on at least {LEAST} validation normals, got {len(normals.image)}: "
+                "give more, or take combine=own"
+            )
+        values = {name: normals.parts[name].double().numpy() for name in self._chosen(normals.parts)}
+        self.tails = {name: Tail.fit(part) for name, part in values.items()}
+        return self._combined([self.tails[name].left_out_log_p(part) for name, part in values.items()])
+
+    def _chosen(self, parts: dict[str, Tensor]) -> list[str]:
+        chosen = self.parts or [name for name in parts if name != "residual"]
+        for name in chosen:
+            if name not in parts:
+                raise UserError(
+                    f"scoring.options.parts: there is no {name} here; this inverter and generator give {', '.join(parts)}"
+                )
+        return [name for name in PARTS if name in chosen]
+
+    def _combined(self, log_p: list[Any]) -> Tensor:
+        return torch.from_numpy(combine(np.stack(log_p), self.combine)).float()
+
+    def settle(self, measured: Scores) -> Scores:
+        """See `Scorer`. Raises `UserError` where parts are to be combined and nothing was calibrated."""
+        settled = super().settle(measured)
+        if self.combine == "own":
+            return settled
+        if self.tails is None:
+            raise UserError(
+                f"combine={self.combine} needs to know validation normals first: fit the scorer with a validation set, or take combine=own"
+            )
+        log_p = [tail.log_p(measured.parts[name].double().numpy()) for name, tail in self.tails.items()]
+        return replace(settled, image=self._combined(log_p))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The inverter's networks."""
-        return {
+        """The inverter's networks, and the values of the tails."""
+        nets = {
             f"{role}.{name}": tensor
             for role, net in self.inverter.networks().items()
             for name, tensor in net.state_dict().items()
         }
+        return nets | {f"tail.{name}": torch.from_numpy(tail.values) for name, tail in (self.tails or {}).items()}
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `Scorer`."""
+        self._cloud = None
+        tails = {k.removeprefix("tail."): Tail.fit(v.numpy()) for k, v in tensors.items() if k.startswith("tail.")}
+        self.tails = {name: tails[name] for name in PARTS if name in tails} or None
         for role, net in self.inverter.networks().items():
             net.load_state_dict({k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")})
