@@ -187,6 +187,34 @@ def score(
 
 
 @main.command()
+@click.argument("run")
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=Path("projected"), show_default=True)
+@click.option(
+    "--inverter",
+    metavar="NAME",
+    help="w, w_plus, z, hybrid, izi_f, anogan, ... [default: the run's own, or w, or anogan]",
+)
+@click.option(
+    "-o",
+    "options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="An option of the inverter, e.g. -o steps=200 -o perceptual=alex.",
+)
+@click.option("--gif", is_flag=True, help="Also write an animation of each search.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the search.")
+@device_option
+def project(
+    run: str, images: tuple[Path, ...], out: Path, inverter: str | None, options: tuple[str, ...], gif: bool, seed: int, device: str,
+) -> None:  # fmt: skip
+    """Find the closest image that the generator of RUN can make to each of IMAGES (files or folders of them), and its latent."""
+    from gan_uad.jobs.project import project as job
+
+    print(job(run, list(images), out, inverter, options, gif, seed, device))
+
+
+@main.command()
 @click.argument("scores", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Where figures and pictures go. [default: the first SCORES folder]"
