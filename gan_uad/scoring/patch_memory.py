@@ -15,7 +15,7 @@ from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.coreset import OVERHEAD, Reservoir, k_center
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scores
-from gan_uad.scoring.features import FeatureScorer, at_least
+from gan_uad.scoring.features import FeatureScorer, at_least, choice
 
 SIDE = 224  # px that images are brought to where the network does not say
 ROWS = 2048  # patches whose distances to the memory are held at a time
@@ -28,7 +28,7 @@ class PatchMemory(FeatureScorer):
     A patch is a place of the network's maps at 1/8 and 1/16 of the image's side (`strides`), each map averaged over 3 × 3 places (at the
     border over those that there are), the coarser ones interpolated bilinearly to the finest and all set side by side (section 3.1).
     The memory is a greedy k-centre coreset (section 3.2). The score is the largest distance of a patch to its nearest one in memory; the
-    map has these distances, interpolated and smoothed (section 3.3).
+    map has these distances, interpolated and smoothed (section 3.3). Parts: `max` and `mean` of the distances.
 
     What differs from the paper: the coreset is chosen from a uniform sample of all patches, so that memory is bounded at any number of
     images; channels are neither averaged nor projected to fewer; the networks are those of this package.
@@ -43,6 +43,7 @@ class PatchMemory(FeatureScorer):
         strides: tuple[int, ...] = (8, 16),
         memory_mb: float = 32.0,
         max_patches: int = 4096,
+        reduce: str = "max",
         reweight: int = 0,
         sigma: float = 4.0,
         seed: int = 0,
@@ -54,10 +55,12 @@ class PatchMemory(FeatureScorer):
 
         `memory_mb`: MiB (2²⁰ bytes) that the fit may take for patches: the memory and the sample that it is chosen from; the more, the
         larger the sample, and the fit takes longer in proportion. `max_patches`: of the memory; scoring takes longer in proportion.
-        `reweight`: neighbours b of the weight of the image's score (eq. 7), 9 in later implementations; 0 leaves it out. `sigma`: of the
+        `reduce`: max (the paper's) or mean, which finds what is a little strange everywhere rather than very strange somewhere; both are
+        parts. `reweight`: neighbours b of the weight of the maximum (eq. 7), 9 in later implementations; 0 leaves it out. `sigma`: of the
         Gaussian that smooths the map, in px of the network's side; 0: not smoothed. `seed`: of the sample.
         """
         at_least(max_patches, 1, "max_patches")
+        choice(reduce, ("max", "mean"), "reduce")
         if not 0 < memory_mb < float("inf"):
             raise ValueError(f"memory_mb must be above 0, not {memory_mb}")
         at_least(sigma, 0, "sigma")
@@ -68,13 +71,8 @@ class PatchMemory(FeatureScorer):
             )
         super().__init__(features, net=net, device=device)
         self.side: int = getattr(self.net, "side", SIDE)
-        self.strides, self.max_patches, self.reweight, self.sigma, self.seed = (
-            strides,
-            max_patches,
-            reweight,
-            sigma,
-            seed,
-        )
+        self.strides, self.max_patches, self.sigma, self.seed = strides, max_patches, sigma, seed
+        self.reduce, self.reweight = reduce, reweight
         self.dim = self._patches(torch.zeros(1, 3, self.side, self.side)).shape[1]
         size = 4 * self.dim
         self.sample = int((memory_mb * 2**20 - max_patches * size) // (size + OVERHEAD))
@@ -118,14 +116,15 @@ class PatchMemory(FeatureScorer):
         n, _, h, w = patches.shape
         rows = _rows(patches)
         distance, index = self._nearest(rows)
-        score, place = distance.view(n, -1).max(1)
+        largest, place = distance.view(n, -1).max(1)
         if self.reweight:
-            score = score * self._weight(
+            largest = largest * self._weight(
                 rows.view(n, h * w, -1)[torch.arange(n), place], index.view(n, -1)[torch.arange(n), place]
             )
         found = F.interpolate(distance.view(n, 1, h, w), (self.side,) * 2, mode="bilinear", align_corners=False)
         found = resized(_smooth(found, self.sigma), images.shape[-1])
-        return Scores(score.cpu(), map=found[:, 0].cpu())
+        parts = {"max": largest.cpu(), "mean": distance.view(n, -1).mean(1).cpu()}
+        return Scores(parts[self.reduce], parts, found[:, 0].cpu())
 
     @torch.inference_mode()
     def _patches(self, images: Tensor) -> Tensor:
