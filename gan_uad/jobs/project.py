@@ -74,13 +74,13 @@ def project(
         search.frames = FRAMES
     found, skipped = read_images(inputs, model.config.data, model.resolution)
     settings = _settings(run, model, search)
-    _claim(out, settings["key"])
-    records = _records(out)
+    records = _records(make_folder(out))
+    _claim(records, settings["key"], out)
     pictures = _placed(found, records)
     done = {p.image: r for p in pictures if (r := _finished(out, p, records, settings["key"], gif)) is not None}
     todo = [picture for picture in pictures if picture.image not in done]
     if done:
-        console.say(f"{len(done)} images are there already")
+        console.say(f"{_images(len(done))} there already")
     _advise(search, len(todo))
 
     def summarise() -> None:
@@ -94,7 +94,7 @@ def project(
                 done[picture.image] = record
     finally:
         summarise()
-    console.say(f"{len(done)} images -> {out}/{TABLE}")
+    console.say(f"{_images(len(done))} -> {out}/{TABLE}")
     for image, reason in skipped[:LISTED]:
         console.say(f"skipped: {image}: {reason}")
     if len(skipped) > LISTED:
@@ -147,7 +147,7 @@ def read_images(inputs: list[Path], data: DataConfig, resolution: int) -> tuple[
         raise UserError("no image to project: " + "; ".join(f"{image}: {reason}" for image, reason in skipped[:3]))
     for (width, height), count in sizes.items():
         if (width, height) != (resolution, resolution):
-            console.say(f"{count} images of {width}x{height} px: {_rule(width, height, data, resolution)}")
+            console.say(f"{_images(count)} of {width}x{height} px: {_rule(width, height, data, resolution)}")
     return list(pictures.values()), skipped
 
 
@@ -207,10 +207,9 @@ def _settings(run: str, model: Model, search: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _claim(out: Path, key: str) -> None:
-    make_folder(out)
-    summary = out / SUMMARY
-    if summary.exists() and _json(summary).get("key") != key:
+def _claim(records: dict[str, dict[str, Any]], key: str, out: Path) -> None:
+    """Refuse a folder in which something else was finished; what merely failed there does not count."""
+    if any(record.get("key") != key for record in records.values()):
         raise UserError(
             f"{out} holds projections by another model, inverter or setting; choose another folder with --out"
         )
@@ -228,6 +227,10 @@ def _finished(
     record = records.get(picture.folder, {})
     same = record.get("key") == key and record.get("pixels") == picture.digest
     return record if same and (not gif or (out / picture.folder / "progress.gif").is_file()) else None
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _json(path: Path) -> dict[str, Any]:
