@@ -39,6 +39,7 @@ class Drawn:
     share: float
 
     def __getitem__(self, part: slice) -> Drawn:
+        """Those of a micro-batch."""
         return Drawn(self.z[part], [maps[part] for maps in self.noise], self.share)
 
 
