@@ -19,7 +19,7 @@ from gan_uad.features.lpips import perceptual_distance
 from gan_uad.metrics.tails import Tail
 from gan_uad.scoring.base import PIXELS, Scorer, load_scorer
 from gan_uad.scoring.distance import ImageDistance
-from gan_uad.scoring.parts import LatentCloud, shell_distance, smoothed, whiteness
+from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
 
 CPU = torch.device("cpu")
 STYLE = {"z_dim": 6, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
@@ -66,7 +66,11 @@ class Guess(Inverter):
 @pytest.fixture(scope="module")
 def style() -> Any:
     torch.manual_seed(0)
-    return registry.build("network", "stylegan2", {"resolution": 32, **STYLE}).eval()
+    gan = registry.build("network", "stylegan2", {"resolution": 32, **STYLE}).eval()
+    with torch.no_grad():
+        for layer in gan.G.synthesis.layers:
+            layer.noise_strength.fill_(0.3)
+    return gan
 
 
 @pytest.fixture(scope="module")
@@ -164,29 +168,23 @@ def test_z_off_the_shell() -> None:
         assert float(shell_distance(vector)) == pytest.approx(expected, abs=1e-4)
 
 
-def test_noise_that_is_not_white() -> None:
-    """1 for white noise whatever its strength; the definition, cell by cell; more for maps that something is painted into."""
-    rng = torch.Generator().manual_seed(0)
-    sides = (4, 8, 16, 32)
-    white = [torch.randn(400, 1, side, side, generator=rng) for side in sides]
-    found = whiteness(white)
-    assert float(found.mean()) == pytest.approx(1, abs=0.1)
-    torch.testing.assert_close(whiteness([7 * maps for maps in white]), found, rtol=1e-4, atol=1e-5)
-    terms = []
-    for maps in white:
-        level = maps[5, 0].double().numpy()
-        while len(level) >= 8:
-            centred = level - level.mean()
-            for axis in (0, 1):
-                pairs = [np.take(centred, i, axis) @ np.take(centred, i - 1, axis) for i in range(len(level))]
-                terms.append(level.size * (sum(pairs) / (centred**2).sum()) ** 2)
-            level = level.reshape(len(level) // 2, 2, -1, 2).mean((1, 3))
-    assert float(found[5]) == pytest.approx(np.mean(terms), rel=1e-5)
-    painted = [maps + torch.linspace(-1, 1, maps.shape[2]) for maps in white]
-    assert float(whiteness(painted).median()) > 3
-    assert bool(whiteness([torch.zeros(2, 1, 8, 8)]).isfinite().all())
-    with pytest.raises(ValueError, match="no map of 8 px"):
-        whiteness(white[:1])
+def test_what_noise_maps_painted(style: Any) -> None:
+    """0 for the generator's own maps; all that differs from its own image of the latent where the maps lead to the image itself."""
+    G = style.G
+    with torch.no_grad():
+        for space in ("w", "ws"):
+            found = Guess({"gan": style}, space, True).invert(pictures(4))
+            ws = found.latent if space == "ws" else G.spread(found.latent)
+            own = G.synthesis(ws).clamp(-1, 1)
+            assert bool((painted(G, ws, pictures(4), own) == 0).all())
+            gained = painted(G, ws, found.reconstruction, found.reconstruction)
+            torch.testing.assert_close(gained, (found.reconstruction - own).square().mean((1, 2, 3)))
+            assert float(gained.min()) > 1e-4
+            images = pictures(4)
+            parts = scorer_of(style, space, True).score(images).parts
+            expected = (images - own).double().square() - (images - found.reconstruction).double().square()
+            torch.testing.assert_close(parts["noise"].double(), expected.mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert "noise" not in scorer_of(style, "w").score(images).parts
 
 
 def test_smoothing_is_a_gaussian() -> None:

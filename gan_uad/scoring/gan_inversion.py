@@ -16,7 +16,7 @@ from gan_uad.networks.sampling import style_based
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scorer, Scores, check_images
 from gan_uad.scoring.distance import ImageDistance
-from gan_uad.scoring.parts import LatentCloud, shell_distance, smoothed, whiteness
+from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
 
 COLUMN_OF = {"vgg": "lpips_vgg", "alex": "lpips_alex", "efficientnet_lite0": "effnet_lite0"}
 COLUMNS = {"LPIPS-vgg": "lpips_vgg", "LPIPS-alex": "lpips_alex", "EffNetLite0 distance": "effnet_lite0"}
@@ -62,7 +62,7 @@ class GanInversionScorer(Scorer):
     - `latent`, with an encoder of z: mean (E(x) − E(G(E(x))))²;
     - `w_mahalanobis`, StyleGAN and StyleGAN2: of w to the Gaussian of mapped z (`LatentCloud`); other generators: `z_shell`, how far
       ‖z‖ is from that of N(0, 1) (for PGAN, which sees the direction of z alone, that is only how far a search strayed);
-    - `noise`, where the search found noise maps: how far they are from white noise (`whiteness`).
+    - `noise`, where noise maps were found too: how much of the squared difference they took away (`painted`).
 
     `combine` "own": the method's score, such as A(x) = A_R + κ·A_D (f-AnoGAN, section 2.3). "fisher", "max": each part as a tail
     probability of validation normals (`Tail`), combined by `metrics.tails.combine`, with no weight to set; needs `calibrate`. The
@@ -140,24 +140,21 @@ class GanInversionScorer(Scorer):
         latent = inverter.latent_distance(found.latent, made)
         if latent is not None:
             parts["latent"] = latent
-        parts |= self._of_latent(found)
+        parts |= self._of_latent(images, found)
         # The first is what `measure` gives too; it would ask the discriminator once more.
         own = inverter.distance.total(parts) if self._theirs is None else inverter.measure(images, made)
         maps = {name: smoothed(values.cpu(), self.smooth) for name, values in maps.items()}
         return Scores(own.cpu(), {k: v.cpu() for k, v in parts.items()}, maps["difference"], made.cpu(), maps)
 
-    def _of_latent(self, found: Any) -> dict[str, Tensor]:
+    def _of_latent(self, images: Tensor, found: Any) -> dict[str, Tensor]:
         G = self.inverter.generator
-        parts = {}
-        if style_based(G):
-            self._cloud = self._cloud or LatentCloud(G)
-            parts["w_mahalanobis"] = self._cloud.distance(
-                G.mapping(found.latent) if found.space == "z" else found.latent
-            )
-        else:
-            parts["z_shell"] = shell_distance(found.latent)
+        if not style_based(G):
+            return {"z_shell": shell_distance(found.latent)}
+        self._cloud = self._cloud or LatentCloud(G)
+        w = G.mapping(found.latent) if found.space == "z" else found.latent
+        parts = {"w_mahalanobis": self._cloud.distance(w)}
         if found.noise is not None:
-            parts["noise"] = whiteness(found.noise)
+            parts["noise"] = painted(G, w if w.ndim == 3 else G.spread(w), images, found.reconstruction)
         return parts
 
     def calibrate(self, normals: Scores) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gan_uad.errors import UserError
@@ -13,7 +12,6 @@ from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
 
 SAMPLES = 10_000  # z that are mapped to know the cloud of w
 AT_ONCE = 1000
-LEAST_SIDE = 8  # px of the smallest map whose neighbours are compared
 
 
 class LatentCloud:
@@ -51,28 +49,16 @@ def shell_distance(z: Tensor) -> Tensor:
     return ((z.double().square().sum(1) - d).abs() / (2 * d) ** 0.5).float()
 
 
-def whiteness(noise: list[Tensor]) -> Tensor:
-    """How far noise maps `[N, 1, h, w]` of each layer are from white noise, `[N]`: 1 is what white noise gives on average.
+def painted(G: Any, ws: Tensor, images: Tensor, made: Tensor) -> Tensor:
+    """What the noise maps of a search took off the difference to its images, `[N]`: mean (x − G(ws))² − mean (x − y)².
 
-    A search with noise maps paints into them what no latent can make; the plain energy does not show that, since the search keeps it at
-    1. What is painted makes neighbours alike: the mean of H·W·r² over horizontal and vertical neighbours, over all maps and their
-    halvings down to 8 px, r the correlation of neighbours, which are the terms of the search's own regulariser (Karras et al. 2020,
-    appendix D) but each in units of its variance in white noise (Box & Pierce 1970): unweighted, small maps would outweigh the rest.
-    Raises `ValueError` where no map has 8 px.
+    y is the reconstruction `made` with the maps that were found, G(ws) that with the generator's own fixed maps, of ws
+    `[N, num_ws, w_dim]`. About 0 where the maps are mere noise. A search paints into them what no latent can make, so that an image comes
+    out closer than normal tissue is to it. The energy of the maps does not show that, since the search keeps it at 1, nor does the
+    correlation of neighbours, which its regulariser keeps below that of white noise.
     """
-    terms = []
-    for maps in noise:
-        level = maps.double()
-        while level.shape[2] >= LEAST_SIDE:
-            centred = level - level.mean((1, 2, 3), keepdim=True)
-            power = centred.square().mean((1, 2, 3)).clamp_min(torch.finfo(torch.float64).tiny)
-            for axis in (2, 3):
-                r = (centred * centred.roll(1, axis)).mean((1, 2, 3)) / power
-                terms.append(r.square() * level[0].numel())
-            level = F.avg_pool2d(level, 2)
-    if not terms:
-        raise ValueError(f"noise: no map of {LEAST_SIDE} px or more")
-    return torch.stack(terms).mean(0).float()
+    plain = G.synthesis(ws, "const").clamp(-1, 1)
+    return (images - plain).square().mean((1, 2, 3)) - (images - made).square().mean((1, 2, 3))
 
 
 def smoothed(maps: Tensor, sigma: float) -> Tensor:
