@@ -100,7 +100,7 @@ class ScoringConfig(_Strict):
     )
     options: dict[str, Any] = Field(
         {},
-        description="options of the inverter; for a scorer that works without one (fid, for instance: features), its own",
+        description="options of the scorer (combine, parts, perceptual, smooth; fid: features) and of the inverter (steps, seed, kappa)",
     )
     threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
     calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
