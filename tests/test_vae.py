@@ -32,6 +32,7 @@ TINY: dict[str, dict[str, Any]] = {
     "conv_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6, 8]},
     "attn_conv_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6, 8]},
     "unet_vae": {"resolution": 32, "latent_dim": 5, "channels": [8, 6, 4], "blocks": [1, 1, 1, 1]},
+    "cnn_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6], "vae_channels": [8]},
     "skin_vae": {"resolution": 16, "latent_dim": 5, "channels": [4, 6], "hidden": 7},
 }
 
@@ -79,7 +80,9 @@ def test_the_conv_vae_is_four_convolutions_and_four_back() -> None:
     assert sum(isinstance(layer, vae.SelfAttention) for layer in network("attn_conv_vae").G.layers) == 2
 
 
-@pytest.mark.parametrize(("preset", "millions"), [("conv_vae_64", 2.96), ("vae_256", 6.58), ("skin_vae_128", 9.28)])
+@pytest.mark.parametrize(
+    ("preset", "millions"), [("conv_vae_64", 2.96), ("vae_256", 6.58), ("cnn_vae_256", 4.46), ("skin_vae_128", 9.28)]
+)
 def test_sizes_of_presets(preset: str, millions: float) -> None:
     config = load_config(preset)
     with torch.device("meta"):
@@ -99,6 +102,8 @@ def test_sizes_of_presets(preset: str, millions: float) -> None:
         ("conv_vae", {"channels": []}, "channels needs at least one layer"),
         ("fc_vae", {"hidden": [8, 0]}, "hidden must be at least 1"),
         ("skin_vae", {"hidden": 0}, "hidden must be at least 1"),
+        ("cnn_vae", {"vae_channels": []}, "vae_channels needs at least one layer"),
+        ("cnn_vae", {"vae_channels": [4] * 3}, "at least 32 px"),
         ("unet_vae", {"resolution": 16}, "at least 32 px"),
         ("unet_vae", {"channels": [4] * 6}, "make more than 32 px"),
         ("unet_vae", {"blocks": [1, 1, 1, 0]}, "blocks must be at least 1"),

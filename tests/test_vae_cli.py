@@ -27,6 +27,7 @@ PRESETS = [
     "unet_vae_64",
     "unet_vae_64_frozen",
     "vae_256",
+    "cnn_vae_256",
     "skin_vae_128",
 ]
 

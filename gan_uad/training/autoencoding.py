@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +13,14 @@ from gan_uad import console
 from gan_uad.data.patches import PatchSet, TrainStream, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.features import weights
+from gan_uad.networks.cnn_vae import CNN, CNNVAE
 from gan_uad.networks.sampling import draw, from_seeds
 from gan_uad.networks.vae import kl_divergence, squared_error
 from gan_uad.registry import register
+from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import gradient_norm, guard_gradients
-from gan_uad.training.checkpoint import load_weights
+from gan_uad.training.checkpoint import build_networks, load_weights
 from gan_uad.training.engine import Task
 from gan_uad.training.supervised import JUDGED_AT_ONCE, evaluating, start_from_imagenet
 
@@ -32,7 +35,8 @@ class VAETask(Task):
     β grows linearly from 0 to `beta` over the first `beta_kimg` (0: it is `beta` from the start). The defaults of lr and beta are those
     of Sikdar et al. (Adam 1e-5 with weight decay, β to 1); the weight decay and how long β grows are ours.
     init, for a network with ImageNet weights: "imagenet" takes them (an error where there are none), "none" does not, "auto" takes
-    them where they can be had and says so where they cannot. Judged by the negative ELBO on validation normals.
+    them where they can be had and says so where they cannot. cnn, for a network `cnn_vae`: the run of a trained `cnn` (or a model
+    file), whose convolutions it starts from, and which is trained on with the rest. Judged by the negative ELBO on validation normals.
     """
 
     states = frozenset({"beta"})
@@ -47,24 +51,32 @@ class VAETask(Task):
         beta: float = 1.0,
         beta_kimg: float = 50.0,
         init: Literal["auto", "imagenet", "none"] = "auto",
+        cnn: str | None = None,
     ) -> None:
         if lr <= 0 or min(weight_decay, beta, beta_kimg) < 0:
             raise ValueError(
                 f"need lr > 0 and weight_decay, beta, beta_kimg >= 0; got {lr}, {weight_decay}, {beta}, {beta_kimg}"
             )
+        if cnn is not None and not isinstance(model, CNNVAE):
+            raise ValueError("only a cnn_vae starts from a trained cnn: leave optim.cnn out")
         self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.opt = torch.optim.AdamW(trained, lr, weight_decay=weight_decay)
         self.opt.register_step_pre_hook(guard_gradients)
-        self.beta, self.beta_kimg, self.init, self.seed = beta, beta_kimg, init, seed
+        self.beta, self.beta_kimg, self.init, self.cnn = beta, beta_kimg, init, cnn
         self.rng = torch.Generator().manual_seed(seed)
         self.examples = torch.zeros(1, 3, model.resolution, model.resolution)
 
     def begin(self) -> None:
-        """See `Task`. Raises `UserError` where ImageNet weights are asked for and there are none."""
+        """See `Task`. Raises `UserError` where ImageNet weights are asked for and there are none, and for a `cnn` that does not fit."""
         name = getattr(self.model, "imagenet", None)
         if self.init == "imagenet" or (self.init == "auto" and name is not None and _at_hand(name, self.model.frozen)):
             start_from_imagenet(self.model)
+        if self.cnn is not None:
+            load_weights(self.model.trunk, trained_cnn(Path(self.cnn), self.model.resolution), self.cnn)
+            console.say(f"starting from the cnn of {self.cnn}")
+        elif isinstance(self.model, CNNVAE):
+            console.say("note: its cnn starts from random weights; optim.cnn=RUN takes those of a trained one")
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> TrainStream:
         """See `Task`."""
@@ -149,6 +161,20 @@ class Validation:
                 found[some] = torch.stack([squared_error(images, again), kl_divergence(mu, logvar)], 1).cpu()
         error, kl = distributed.total(found).double().mean(0).tolist()
         return {"val_elbo": error + kl, "val_reconstruction": error, "val_kl": kl}
+
+
+def trained_cnn(path: Path, resolution: int) -> dict[str, Tensor]:
+    """The weights of the convolutions of a `cnn` in a run folder (the best of a judged run) or model file. Raises `UserError`."""
+    file = path
+    if path.is_dir():
+        run = Run(path)
+        file = run.best_path if run.best_path.is_file() else run.model_path
+    found = build_networks(file)[1].get("classifier")
+    if not isinstance(found, CNN):
+        raise UserError(f"{path} holds no cnn: train one with the preset cnn_256, or leave optim.cnn out")
+    if found.resolution != resolution:
+        raise UserError(f"the cnn of {path} is of {found.resolution} px images, this network of {resolution} px")
+    return found.trunk.state_dict()
 
 
 def _at_hand(name: str, frozen: bool) -> bool:
