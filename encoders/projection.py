@@ -147,7 +147,7 @@ class LatentSearch(Inverter):
         return torch.Generator().manual_seed(pixel_seed(image, self.seed) + (purpose << 32))
 
     @torch.no_grad()
-    def _jobs(self, images: Tensor) -> Iterator[Job]:
+    def jobs(self, images: Tensor) -> Iterator[Job]:
         """All there is to do, prepared a micro-batch at a time."""
         for begin in range(0, len(images), self.micro_batch):
             count = len(images[begin : begin + self.micro_batch])
@@ -169,7 +169,7 @@ class LatentSearch(Inverter):
     def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[Found]:
         """See `Inverter`: one image at a time. Raises `JobFailed` when the distance is no number any more."""
         check_images(images, self.generator.resolution)
-        waiting = self._jobs(images)
+        waiting = self.jobs(images)
         slots = Slots(self.micro_batch, next(waiting))
         best: dict[int, tuple[float, Found]] = {}
         ended = [0] * len(images)
@@ -179,7 +179,7 @@ class LatentSearch(Inverter):
             at_work = slots.at_work()
             if not at_work:
                 return
-            self._step(slots)
+            self.step(slots)
             over = [(place, job) for place, job in at_work if job.step >= self.steps]
             results = self._results(slots, over)
             for _, job in at_work:
@@ -197,8 +197,8 @@ class LatentSearch(Inverter):
             for row in sorted({job.row for _, job in over if ended[job.row] == self.restarts}):
                 yield best.pop(row)[1]
 
-    def _step(self, slots: Slots) -> None:
-        """One step of all jobs."""
+    def step(self, slots: Slots) -> None:
+        """One step of all jobs. Raises `JobFailed`."""
         jobs = slots.at_work()
         explored = self._exploration(jobs)
         rates = [0.0 if job is None else self.schedule.rate(job.step) for job in slots.jobs]
