@@ -69,7 +69,7 @@ def project(
     model = load_model(run, device.prepare(where))
     search = make_inverter(model, inverter, options, seed)
     if gif:
-        if not hasattr(search, "frames"):
+        if not (hasattr(search, "frames") and search.steps):
             raise UserError(f"--gif shows a search by w, w_plus, z or hybrid; {search.spec['name']} keeps no pictures")
         search.frames = FRAMES
     found, skipped = read_images(inputs, model.config.data, model.resolution)
