@@ -384,14 +384,14 @@ def test_scores_are_their_definitions() -> None:
     from gan_uad.features.lpips import perceptual_distance
 
     distance = perceptual_distance("efficientnet_lite0")
-    torch.testing.assert_close(found.parts["perceptual"], distance(images, again), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.parts["effnet_lite0"], distance(images, again), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["elbo", "reconstruction", "kl", "l1", "emd", "ssim"])
 def test_any_part_may_be_the_score(name: str) -> None:
     found = scorer(score=name).score(pictures(3))
     assert torch.equal(found.image, found.parts[name])
-    assert "perceptual" not in found.parts
+    assert "effnet_lite0" not in found.parts
     shown = scorer(map="ssim").score(pictures(3)).map
     default = scorer().score(pictures(3)).map
     assert torch.equal(found.map, shown if name == "ssim" else default)
@@ -413,7 +413,7 @@ def test_maps_say_where() -> None:
         inside = found.map[:, 8:16, 20:28].mean((1, 2))
         assert (inside > 1.1 * found.map.mean((1, 2))).all(), name
     found = scorer(net, score="perceptual", perceptual="efficientnet_lite0").score(images)
-    assert torch.equal(found.image, found.parts["perceptual"])
+    assert torch.equal(found.image, found.parts["effnet_lite0"])
 
 
 @pytest.mark.parametrize("name", sorted(TINY))

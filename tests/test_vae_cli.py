@@ -19,7 +19,7 @@ from torchvision.models import resnet34
 import gan_uad
 from gan_uad.config import load_config
 
-PARTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "perceptual"]
+PARTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "effnet_lite0"]
 PRESETS = [
     "fc_vae_64",
     "conv_vae_64",
@@ -156,7 +156,7 @@ def test_another_part_may_be_the_score(scores: Path, run: Path, cli: Any, tmp_pa
     assert result.exit_code == 0, result.output
     before, after = rows(scores / "scores.csv"), rows(tmp_path / "emd" / "scores.csv")
     assert [row["score"] for row in after] == [row["emd"] for row in before]
-    assert "perceptual" not in after[0]
+    assert "effnet_lite0" not in after[0]
     fails(cli("score", run, *option, "--out", scores), "holds scores of another model, data set or setting")
     fails(
         cli("score", run, "-o", "scoring.options.score=emb", "--out", tmp_path / "x"), "option score: input should be"

@@ -15,6 +15,7 @@ from gan_uad.metrics.ssim import ssim
 from gan_uad.networks.vae import kl_divergence, squared_error
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.gan_inversion import COLUMN_OF
 
 Score = Literal["elbo", "reconstruction", "kl", "l1", "emd", "ssim", "perceptual"]
 Map = Literal["l1", "ssim", "perceptual"]
@@ -26,7 +27,8 @@ class VAEScorer(Scorer):
 
     Parts: `reconstruction`, the sum of squared differences; `kl`, KL(q(z|x) ‖ N(0, 1)) in nats; `elbo`, the negative ELBO, their sum
     (whatever β the training had); `l1`, the mean absolute difference; `emd`, the earth mover's distance between the intensities (Sikdar
-    et al.; `metrics.emd`); `ssim`, 1 − SSIM; `perceptual`, the distance called so ("none" leaves it out). All of images in [-1, 1].
+    et al.; `metrics.emd`); `ssim`, 1 − SSIM; and the `perceptual` distance ("none" leaves it out), which is called `effnet_lite0`,
+    `lpips_vgg` or `lpips_alex`, as in `gan_inversion`. All of images in [-1, 1].
 
     The map is that of `map`, by default that of the score where it has one, else `l1`: the absolute difference averaged over colours,
     1 − SSIM, or the perceptual distance, place by place. The earth mover's distance has none: it does not know places.
@@ -50,7 +52,8 @@ class VAEScorer(Scorer):
             self.rests_on = f"{self.perceptual.name} {self.perceptual.weights}"
         elif "perceptual" in (score, map):
             raise ValueError(f"perceptual=none leaves out what is asked for; name one of {', '.join(PERCEPTUAL)}")
-        self.chosen = score
+        self.column = COLUMN_OF.get(perceptual, "")
+        self.chosen: str = self.column if score == "perceptual" else score
         self.shown: str = map or (score if score in ("ssim", "perceptual") else "l1")
 
     @torch.no_grad()
@@ -75,7 +78,7 @@ class VAEScorer(Scorer):
         maps = {"l1": difference, "ssim": _tensor(1 - likeness_map)}
         if self.perceptual is not None:
             features = self.perceptual.features(given, check=False), self.perceptual.features(again)
-            parts["perceptual"] = self.perceptual.distance(*features)
+            parts[self.column] = self.perceptual.distance(*features)
             if self.shown == "perceptual":
                 maps["perceptual"] = self.perceptual.maps(given, again)
         on_cpu = {name: values.float().cpu() for name, values in parts.items()}
