@@ -28,6 +28,7 @@ from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.ema import EMA
 
 JUDGED_AT_ONCE = 32
+NOISE_WEIGHT = 0.1
 
 
 @dataclass
@@ -71,7 +72,7 @@ class HybridTask(EncoderTask):
         feature_weight: float = 0.1,
         spread_weight: float = 0.01,
         latent_weight: float = 0.1,
-        noise_weight: float = 0.1,
+        noise_weight: float = NOISE_WEIGHT,
         generated: float = 0.25,
     ) -> None:
         weights = (pixel_weight, perceptual_weight, feature_weight, spread_weight, latent_weight, noise_weight)
@@ -231,19 +232,20 @@ def w_distance(E: Any, ws: Tensor, w: Tensor) -> Tensor:
 class HybridInverter(LatentSearch):
     """The encoder's w of each layer and noise maps, alone (`steps` 0) or as the start of a short search.
 
-    The search is that of `LatentSearch` without noise on the latents, which would only lead away from a good start, and at a lower
-    rate. The other options are those of `LatentSearch`.
+    The search is that of `LatentSearch` without noise on the latents, which would only lead away from a good start, at a lower rate, and
+    with the encoder's own weight of the noise's whiteness (that of a search from random noise outweighs the distance by far: it
+    first wipes out what the encoder put there). The other options are those of `LatentSearch`.
     """
 
     space = "ws"
-    explore = 0.0
+    explore, noise_weight = 0.0, NOISE_WEIGHT
 
     def __init__(
         self,
         nets: dict[str, Any],
         device: torch.device,
         steps: int = 50,
-        lr: float = 0.02,
+        lr: float = 0.03,
         perceptual: str = "efficientnet_lite0",
         settle: float = 0.0,
         seed: int = 0,
