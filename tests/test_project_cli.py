@@ -157,6 +157,10 @@ def test_images_of_one_name_get_folders_of_their_own(cli: Any, model: Path, patc
     ]
     latents = [arrays(out / name / "latent.npz")["w"] for name in ("0", "0-2")]
     assert not np.array_equal(*latents)
+    # Both new in one call, and as they were found apart.
+    assert cli("project", model, patches / "0.png", other, "--out", tmp_path / "both", *QUICK).exit_code == 0
+    for name, latent in zip(("0", "0-2"), latents, strict=True):
+        assert np.array_equal(arrays(tmp_path / "both" / name / "latent.npz")["w"], latent)
 
 
 @pytest.mark.usefixtures("plain")
