@@ -26,6 +26,8 @@ LARGEST = 12 << 20  # bytes
 def publish(run: Path, name: str) -> tuple[Path, dict[str, object]]:
     """Write `models/NAME.safetensors`; returns it and its description."""
     description, networks = build_networks(model_file(run))
+    if not networks:
+        raise UserError(f"{run} holds a fitted detector and no networks: it is fitted again in seconds")
     config = description["config"]
     config["name"], config["generator"] = name, None
     config["data"]["path"] = None
