@@ -40,6 +40,10 @@ def patches(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
     return write_phantom(folder, resolution=32, train=48, val=20, test=20, groups=(8, 4, 4))
 
 
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def trained(cli: Any, name: str, patches: Path, out: Path, *words: str) -> Any:
     return cli("train", name, "--data", patches, "--out", out, "-o", "resolution=32", *OPTIONS[name], *words)
 
@@ -126,10 +130,6 @@ def test_an_interrupted_fit_is_taken_up_and_a_whole_one_left_alone(
     cli: Any, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "runs"
-
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(fit_job, "_fit", killed)
         assert trained(cli, "knn", patches, out).exit_code == 130
@@ -145,6 +145,22 @@ def test_an_interrupted_fit_is_taken_up_and_a_whole_one_left_alone(
         assert "was fitted already" in result.stderr
     assert (out / "00000-knn" / "model.safetensors").read_bytes() == before
     fails(cli("train", out / "00000-knn", "--resume", "-o", "data.grayscale=true"), "cannot go on with")
+
+
+def test_an_interrupted_fit_on_more_images_is_not_taken_for_whole(
+    cli: Any, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "00000-knn"
+    assert trained(cli, "knn", patches, tmp_path, "-o", "training.total_kimg=0.02").exit_code == 0
+    more = ("train", run, "--resume", "-o", "training.total_kimg=0.04")
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_job, "_fit", killed)
+        assert cli(*more).exit_code == 130
+    assert gan_uad.load(str(run)).nimg == 20, "the model of before"
+    assert cli(*more, "-o", "training.threads=1").exit_code == 0
+    assert gan_uad.load(str(run)).nimg == 40
+    result = cli(*more, "-o", "training.threads=2")
+    assert "was fitted already" in result.stderr, "for that nothing is fitted anew"
 
 
 def test_too_little_memory_is_one_line(

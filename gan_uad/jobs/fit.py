@@ -13,7 +13,7 @@ from gan_uad import console, device, registry
 from gan_uad.config import RunConfig
 from gan_uad.data.patches import PatchSet, batches
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.jobs.load import Model, make_scorer
+from gan_uad.jobs.load import Model, load_model, make_scorer
 from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
 from gan_uad.run import Run
@@ -31,7 +31,7 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     _check(config)
     settings = config.training
     where = device.prepare(settings.device, settings.threads)
-    if existing is not None and existing.config == config and existing.model_path.is_file():
+    if existing is not None and _is_whole(existing, config):
         console.say(f"done: {existing.folder} was fitted already")
         return existing
     console.say(f"{config.name}: {config.scoring.scorer} fitted at {config.resolution} px on {where}")
@@ -65,6 +65,13 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     run.log({**figures, "memory_gb": memory.peak(where), "time": round(time.time(), 1)})
     console.say(f"done: {run.folder}, fitted in {console.duration(spent)}")
     return run
+
+
+def _is_whole(run: Run, config: RunConfig) -> bool:
+    """Whether the model is of as many images as `config` says: the run's own file may say so already, and its fit be interrupted."""
+    if not run.model_path.is_file():
+        return False
+    return load_model(run.model_path).config.training.total_kimg == config.training.total_kimg
 
 
 def _check(config: RunConfig) -> None:
