@@ -453,6 +453,26 @@ def test_wrong_options_are_named(name: str, options: dict[str, Any], message: st
     assert "\n" not in caught.value.message
 
 
+@pytest.mark.parametrize("name", [name for name in ALL if name != "mean_color"])
+def test_features_that_are_no_numbers(name: str) -> None:
+    """Of a network that overflows, for instance: neither fitted on nor scored."""
+
+    class Broken(Maps):
+        def forward(self, images: Tensor) -> Tensor:
+            return super().forward(images) / 0
+
+        def maps(self, images: Tensor) -> list[Tensor]:
+            return [m / 0 for m in super().maps(images)]
+
+    message = f"features .* of some images are NaN or infinite: the {name} scorer cannot use them"
+    scorer: Any = fitted(name)
+    scorer.net = Broken()
+    with pytest.raises(UserError, match=message):
+        scorer.score(patches(3, 1))
+    with pytest.raises(UserError, match=message):
+        scorer.fit(stream(patches(60, 0)))
+
+
 def test_features_that_cannot_be_had() -> None:
     with pytest.raises(UserError, match="did you mean 'vgg16'"):
         registry.build("scorer", "knn", {"features": "vgg61"})

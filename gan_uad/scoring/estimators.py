@@ -16,10 +16,10 @@ from gan_uad.features.base import FeatureNet
 from gan_uad.features.weights import EMBEDDED
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scores
-from gan_uad.scoring.features import FeatureScorer, as_bytes, as_text, at_least, choice
+from gan_uad.scoring.features import VectorScorer, as_bytes, as_text, at_least, choice
 
 
-class EstimatorScorer(FeatureScorer):
+class EstimatorScorer(VectorScorer):
     """An estimator of scikit-learn, kept as the features that it is fitted on, and fitted again when it is loaded.
 
     Nothing is pickled: the features, the options and the version of scikit-learn make the same estimator again. Its memory is that of
@@ -87,7 +87,7 @@ class EstimatorScorer(FeatureScorer):
 class OneClassSVMScorer(EstimatorScorer):
     """One-class support vector machine with a Gaussian kernel: how far outside its boundary an image lies (inside: negative).
 
-    Time and memory of the fit grow with the square of the number of images. Source: Schölkopf et al. 2001.
+    Time of the fit grows with the square of the number of images. Source: Schölkopf et al. 2001.
     """
 
     name = "one_class_svm"

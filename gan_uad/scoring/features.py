@@ -1,4 +1,4 @@
-"""Detectors that see an image as one vector: the features of a frozen network, or its pixels."""
+"""Detectors on the features of a frozen network, or on pixels; most of them see an image as one vector."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from gan_uad.features.base import FeatureNet
 from gan_uad.features.extract import extract
 from gan_uad.features.load import load_features
 from gan_uad.features.weights import EMBEDDED
-from gan_uad.scoring.base import Scorer, check_images
+from gan_uad.scoring.base import Scorer, Scores, check_images
 
 
 class FeatureScorer(Scorer):
-    """What such detectors share. Images reach the network as uint8, as files hold them."""
+    """What such detectors share: the network, and that a fitted one scores with no other."""
 
-    micro_batch = 32
     name: str  # in messages
 
     def __init__(
@@ -33,21 +32,12 @@ class FeatureScorer(Scorer):
         self.net = load_features(features, device=device) if net is None else net
         self.rests_on = f"{self.net.weights}; {self.net.preprocessing}"
 
-    def vectors(self, images: Tensor) -> NDArray[np.float32]:
-        """Features `[n, dim]` of images `[n, 3, H, W]` in [-1, 1], n ≥ 1."""
-        check_images(images)
-        return next(iter(extract(self.net, [to_uint8(images)], self.device, self.micro_batch)))
-
-    def collected(self, train: Iterator[Tensor], least: int, why: str = "") -> NDArray[np.float32]:
-        """Features `[n, dim]` of all images of a stream; a `UserError` for fewer than `least` images, and where one is not finite."""
-        found = [self.vectors(images) for images in train if len(images)]
-        data = np.concatenate(found) if found else np.empty((0, self.net.dim), np.float32)
-        self.check_count(len(data), least, why)
-        if not np.isfinite(data).all():
+    def check_finite(self, finite: bool) -> None:
+        """Raise `UserError` for features that are not."""
+        if not finite:
             raise UserError(
-                f"the features {self.features} of some normal images are NaN or infinite: they cannot be fitted on"
+                f"the features {self.features} of some images are NaN or infinite: the {self.name} scorer cannot use them"
             )
-        return data
 
     def check_count(self, count: int, least: int, why: str = "") -> None:
         """Raise `UserError` for fewer normal images than a fit needs."""
@@ -72,6 +62,32 @@ class FeatureScorer(Scorer):
 
     def _of(self) -> str:
         return f"{self.features} ({self.net.weights}; {self.net.preprocessing})"
+
+
+class VectorScorer(FeatureScorer):
+    """Sees an image as one vector. Images reach the network as uint8, as files hold them."""
+
+    micro_batch = 32
+    chunk = 256
+
+    def vectors(self, images: Tensor) -> NDArray[np.float32]:
+        """Features `[n, dim]` of images `[n, 3, H, W]` in [-1, 1], n ≥ 1, each as in any company. `UserError` for NaN and infinity."""
+        check_images(images)
+        found = next(iter(extract(self.net, [to_uint8(images)], self.device, self.micro_batch)))
+        self.check_finite(bool(np.isfinite(found).all()))
+        return found
+
+    def collected(self, train: Iterator[Tensor], least: int, why: str = "") -> NDArray[np.float32]:
+        """Features `[n, dim]` of all images of a stream; a `UserError` for fewer than `least` images."""
+        found = [self.vectors(images) for images in train if len(images)]
+        data = np.concatenate(found) if found else np.empty((0, self.net.dim), np.float32)
+        self.check_count(len(data), least, why)
+        return data
+
+    def measure(self, images: Tensor) -> Scores:
+        """See `Scorer`. `vectors` has micro-batches of its own; their scores are quickest of many at once."""
+        check_images(images)
+        return self.score_batch(images)
 
 
 def as_bytes(text: str) -> Tensor:

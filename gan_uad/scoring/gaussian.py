@@ -14,11 +14,11 @@ from gan_uad.metrics.frechet import Gaussian
 from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scores
-from gan_uad.scoring.features import FeatureScorer
+from gan_uad.scoring.features import VectorScorer
 
 
 @register("gaussian", kind="scorer")
-class GaussianScorer(FeatureScorer):
+class GaussianScorer(VectorScorer):
     """Mahalanobis distance of an image's features to those of normal images.
 
     The covariance is shrunk (Ledoit & Wolf 2004), since it is singular for fewer images than features. Memory of two `[dim, dim]`

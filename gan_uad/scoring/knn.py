@@ -14,11 +14,11 @@ from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.neighbours import nearest
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scores
-from gan_uad.scoring.features import FeatureScorer, at_least, choice
+from gan_uad.scoring.features import VectorScorer, at_least, choice
 
 
 @register("knn", kind="scorer")
-class NearestNeighbours(FeatureScorer):
+class NearestNeighbours(VectorScorer):
     """Distance of an image's features to its k nearest normal ones; exact, in float64.
 
     Keeps the float32 features of all normal images; beyond them, memory does not grow with their number.

@@ -99,7 +99,9 @@ class PatchMemory(FeatureScorer):
             count += len(images)
             for part in images.split(self.micro_batch):
                 padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(part)))
-                reservoir.update(_rows(self._patches(padded)[: len(part)]).cpu().numpy())
+                rows = _rows(self._patches(padded)[: len(part)])
+                self.check_finite(bool(rows.isfinite().all()))
+                reservoir.update(rows.cpu().numpy())
         self.check_count(count, 1)
         chosen = k_center(reservoir.sample, min(self.max_patches, reservoir.held), reservoir.first)
         if len(chosen) < self.reweight:
@@ -115,6 +117,7 @@ class PatchMemory(FeatureScorer):
         patches = self._patches(images)
         n, _, h, w = patches.shape
         rows = _rows(patches)
+        self.check_finite(bool(rows.isfinite().all()))
         distance, index = self._nearest(rows)
         largest, place = distance.view(n, -1).max(1)
         if self.reweight:
