@@ -69,11 +69,11 @@ def test_emd_known_by_hand() -> None:
 # ---------------------------------------------------------------- SSIM
 
 
-@pytest.mark.parametrize("data_range", [2.0, 255.0])
-def test_ssim_is_scikit_images(data_range: float) -> None:
-    a, b = (x * data_range / 2 for x in pair())
+@pytest.mark.parametrize(("data_range", "height", "width"), [(2.0, 32, 24), (255.0, 75, 64), (2.0, 33, 11)])
+def test_ssim_is_scikit_images(data_range: float, height: int, width: int) -> None:
+    a, b = (x * data_range / 2 for x in pair(4, height, width))
     figures, maps = ssim(a, b, data_range)
-    assert maps.shape == (4, 32, 24)
+    assert maps.shape == (4, height, width)
     for k in range(4):
         mean, full = structural_similarity(
             a[k], b[k], data_range=data_range, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True

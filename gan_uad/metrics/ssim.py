@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,7 @@ WINDOW, SIGMA = 11, 1.5  # px, section III.B
 K1, K2 = 0.01, 0.03
 # Channels that are in memory at once, in values: more than fit a cache would be slower.
 AT_ONCE = 1 << 18
+STRIP = 32  # rows of a blurred image that are computed together, from no more of the image than they need
 
 
 def ssim(a: NDArray[np.floating], b: NDArray[np.floating], data_range: float = 2.0) -> tuple[FloatArray, FloatArray]:
@@ -41,13 +44,30 @@ def ssim(a: NDArray[np.floating], b: NDArray[np.floating], data_range: float = 2
 
 def _of_channels(a: FloatArray, b: FloatArray, rows: FloatArray, columns: FloatArray, data_range: float) -> FloatArray:
     """The map `[N, H, W]`, equation 13 of the paper averaged over channels."""
-    mean_a, mean_b, square_a, square_b, product = (rows @ x @ columns.T for x in (a, b, a * a, b * b, a * b))
+    mean_a, mean_b, square_a, square_b, product = (_blurred(x, rows, columns) for x in (a, b, a * a, b * b, a * b))
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     covariance = product - mean_a * mean_b
     variances = square_a - mean_a**2 + square_b - mean_b**2
     means = (2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1)
     of_channels: FloatArray = means * (2 * covariance + c2) / (variances + c2)
     return of_channels.mean(1)
+
+
+def _blurred(x: FloatArray, rows: FloatArray, columns: FloatArray) -> FloatArray:
+    """rows · x · columnsᵀ of bands `rows` and `columns`, as `_blur` makes them."""
+    down, across = np.empty_like(x), np.empty_like(x)
+    for into, near in _strips(len(rows)):
+        down[:, :, into] = rows[into, near] @ x[:, :, near]
+    for into, near in _strips(len(columns)):
+        across[:, :, :, into] = down[:, :, :, near] @ columns[into, near].T
+    return across
+
+
+def _strips(size: int) -> Iterator[tuple[slice, slice]]:
+    """Ranges of `STRIP` places, and those that a window at them reaches."""
+    for start in range(0, size, STRIP):
+        end = min(start + STRIP, size)
+        yield slice(start, end), slice(max(start - WINDOW // 2, 0), min(end + WINDOW // 2, size))
 
 
 def _blur(size: int) -> FloatArray:
