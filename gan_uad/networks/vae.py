@@ -20,6 +20,7 @@ from gan_uad.networks.layers import as_images, check_resolution, check_sizes
 from gan_uad.registry import register
 
 HEAD_DIM = 8  # least channels of queries and keys, and what they are a multiple of: attention kernels of CUDA want that
+RESNET34 = (3, 4, 6, 3)  # blocks of its stages
 
 
 class Decoder(nn.Module):
@@ -152,7 +153,7 @@ class UNetVAE(VAE):
     ResNet34's have no pretrained weights.
     """
 
-    imagenet = "resnet34"  # name of the weights that `trunk` may start from
+    imagenet: str | None  # name of the weights that `trunk` may start from
 
     def __init__(
         self,
@@ -160,14 +161,14 @@ class UNetVAE(VAE):
         latent_dim: int = 128,
         channels: tuple[int, ...] = (256, 128, 64, 32),
         frozen: bool = False,
-        blocks: tuple[int, int, int, int] = (3, 4, 6, 3),
+        blocks: tuple[int, int, int, int] = RESNET34,
     ) -> None:
         super().__init__(resolution, latent_dim, 32)
         _check_widths("channels", channels)
         check_sizes(blocks=min(blocks))
         if 2 ** len(channels) > resolution:
             raise ValueError(f"{len(channels)} transposed convolutions make more than {resolution} px")
-        self.frozen = frozen
+        self.frozen, self.imagenet = frozen, "resnet34" if tuple(blocks) == RESNET34 else None
         trunk = ResNet(BasicBlock, list(blocks))
         trunk.avgpool = trunk.fc = nn.Identity()  # its forward then ends with flattened maps
         self.E = nn.Sequential(Normalise(), trunk, nn.Linear(512 * (resolution // 32) ** 2, 2 * latent_dim))

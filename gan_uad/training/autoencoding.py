@@ -15,7 +15,7 @@ from gan_uad.errors import UserError
 from gan_uad.features import weights
 from gan_uad.networks.cnn_vae import CNN, CNNVAE
 from gan_uad.networks.sampling import draw, from_seeds
-from gan_uad.networks.vae import kl_divergence, squared_error
+from gan_uad.networks.vae import VAE, kl_divergence, squared_error
 from gan_uad.registry import register
 from gan_uad.run import Run
 from gan_uad.training import distributed
@@ -53,13 +53,16 @@ class VAETask(Task):
         init: Literal["auto", "imagenet", "none"] = "auto",
         cnn: str | None = None,
     ) -> None:
+        if not isinstance(model, VAE):
+            raise ValueError(f"it trains autoencoders (fc_vae, conv_vae, ...), and {type(model).__name__} is none")
         if lr <= 0 or min(weight_decay, beta, beta_kimg) < 0:
             raise ValueError(
                 f"need lr > 0 and weight_decay, beta, beta_kimg >= 0; got {lr}, {weight_decay}, {beta}, {beta_kimg}"
             )
         if cnn is not None and not isinstance(model, CNNVAE):
             raise ValueError("only a cnn_vae starts from a trained cnn: leave optim.cnn out")
-        self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
+        self.model: Any = model.to(device).to(memory_format=torch.channels_last).train()
+        self.device = device
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.opt = torch.optim.AdamW(trained, lr, weight_decay=weight_decay)
         self.opt.register_step_pre_hook(guard_gradients)
@@ -69,14 +72,32 @@ class VAETask(Task):
 
     def begin(self) -> None:
         """See `Task`. Raises `UserError` where ImageNet weights are asked for and there are none, and for a `cnn` that does not fit."""
-        name = getattr(self.model, "imagenet", None)
-        if self.init == "imagenet" or (self.init == "auto" and name is not None and _at_hand(name, self.model.frozen)):
+        if self.init == "imagenet" or (self.init == "auto" and self._at_hand()):
             start_from_imagenet(self.model)
         if self.cnn is not None:
             load_weights(self.model.trunk, trained_cnn(Path(self.cnn), self.model.resolution), self.cnn)
             console.say(f"starting from the cnn of {self.cnn}")
         elif isinstance(self.model, CNNVAE):
             console.say("note: its cnn starts from random weights; optim.cnn=RUN takes those of a trained one")
+
+    def _at_hand(self) -> bool:
+        """Whether the ImageNet weights of the network are here or can be fetched; says so where not. A broken file is a `UserError`."""
+        name, frozen = getattr(self.model, "imagenet", None), getattr(self.model, "frozen", False)
+        problem = "there are no ImageNet weights for this network"
+        if name is not None:
+            known = weights.entry(name)
+            if weights.here(known) is not None:
+                return True
+            try:
+                weights.fetch(known)
+                return True
+            except UserError as error:
+                problem = error.message
+        if name is not None or frozen:
+            console.say(
+                f"note: the encoder starts from random weights{', and stays frozen at them' * frozen}: {problem}"
+            )
+        return False
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> TrainStream:
         """See `Task`."""
@@ -175,17 +196,3 @@ def trained_cnn(path: Path, resolution: int) -> dict[str, Tensor]:
     if found.resolution != resolution:
         raise UserError(f"the cnn of {path} is of {found.resolution} px images, this network of {resolution} px")
     return found.trunk.state_dict()
-
-
-def _at_hand(name: str, frozen: bool) -> bool:
-    """Whether the ImageNet weights of `name` are here or can be fetched; says so where not. A broken file is a `UserError`."""
-    known = weights.entry(name)
-    if weights.here(known) is not None:
-        return True
-    try:
-        weights.fetch(known)
-    except UserError as problem:
-        frozen_at = ", and stays frozen at them" if frozen else ""
-        console.say(f"note: the encoder starts from random weights{frozen_at}: {problem.message}")
-        return False
-    return True
