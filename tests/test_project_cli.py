@@ -112,8 +112,63 @@ def test_the_files(cli: Any, nets: dict[str, Any], model: Path, patches: Path, t
         assert gif.n_frames >= 3
         assert gif.size == (2 * 32 * 8, 32 * 8)
     assert pixels(folder / "side_by_side.png").std() > 10
-    result = cli("generate", model, "--latents", folder / "latent.npz", "--out", tmp_path / "generated")
+
+
+@pytest.mark.usefixtures("plain")
+def test_generate_makes_the_reconstruction_of_a_latent(cli: Any, model: Path, patches: Path, tmp_path: Path) -> None:
+    """With the noise maps that were found, also by way of `--npz`; a walk between latents says that it leaves them out."""
+    assert cli("project", model, patches / "1.png", "--out", tmp_path / "out", *QUICK).exit_code == 0
+    latent, shown = (tmp_path / "out" / "1" / name for name in ("latent.npz", "reconstruction.png"))
+
+    def off(source: Path, *words: str) -> int:
+        result = cli("generate", model, "--latents", source, "--out", tmp_path / "made", *words)
+        assert result.exit_code == 0, result.output
+        return int(np.abs(pixels(tmp_path / "made" / "latent000000.png").astype(int) - pixels(shown)).max())
+
+    assert off(latent) <= 1
+    assert off(latent, "--noise", "none") > 3
+    found = arrays(latent)
+    bare, turned = {"w": found["w"]}, {k: -v if k.startswith("noise_") else v for k, v in found.items()}
+    for name, held in {"bare": bare, "turned": turned}.items():
+        np.savez(tmp_path / f"{name}.npz", **held)
+        assert off(tmp_path / f"{name}.npz") > 3  # and not taken for the picture that is there already
+    assert off(latent) <= 1
+    assert cli("generate", model, "--latents", latent, "--out", tmp_path / "all", "--npz").exit_code == 0
+    assert off(tmp_path / "all" / "images.npz") <= 1
+    two = {k: np.repeat(v, 2, 0) for k, v in found.items() if k == "w" or k.startswith("noise_")}
+    np.savez(tmp_path / "two.npz", **two)
+    result = cli("generate", model, "--latents", tmp_path / "two.npz", "--interpolate", tmp_path / "a.png")
+    assert "two.npz are left out" in result.stderr
+    wrong = {
+        "noise_03 must be [N, 1, 16, 16] for this generator, not [1, 1, 16, 15]": {
+            "noise_03": found["noise_03"][..., 1:]
+        },
+        "noise_02 holds a value that is not finite in row 0": {"noise_02": found["noise_02"] * np.nan},
+        "takes the noise maps noise_00 to noise_06, not": {"noise_07": found["noise_06"]},
+        "there are 1 latents, and another number of noise maps": {"noise_00": two["noise_00"]},
+    }
+    for message, change in wrong.items():
+        np.savez(tmp_path / "wrong.npz", **(found | change))
+        fails(cli("generate", model, "--latents", tmp_path / "wrong.npz", "--out", tmp_path / "made"), message)
+
+
+@pytest.mark.usefixtures("plain")
+def test_folders_stay_inside_whatever_images_are_called(cli: Any, encoder: Path, patches: Path, tmp_path: Path) -> None:
+    """And what earlier calls found stays in the table."""
+    names = ["..png", "...png", "ä b;c.png", "projections.csv.png"]
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes((patches / "0.png").read_bytes())
+    out = tmp_path / "here" / "out"
+    result = cli("project", encoder, *(folder / name for name in names), "--out", out)
     assert result.exit_code == 0, result.output
+    expected = ["image", "image-2", "ä b;c", "projections.csv-2"]
+    assert [row["folder"] for row in rows(out)] == expected
+    assert [path.name for path in out.parent.iterdir()] == ["out"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([*expected, "projections.csv", "projections.json"])
+    assert cli("project", encoder, patches / "1.png", "--out", out).exit_code == 0
+    assert [row["folder"] for row in rows(out)] == ["1", *sorted(expected)]
 
 
 @pytest.mark.usefixtures("plain")
@@ -211,6 +266,8 @@ def test_every_inverter(cli: Any, encoder: Path, patches: Path, tmp_path: Path) 
     result = cli("project", encoder, patches, "--out", tmp_path / "izi_f")
     assert result.exit_code == 0, result.output
     assert [row["steps"] for row in rows(tmp_path / "izi_f")] == ["0"] * 3
+    assert cli("project", encoder, patches / "2.png", "--out", tmp_path / "alone").exit_code == 0
+    assert rows(tmp_path / "alone")[0]["distance"] == rows(tmp_path / "izi_f")[2]["distance"]
     assert not (tmp_path / "izi_f" / "0" / "loss.png").exists()
     assert arrays(tmp_path / "izi_f" / "0" / "latent.npz")["z"].shape == (1, 8)
     for name, space, shape in (("anogan", "z", (1, 8)), ("w_plus", "ws", (1, 8, 8)), ("z", "z", (1, 8))):

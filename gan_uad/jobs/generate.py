@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from gan_uad import __version__, console, device
 from gan_uad.data.patches import Pixels, to_uint8
@@ -139,18 +140,24 @@ def write_pngs(source: Source, out: Path, shown: list[Pixels] | None) -> int:
 
 
 def _pick(latents: Latents, rows: list[int]) -> Latents:
-    return Latents(latents.space, latents.values[rows], [latents.seeds[i] for i in rows])
+    maps = None if latents.maps is None else [of_layer[rows] for of_layer in latents.maps]
+    return Latents(latents.space, latents.values[rows], [latents.seeds[i] for i in rows], maps)
 
 
 def _note(source: Source, latents: Latents, i: int) -> str:
     """All that image i of `latents` depends on, as JSON: two with the same note are the same (on the same kind of machine)."""
     origin: dict[str, Any] = {"seed": latents.seeds[i]}
     if source.latents is not None:
-        content = hashlib.sha256(latents.values[i].numpy().tobytes()).hexdigest()[:16]
-        origin = {"row": latents.seeds[i], latents.space: content}
+        origin = {"row": latents.seeds[i], latents.space: _digest(latents.values[i])}
+        if latents.maps is not None:
+            origin["noise_maps"] = _digest(*(of_layer[i] for of_layer in latents.maps))
     origin |= {"truncation": source.psi, "noise": source.noise, "model": source.digest}
     origin |= {"device": source.model.device.type, "version": __version__, "torch": str(torch.__version__)}
     return json.dumps(origin)
+
+
+def _digest(*tensors: Tensor) -> str:
+    return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
 
 
 def _existing(path: Path, note: str) -> Pixels | None:
@@ -172,8 +179,9 @@ def _write_png(path: Path, image: Pixels, note: str) -> None:
 def write_npz(source: Source, path: Path, shown: list[Pixels] | None) -> None:
     """`images` uint8 `[N, R, R, 3]`, `truncation`, `noise`, `seeds` `[N]` and `z` where there were any, `w` or `ws` of style-based nets.
 
-    w and ws float32 are those that made the images: truncated. Images go to the file as they come (not compressed: deflate
-    takes 5 % off patches of tissue, and longer than making them), so that memory holds the latents only.
+    w and ws float32 are those that made the images: truncated. Noise maps that came with latents are kept beside them. Images go to
+    the file as they come (not compressed: deflate takes 5 % off patches of tissue, and longer than making them), so that memory holds
+    the latents only.
     """
     kept: dict[str, list[np.ndarray[Any, Any]]] = {}
     side = source.model.resolution
@@ -192,6 +200,8 @@ def write_npz(source: Source, path: Path, shown: list[Pixels] | None) -> None:
         others = {"truncation": np.array(source.psi), "noise": np.array(source.noise)}
         if source.latents is None:
             others["seeds"] = np.array(source.seeds)
+        elif source.noise == "const":
+            others |= {f"noise_{i:02d}": maps.numpy() for i, maps in enumerate(source.latents.maps or [])}
         for name in [*others, *kept]:
             array = others[name] if name in others else np.concatenate(kept.pop(name))
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as entry:

@@ -51,6 +51,8 @@ def interpolate(
         raise UserError(
             f"--interpolate: these frames need {size / 2**30:.1f} GiB, at most 1; use fewer --seeds or frames"
         )
+    if source.latents is not None and source.latents.maps is not None:
+        console.say(f"note: the noise maps in {latents} are left out: all frames have the generator's own")
     make_folder(file.parent)
     frames = render(source, path_of(source, between, space, loop))
     if file.suffix.lower() == ".gif":

@@ -72,30 +72,47 @@ def walk(keys: Latents, between: int, loop: bool = False) -> Latents:
 def read_latents(path: Path, G: Any) -> Latents:
     """Latents for `G` from an npz file: `ws [N, num_ws, w_dim]`, else `w [N, w_dim]`, else `z [N, z_dim]`; w only where `G` has a mapping.
 
-    Seeds are the numbers of the rows. Raises `UserError` for a file with none of them, another shape, or values that are not finite.
+    With them the noise maps that `gan-uad project` found, `noise_00`, `noise_01`, ... `[N, 1, h, w]`, where the file has them.
+    Seeds are the numbers of the rows. Raises `UserError` for a file without latents, another shape, or values that are not finite.
     """
     shapes: dict[str, tuple[int, ...]] = {"z": (G.z_dim,)}
     if style_based(G):
         shapes = {"ws": (G.synthesis.num_ws, G.w_dim), "w": (G.w_dim,)} | shapes
-    key, array = _read_array(path, list(shapes))
-    where = f"--latents {path}: {key}"
+    key, array, noise = _read_arrays(path, list(shapes))
+    where = f"--latents {path}: "
+    values = _checked(array, shapes[key], where + key)
+    if not len(values):
+        raise UserError(f"{where}{key} is empty")
+    maps = None
+    if noise and style_based(G):
+        wanted = [f"noise_{i:02d}" for i in range(len(G.synthesis.noise_shapes))]
+        if sorted(noise) != wanted:
+            raise UserError(
+                f"{where}this generator takes the noise maps {wanted[0]} to {wanted[-1]}, not {', '.join(noise)}"
+            )
+        maps = [_checked(noise[n], shape, where + n) for n, shape in zip(wanted, G.synthesis.noise_shapes, strict=True)]
+        if any(len(of_layer) != len(values) for of_layer in maps):
+            raise UserError(f"{where}there are {len(values)} latents, and another number of noise maps")
+    return Latents(key, values, range(len(values)), maps)
+
+
+def _checked(array: np.ndarray[Any, Any], shape: tuple[int, ...], where: str) -> Tensor:
+    """As float32 `[N, *shape]`. Raises `UserError`."""
     if array.dtype.kind not in "fiu":
         raise UserError(f"{where} must be numbers, not {array.dtype}")
-    if array.ndim == 0 or array.shape[1:] != shapes[key]:
-        wanted = ", ".join(str(size) for size in shapes[key])
+    if array.ndim == 0 or array.shape[1:] != shape:
+        wanted = ", ".join(str(size) for size in shape)
         raise UserError(f"{where} must be [N, {wanted}] for this generator, not {list(array.shape)}")
-    if not len(array):
-        raise UserError(f"{where} is empty")
     with np.errstate(over="ignore"):
         values = torch.from_numpy(array.astype(np.float32))
     bad = (~values.isfinite()).flatten(1).any(1).nonzero()
     if len(bad):
         raise UserError(f"{where} holds a value that is not finite in row {int(bad[0])}")
-    return Latents(key, values, range(len(values)))
+    return values
 
 
-def _read_array(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any]]:
-    """The first of `keys` that the file has, and its array."""
+def _read_arrays(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
+    """The first of `keys` that the file has, its array, and all arrays whose names begin with `noise_`."""
     where = f"--latents {path}"
     try:
         archive = np.load(path, allow_pickle=False)
@@ -106,7 +123,7 @@ def _read_array(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any]]
             if key is None:
                 held = ", ".join(archive.files) or "nothing"
                 raise UserError(f"{where} holds {held}; this generator takes an array named {' or '.join(keys)}")
-            return key, archive[key]
+            return key, archive[key], {name: archive[name] for name in archive.files if name.startswith("noise_")}
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
     except ValueError as error:

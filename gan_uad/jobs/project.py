@@ -64,7 +64,8 @@ def project(
 
     `inverter` None: what the run is set to or trained, else "w" with StyleGAN and StyleGAN2, else AnoGAN's search in z. `options`:
     key=value of the inverter. For each image a folder with reconstruction.png, latent.npz, side_by_side.png, loss.png of a search
-    and, with `gif`, progress.gif. projections.csv has a row for each. Run again after an interruption, it goes on with the images left.
+    and, with `gif`, progress.gif. projections.csv has a row for each, and for those of earlier calls. Run again after an interruption,
+    it goes on with the images left.
     """
     model = load_model(run, device.prepare(where))
     search = make_inverter(model, inverter, options, seed)
@@ -77,6 +78,8 @@ def project(
     records = _records(make_folder(out))
     _claim(records, settings["key"], out)
     pictures = _placed(found, records)
+    given = {picture.image for picture in pictures}
+    others = [record for record in records.values() if record["image"] not in given]
     done = {p.image: r for p in pictures if (r := _finished(out, p, records, settings["key"], gif)) is not None}
     todo = [picture for picture in pictures if picture.image not in done]
     if done:
@@ -85,7 +88,7 @@ def project(
 
     def summarise() -> None:
         rows = [done[picture.image] for picture in pictures if picture.image in done]
-        _write_summary(out, settings | {"skipped": skipped}, rows)
+        _write_summary(out, settings | {"skipped": skipped}, rows + others)
 
     summarise()
     try:
@@ -182,7 +185,8 @@ def _placed(pictures: list[Picture], records: dict[str, dict[str, Any]]) -> list
     for picture in pictures:
         folder = mine.get(picture.image)
         if folder is None:
-            folder = stem = Path(picture.image).stem
+            # An image called "..png" or "...png" must not lead out of its folder.
+            folder = stem = Path(picture.image).stem.strip(".") or "image"
             number = 1
             while folder in taken:
                 number += 1
@@ -218,7 +222,7 @@ def _claim(records: dict[str, dict[str, Any]], key: str, out: Path) -> None:
 def _records(out: Path) -> dict[str, dict[str, Any]]:
     """What earlier calls finished, folder -> record."""
     records = {path.parent.name: _json(path) for path in sorted(out.glob(f"*/{RECORD}"))}
-    return {folder: record for folder, record in records.items() if "image" in record}
+    return {folder: record for folder, record in records.items() if record.keys() >= set(COLUMNS)}
 
 
 def _finished(
@@ -265,7 +269,8 @@ def _projected(
         for found in search.stream(images, lambda done, begin=begin: bar.update(before + begin + done)):
             rows = torch.tensor(found.rows)
             reconstructions = found.inversion.reconstruction
-            distance = search.measure(images[rows].to(search.device), reconstructions).tolist()
+            # In a batch of one size, like all that nets see: how many were found together must not show in the last digits.
+            distance = search.measure(search.padded(images[rows]), search.padded(reconstructions)).tolist()
             for i, row in enumerate(found.rows):
                 record = {"key": key, "image": part[row].image, "pixels": part[row].digest, "folder": part[row].folder}
                 record |= {"distance": distance[i], "seconds": round(found.seconds, 3)}

@@ -21,18 +21,21 @@ BATCH = 32
 class Latents:
     """`values` float32 on the CPU: z `[N, z_dim]`, w `[N, w_dim]` or ws `[N, num_ws, w_dim]`, as `space` says.
 
-    `seeds`: a number for each, from which its random noise maps are drawn.
+    `seeds`: a number for each, from which its random noise maps are drawn. `maps`: noise maps `[N, 1, h, w]` of each layer that were
+    found with the latents; they take the place of the generator's fixed ones.
     """
 
     space: str
     values: Tensor
     seeds: Sequence[int]
+    maps: Sequence[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.values)
 
     def __getitem__(self, part: slice) -> Latents:
-        return Latents(self.space, self.values[part], self.seeds[part])
+        maps = None if self.maps is None else [of_layer[part] for of_layer in self.maps]
+        return Latents(self.space, self.values[part], self.seeds[part], maps)
 
 
 def style_based(G: Any) -> bool:
@@ -55,20 +58,19 @@ def settle(G: Any, latents: Latents, psi: float = 1.0, batch: int = BATCH) -> La
         for n, part in _padded(latents.values, batch, _device(G)):
             w = G.mapping(part) if latents.space == "z" else part
             settled.append(G.mapping.truncate(w, psi)[:n].cpu())
-    return Latents("w" if latents.space == "z" else latents.space, torch.cat(settled), latents.seeds)
+    return Latents("w" if latents.space == "z" else latents.space, torch.cat(settled), latents.seeds, latents.maps)
 
 
 def draw(G: Any, settled: Latents, noise: str = "const", batch: int = BATCH) -> Tensor:
     """Images `[N, 3, R, R]` in [-1, 1] on the CPU of what `settle` returned.
 
-    noise "random": fresh maps for each image, from its own seed.
+    noise "random": fresh maps for each image, from its own seed; "const": the maps of the latents, or else the generator's.
     """
     made = []
     with torch.no_grad():
         for i, (n, part) in enumerate(_padded(settled.values, batch, _device(G))):
             if style_based(G):
-                seeds = settled.seeds[i * batch : i * batch + n]
-                maps = _noise_maps(G, seeds, batch) if noise == "random" else noise
+                maps = _noise_of(G, settled[i * batch : i * batch + n], noise, batch)
                 images = G.synthesis(part if settled.space == "ws" else G.spread(part), maps)
             else:
                 images = G(part)
@@ -84,6 +86,15 @@ def _padded(values: Tensor, batch: int, device: torch.device) -> Iterator[tuple[
     """Batches of exactly `batch` rows, filled up with zeros, and how many of them count."""
     for part in values.split(batch):
         yield len(part), torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])]).to(device)
+
+
+def _noise_of(G: Any, settled: Latents, noise: str, batch: int) -> str | list[Tensor]:
+    """What the generator shall take as its noise for at most `batch` images."""
+    if noise == "random":
+        return _noise_maps(G, settled.seeds, batch)
+    if noise == "none" or settled.maps is None:
+        return noise
+    return [next(_padded(of_layer, batch, _device(G)))[1] for of_layer in settled.maps]
 
 
 def _noise_maps(G: Any, seeds: Sequence[int], batch: int) -> list[Tensor]:
