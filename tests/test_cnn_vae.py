@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gan_uad import registry
 from gan_uad.config import load_config
 from gan_uad.errors import UserError
 from gan_uad.jobs.train import build_task
+from gan_uad.training.autoencoding import trained_cnn
 
 CPU = torch.device("cpu")
 
@@ -52,6 +54,14 @@ def test_the_cnn_is_its_layers() -> None:
     for k in (2, 5):
         x = F.relu(F.linear(x, state[f"head.{k}.weight"], state[f"head.{k}.bias"]))
     torch.testing.assert_close(net(images), F.linear(x, state["head.8.weight"], state["head.8.bias"]))
+
+
+def test_dropout_is_of_the_dense_layers_in_training() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    assert [layer.p for layer in cnn(dropout=0.3).head if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.3]
+    net = cnn().train()
+    assert not torch.equal(net(images), net(images))
+    assert torch.equal(net.trunk(images), net.trunk(images))
 
 
 def test_large_maps_are_pooled_before_the_dense_layers() -> None:
@@ -92,6 +102,13 @@ def test_the_second_stage_starts_from_the_first(stages: Path, tiny: Any, tmp_pat
     assert f"starting from the cnn of {first}" in result.stderr
     after = gan_uad.load(str(tmp_path / "00000-cnn_vae")).networks["vae"].trunk.state_dict()
     assert not any(torch.equal(after[key], value) for key, value in trained.items()), "it is trained on"
+
+
+def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(stages / "runs" / "00000-cnn", tmp_path / "run"))
+    (run / "model.safetensors").rename(run / "best.safetensors")
+    (run / "model.safetensors").write_bytes(b"the last one")
+    assert set(trained_cnn(run, 32)) == set(cnn().trunk.state_dict())
 
 
 def test_without_the_first_stage_it_says_so(stages: Path, tiny: Any, tmp_path: Path) -> None:

@@ -81,6 +81,21 @@ def test_the_conv_vae_is_four_convolutions_and_four_back() -> None:
     assert sum(isinstance(layer, vae.SelfAttention) for layer in network("attn_conv_vae").G.layers) == 2
 
 
+def kinds(layers: Any) -> str:
+    """As C (convolution), T (transposed), L (linear), r (ReLU), and other layers by their names."""
+    names = {"Conv2d": "C", "ConvTranspose2d": "T", "Linear": "L", "ReLU": "r"}
+    return " ".join(names.get(type(layer).__name__, type(layer).__name__) for layer in layers)
+
+
+def test_layers_of_the_skin_vae_and_of_the_cnn_vae() -> None:
+    skin, hybrid = network("skin_vae"), network("cnn_vae")
+    assert kinds(skin.E) == "C r C r Flatten L r L"
+    assert kinds(skin.G.layers) == "L r L r Unflatten T r T Halve"
+    assert kinds(hybrid.E) == "Sequential C r Flatten L"
+    assert kinds(hybrid.E[0]) == "C r MaxPool2d C r MaxPool2d"
+    assert kinds(hybrid.G.layers) == "L Unflatten r T r T r T"
+
+
 @pytest.mark.parametrize(
     ("preset", "millions"), [("conv_vae_64", 2.96), ("vae_256", 6.58), ("cnn_vae_256", 4.46), ("skin_vae_128", 9.28)]
 )
@@ -389,7 +404,8 @@ def scorer(net: Any = None, **options: Any) -> Any:
 def test_scores_are_their_definitions() -> None:
     net = network(channels=[8, 16])
     images = pictures(5)
-    found = scorer(net, perceptual="efficientnet_lite0").score(images)
+    made = scorer(net, perceptual="efficientnet_lite0")
+    found = made.score(images)
     with torch.no_grad():
         mu, logvar = net.encode(images)
         again = net.decode(mu)
@@ -412,6 +428,7 @@ def test_scores_are_their_definitions() -> None:
     from gan_uad.features.lpips import perceptual_distance
 
     distance = perceptual_distance("efficientnet_lite0")
+    assert distance.weights in made.rests_on, "scores by other weights are others"
     torch.testing.assert_close(found.parts["effnet_lite0"], distance(images, again), rtol=1e-4, atol=1e-5)
 
 

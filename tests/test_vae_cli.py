@@ -18,6 +18,7 @@ from score_tools import fails, rows
 import gan_uad
 from gan_uad.config import load_config
 from gan_uad.jobs.train import build_task
+from gan_uad.report.latents import scatter
 
 PARTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "effnet_lite0"]
 PRESETS = [
@@ -177,9 +178,17 @@ def test_it_generates_from_the_prior(run: Path, cli: Any, tmp_path: Path) -> Non
         assert image.width >= 4 * 32
 
 
-def test_where_images_lie_and_what_is_made_of_it(run: Path, cli: Any, tiny: Any, tmp_path: Path) -> None:
+def test_where_images_lie_and_what_is_made_of_it(
+    run: Path, cli: Any, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Encoded, shown, and decoded again."""
-    out = tmp_path / "latents"
+    out, given = tmp_path / "latents", []
+
+    def kept(points: Any, labels: Any, *others: Any) -> Any:
+        given.append((points, labels))
+        return scatter(points, labels, *others)
+
+    monkeypatch.setattr("gan_uad.report.latents.scatter", kept)
     result = cli("latents", run, "--split", "all", "--out", out)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out)
@@ -193,6 +202,11 @@ def test_where_images_lie_and_what_is_made_of_it(run: Path, cli: Any, tiny: Any,
             "normal": 0, "anomalous": 1
         }  # fmt: skip
         assert file["z"].shape == (24, 4)
+        ((points, labels),) = given
+        np.testing.assert_array_equal(labels, file["label"])
+        centred = file["z"] - file["z"].mean(0, dtype=np.float64)
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:2]
+        np.testing.assert_allclose(np.abs(points), np.abs(centred @ axes.T), rtol=1e-3, atol=1e-5)
         with Image.open(tiny.patches / str(file["image"][5])) as image, torch.no_grad():
             mu, logvar = net.encode(model.preprocess(np.asarray(image)))
         np.testing.assert_allclose(file["z"][5], mu[0], rtol=1e-4, atol=1e-5)
