@@ -268,6 +268,18 @@ def test_a_map_holds_distances_to_the_nearest_patch_in_memory_and_the_score_is_t
     np.testing.assert_allclose(smooth.map.numpy(), expected, rtol=1e-4, atol=1e-6)
 
 
+def test_of_several_maps_of_a_stride_the_last_is_taken() -> None:
+    class More(Maps):
+        def maps(self, images: Tensor) -> list[Tensor]:
+            fine, coarse = super().maps(images)
+            return [fine[:, :2] * 9, fine, coarse * 9, coarse]
+
+    train, images = patches(6, 0), patches(5, 1)
+    scorer: Scorer = registry.build("scorer", "patch_memory", ALL["patch_memory"], net=More())
+    scorer.fit(stream(train))
+    assert np.array_equal(scores(scorer, images), scores(fitted("patch_memory", train), images))
+
+
 def test_the_weight_of_the_score_is_that_of_the_paper() -> None:
     train, images = patches(6, 0), patches(5, 1)
     scorer = fitted("patch_memory", train, max_patches=96, memory_mb=1, reweight=4)
