@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ class AnoGANInverter(Inverter):
         seed: int = 0,
         micro_batch: int = 16,
     ) -> None:
-        if steps < 1 or lr <= 0 or not 0 <= weight <= 1:
+        if steps < 1 or not 0 < lr < math.inf or not 0 <= weight <= 1:
             raise ValueError(
                 f"steps must be at least 1, lr above 0 and weight (λ) in [0, 1], got {steps}, {lr} and {weight}"
             )

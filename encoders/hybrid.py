@@ -5,6 +5,7 @@ The way that Štepec & Skočaj (2020) name as future work. Trained on normal ima
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -76,9 +77,9 @@ class HybridTask(EncoderTask):
         generated: float = 0.25,
     ) -> None:
         weights = (pixel_weight, perceptual_weight, feature_weight, spread_weight, latent_weight, noise_weight)
-        if min(weights) < 0 or not 0 <= generated <= 1:
+        if not all(0 <= weight < math.inf for weight in weights) or not 0 <= generated <= 1:
             raise ValueError(f"weights must not be negative and generated in [0, 1], got {weights} and {generated}")
-        if lr <= 0:
+        if not 0 < lr < math.inf:
             raise ValueError(f"lr must be above 0, got {lr}")
         self.betas, self.generated = betas, generated
         names = ("pixel", "perceptual", "features", "spread", "latent", "noise")

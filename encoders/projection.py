@@ -31,6 +31,7 @@ from gan_uad.scoring.base import check_images
 from gan_uad.scoring.distance import ImageDistance
 
 SAMPLES, SAMPLES_SEED = 10_000, 123  # the original's z
+MOST_RESTARTS = 100  # clusters of those; more would be of few z each
 EXPLORE = 0.05  # of the spread of the latent
 NOISE_WEIGHT = 1e5
 COMPARED = 256  # px; larger images are compared at this size
@@ -89,8 +90,10 @@ class LatentSearch(Inverter):
         """Raises `ValueError` for options, and `UserError` where weights are missing."""
         if steps < 1 or not 0 < lr < math.inf:
             raise ValueError(f"steps must be at least 1 and lr above 0, got {steps} and {lr}")
-        if not 0 <= settle < 1 or restarts < 1:
-            raise ValueError(f"settle must be in [0, 1) and restarts at least 1, got {settle} and {restarts}")
+        if not 0 <= settle < 1 or not 1 <= restarts <= MOST_RESTARTS:
+            raise ValueError(
+                f"settle must be in [0, 1) and restarts in [1, {MOST_RESTARTS}], got {settle} and {restarts}"
+            )
         self.styled = style_based(nets["gan"].G)
         if self.space != "z" and not self.styled:
             raise ValueError("this generator has no w (StyleGAN and StyleGAN2 have one): search in z, --inverter z")
@@ -230,8 +233,9 @@ class LatentSearch(Inverter):
         """The noise on the latents `[S, ...]`, each image's of its own numbers."""
         noise = torch.zeros(self.micro_batch, *self.latent_shape)
         for place, job in jobs:
-            scale = self.explore * self.latent_std * self.schedule.exploration(job.step)
-            if scale:
+            share = self.explore * self.schedule.exploration(job.step)
+            if share:
+                scale = share * self.latent_std
                 noise[place] = torch.randn(self.latent_shape, generator=job.rng) * scale
         return noise.to(self.device)
 

@@ -12,6 +12,7 @@ import torch
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
+import gan_uad
 from encoders.base import Inversion, Inverter, pixel_seed
 from gan_uad import registry
 from gan_uad.errors import UserError
@@ -20,6 +21,7 @@ from gan_uad.metrics.tails import Tail
 from gan_uad.scoring.base import PIXELS, Scorer, load_scorer
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
+from gan_uad.training.checkpoint import save_model
 
 CPU = torch.device("cpu")
 STYLE = {"z_dim": 6, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
@@ -324,7 +326,8 @@ def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
         ({"combine": "max", "parts": ["l11"]}, "no part is called 'l11': did you mean"),
         ({"combine": "max", "parts": "l1"}, "option parts: input should be a valid list"),
         ({"perceptual": "squeeze"}, "perceptual must be none or one of vgg, alex, efficientnet_lite0"),
-        ({"smooth": -0.5}, "smooth must not be negative"),
+        ({"smooth": -0.5}, r"smooth must be in \[0, 100\]"),
+        ({"smooth": math.nan}, r"smooth must be in \[0, 100\]"),
     ],
 )
 def test_bad_options(plain: Any, options: dict[str, Any], message: str) -> None:
@@ -332,11 +335,12 @@ def test_bad_options(plain: Any, options: dict[str, Any], message: str) -> None:
         scorer_of(plain, "z", **options)
 
 
-def test_options_find_their_owner(trained: Any, effnet: Any) -> None:
+def test_options_find_their_owner(plain: Any, effnet: Any, tmp_path: Path) -> None:
     """One list of options: the scorer's to the scorer, the inverter's to the inverter."""
-    import gan_uad
-
-    model = gan_uad.load(str(trained.encoder))
+    encoder = registry.build("network", "residual_encoder", {"resolution": 32, **PLAIN}).eval()
+    config = {"model": "toy", "task": "izi_f", "resolution": 32, "training": {"total_kimg": 1}}
+    save_model(tmp_path / "toy.safetensors", {"gan": plain, "encoder": encoder}, {"config": config, "nimg": 0})
+    model = gan_uad.load(str(tmp_path / "toy.safetensors"))
     scorer = model.scorer("anogan", steps=2, combine="max", seed=7, perceptual="efficientnet_lite0")
     inverter = scorer.inverter
     assert scorer.spec == {"name": "gan_inversion", "options": {"combine": "max", "perceptual": "efficientnet_lite0"}}

@@ -80,8 +80,9 @@ def test_mean_and_spread_of_w(nets: dict[str, Any]) -> None:
     torch.testing.assert_close(w[:64], nets["gan"].G.mapping(z))
     mean, std = w_statistics(w)
     values = w.double().numpy()
-    np.testing.assert_allclose(mean.numpy(), values.mean(0), rtol=1e-5, atol=1e-7)
-    assert std == pytest.approx(math.sqrt(sum(np.sum((row - values.mean(0)) ** 2) for row in values) / 10_000))
+    centre = values.mean(0)
+    np.testing.assert_allclose(mean.numpy(), centre, rtol=1e-5, atol=1e-7)
+    assert std == pytest.approx(math.sqrt(sum(float(np.sum((row - centre) ** 2)) for row in values) / 10_000))
     assert std == pytest.approx(math.sqrt(8) * np.sqrt(values.var(0).mean()))
 
 
@@ -179,11 +180,11 @@ def plain_search(
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("name", "space"), [("w", "w"), ("w_plus", "ws")])
 def test_the_search_is_the_published_one(nets: dict[str, Any], name: str, space: str) -> None:
-    images, steps = made(nets, 3), 20
+    images, steps = made(nets, 3), 14
     found = search(nets, name, steps=steps).invert(images)
     assert found.space == space
     assert found.steps.tolist() == [steps] * 3
-    for i in (0, 2):
+    for i in (0, 2) if space == "w" else (2,):
         rng = torch.Generator().manual_seed(pixel_seed(images[i], 0) + (1 << 32))
         latent, noise, losses = plain_search(nets["gan"].G, space, images[i : i + 1], steps, rng)
         torch.testing.assert_close(found.loss_history[:, i], torch.tensor(losses), rtol=1e-3, atol=1e-6)
@@ -228,14 +229,14 @@ def test_every_family_is_searched(family: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("options", [{"settle": 0.2, "steps": 40}, {"restarts": 2, "steps": 8}])
+@pytest.mark.parametrize("options", [{"settle": 0.2, "steps": 32}, {"restarts": 2, "steps": 6}])
 def test_an_image_does_not_feel_its_neighbours(nets: dict[str, Any], options: dict[str, Any]) -> None:
     """In any order and company, also where the others end sooner: the same latent, noise, loss and number of steps."""
     images = torch.cat([made(nets, 2), torch.rand(1, 3, 32, 32) * 2 - 1])
     job = search(nets, **options)
     together = job.invert(images)
     assert "restarts" in options or len(set(together.steps.tolist())) > 1
-    for order in ([2, 0, 1], [1]):
+    for order in ([2, 0], [1]):
         found = job.invert(images[order])
         torch.testing.assert_close(found.latent, together.latent[order], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(found.reconstruction, together.reconstruction[order], rtol=1e-5, atol=1e-5)
@@ -250,7 +251,9 @@ def test_an_image_that_settles_ends_early(nets: dict[str, Any]) -> None:
     # The rise and two windows of 10, then the fall.
     assert found.steps.tolist() == [22 + 10] * 2
     assert found.loss_history.shape == (32, 2)
-    mixed = search(nets, steps=40, settle=0.2).invert(torch.cat([images, -images]))
+    noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1  # of which little can be made
+    mixed = search(nets, steps=32, settle=0.2).invert(torch.cat([images[:1], noise]))
+    assert len(set(mixed.steps.tolist())) == 2
     for i, steps in enumerate(mixed.steps.tolist()):
         assert bool(mixed.loss_history[:steps, i].isfinite().all())
         assert bool(mixed.loss_history[steps:, i].isnan().all())
@@ -338,7 +341,9 @@ def test_with_a_real_network(nets: dict[str, Any]) -> None:
         ({"lr": 0}, "lr above 0"),
         ({"lr": float("nan")}, "lr above 0"),
         ({"settle": 1.0}, r"settle must be in \[0, 1\)"),
-        ({"restarts": 0}, "restarts at least 1"),
+        ({"restarts": 0}, r"restarts in \[1, 100\]"),
+        ({"restarts": 101}, r"restarts in \[1, 100\]"),
+        ({"kappa": float("nan")}, "must not be negative, NaN or infinite"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
         ({"step": 5}, "did you mean 'steps'"),
         ({"kappa": -1.0}, "kappa"),
@@ -348,6 +353,12 @@ def test_bad_options_are_one_line(nets: dict[str, Any], options: dict[str, Any],
     with pytest.raises(UserError, match=message) as caught:
         search(nets, **options)
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("options", [{"lr": math.nan}, {"lr": math.inf}, {"weight": math.nan}])
+def test_numbers_that_are_none(nets: dict[str, Any], options: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="lr above 0 and weight"):
+        search(nets, "anogan", **options)
 
 
 @pytest.mark.usefixtures("quick")

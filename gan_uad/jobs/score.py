@@ -324,6 +324,8 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) 
         ranked = np.flatnonzero(labels == label)[np.argsort(values[labels == label], kind="stable")]
         picked += ranked[np.unique(np.linspace(0, len(ranked) - 1, SHOWN).round().astype(int))].tolist()
     images = patches.gather(picked)
+    if scorer.chunk:
+        console.say(f"searching once more for the {len(picked)} images of triplets.png")
     scores = scorer.score(to_tensor(images))
     if scores.reconstruction is None or scores.map is None:
         return

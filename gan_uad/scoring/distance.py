@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +25,10 @@ class ImageDistance:
     def __post_init__(self) -> None:
         if self.norm not in {"l1", "l2"} or self.reduce not in {"mean", "sum"}:
             raise ValueError(f"norm must be l1 or l2 and reduce mean or sum, got {self.norm!r} and {self.reduce!r}")
-        if min(self.residual_weight, self.feature_weight) < 0:
+        weights = (self.residual_weight, self.feature_weight)
+        if not all(0 <= weight < math.inf for weight in weights):  # so that NaN is refused too
             raise ValueError(
-                f"the weights of residual and features (kappa) must not be negative, got {self.residual_weight} and {self.feature_weight}"
+                f"the weights of residual and features (kappa) must not be negative, NaN or infinite, got {weights[0]} and {weights[1]}"
             )
 
     def parts(self, images: Tensor, reconstructions: Tensor, features: Any) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
 COLUMN_OF = {"vgg": "lpips_vgg", "alex": "lpips_alex", "efficientnet_lite0": "effnet_lite0"}
 COLUMNS = {"LPIPS-vgg": "lpips_vgg", "LPIPS-alex": "lpips_alex", "EffNetLite0 distance": "effnet_lite0"}
 PARTS = ("residual", "features", "l1", "l2", *COLUMNS.values(), "latent", "z_shell", "w_mahalanobis", "noise")
+MOST_SMOOTH = 100  # px: more leaves nothing of a map
 BATCHES = 2  # micro-batches of a search in one chunk: places that are done early find more to do, and little is lost by a stop
 
 
@@ -59,7 +60,8 @@ class GanInversionScorer(Scorer):
     - `residual` (A_R), `features` (A_D, on the discriminator's features): as the method's `ImageDistance` has them;
     - `l1`, `l2`: mean |x − G| and mean (x − G)²;
     - `lpips_vgg`, `lpips_alex` or `effnet_lite0`: the perceptual distance;
-    - `latent`, with an encoder of z: mean (E(x) − E(G(E(x))))²;
+    - `latent`, with an encoder: how far the reconstruction's own latent is from that found (of z mean (E(x) − E(G(E(x))))², of w ‖·‖²
+      over w_std², averaged over the layers);
     - `w_mahalanobis`, StyleGAN and StyleGAN2: of w to the Gaussian of mapped z (`LatentCloud`); other generators: `z_shell`, how far
       ‖z‖ is from that of N(0, 1) (for PGAN, which sees the direction of z alone, that is only how far a search strayed);
     - `noise`, where noise maps were found too: how much of the squared difference they took away (`painted`).
@@ -92,8 +94,8 @@ class GanInversionScorer(Scorer):
                 raise ValueError(f"no part is called {name!r}: {near(name, PARTS)}")
         if perceptual not in (None, "none", *PERCEPTUAL):
             raise ValueError(f"perceptual must be none or one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
-        if smooth < 0:
-            raise ValueError(f"smooth must not be negative, got {smooth}")
+        if not 0 <= smooth <= MOST_SMOOTH:  # so that NaN is refused too
+            raise ValueError(f"smooth must be in [0, {MOST_SMOOTH}], got {smooth}")
         self.inverter, self.combine, self.parts, self.smooth = inverter, combine, parts, smooth
         self.micro_batch, self.resolution = inverter.micro_batch, inverter.generator.resolution
         self.chunk = BATCHES * self.micro_batch if getattr(inverter, "steps", 0) else None
