@@ -303,7 +303,7 @@ def test_combined_parts_need_validation_normals(cli: Any, trained: Any, tmp_path
         ("parts=[l1]", "parts are named for combine=fisher or max"),
         ("combine=fischer", "combine must be own, fisher or max"),
         ("perceptual=vgg19", "perceptual must be none or one of"),
-        ("smooth=-1", "smooth must not be negative"),
+        ("smooth=-1", "smooth must be in [0, 100]"),
         ("micro_bach=4", "did you mean 'micro_batch'"),
     ):
         fails(cli("score", trained.encoder, "-o", f"scoring.options.{bad}", "--out", tmp_path / "out"), message)
