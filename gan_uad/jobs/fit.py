@@ -50,7 +50,7 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     save_grid(normals.gather(range(min(64, len(normals)))), run.folder / "reals.png")
     console.say(f"{len(normals):,} normal train images of {config.data.path} -> {run.folder}")
     start = time.monotonic()
-    _fit(scorer, normals, settings.batch)
+    fit_on(scorer, normals, settings.batch, "take fewer with training.total_kimg")
     spent = time.monotonic() - start
     about = {
         "format": checkpoint.FORMAT, "networks": {}, "scorer": scorer.spec, "config": config.model_dump(mode="json"),
@@ -98,7 +98,9 @@ def _check(config: RunConfig) -> None:
             )
 
 
-def _fit(scorer: Scorer, normals: PatchSet, batch: int) -> None:
+def fit_on(scorer: Scorer, normals: PatchSet, batch: int, advice: str) -> None:
+    """Fit a scorer on normal images, `batch` of them in memory at once, with progress. `JobFailed` with `advice` when memory ends."""
+
     def counted() -> Iterator[tuple[Tensor, Tensor]]:
         with console.progress("fitting on normals", len(normals)) as bar:
             for number, (images, labels) in enumerate(batches(normals, batch), 1):
@@ -109,5 +111,5 @@ def _fit(scorer: Scorer, normals: PatchSet, batch: int) -> None:
         scorer.fit(counted())
     except (MemoryError, torch.OutOfMemoryError):
         raise JobFailed(
-            f"out of memory in fitting {scorer.spec['name']} on {len(normals):,} images: take fewer with training.total_kimg"
+            f"out of memory in fitting {scorer.spec['name']} on {len(normals):,} images: {advice}"
         ) from None

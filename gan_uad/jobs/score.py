@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from gan_uad import console, device
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json
+from gan_uad.jobs.fit import fit_on
 from gan_uad.jobs.load import load_model, make_scorer, model_file
 from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
 from gan_uad.jobs.score_rows import CHUNK, Row, as_rows, read_back, resumed, write_csv, written_numbers
@@ -76,7 +76,7 @@ def score(
     }  # fmt: skip
     _claim(folder, key)
     if normals is not None:
-        _fit(scorer, normals)
+        fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
     write_json(folder / "scores.json", settings)
     _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
     return folder
@@ -163,16 +163,6 @@ def _normals(scorer: Scorer, sets: ScoreSets, name: str) -> PatchSet | None:
             "give patches with a train split, or put back those that the run was trained on"
         )
     return sets.train
-
-
-def _fit(scorer: Scorer, normals: PatchSet) -> None:
-    def counted() -> Iterator[tuple[Tensor, Tensor]]:
-        with console.progress("fitting on normals", len(normals)) as bar:
-            for number, (images, labels) in enumerate(batches(normals, CHUNK), 1):
-                yield images, labels
-                bar.update(min(number * CHUNK, len(normals)))
-
-    scorer.fit(counted())
 
 
 def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:
