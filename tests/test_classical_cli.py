@@ -131,7 +131,7 @@ def test_an_interrupted_fit_is_taken_up_and_a_whole_one_left_alone(
 ) -> None:
     out = tmp_path / "runs"
     with monkeypatch.context() as patch:
-        patch.setattr(fit_job, "_fit", killed)
+        patch.setattr(fit_job, "fit_on", killed)
         assert trained(cli, "knn", patches, out).exit_code == 130
     assert not (out / "00000-knn" / "model.safetensors").exists()
     fails(cli("score", out / "00000-knn"), "holds no model.safetensors")
@@ -139,7 +139,7 @@ def test_an_interrupted_fit_is_taken_up_and_a_whole_one_left_alone(
     before = (out / "00000-knn" / "model.safetensors").read_bytes()
     assert len(list(out.iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(fit_job, "_fit", killed)
+        patch.setattr(fit_job, "fit_on", killed)
         result = cli("train", out / "00000-knn", "--resume")
         assert result.exit_code == 0, result.output
         assert "was fitted already" in result.stderr
@@ -154,7 +154,7 @@ def test_an_interrupted_fit_on_more_images_is_not_taken_for_whole(
     assert trained(cli, "knn", patches, tmp_path, "-o", "training.total_kimg=0.02").exit_code == 0
     more = ("train", run, "--resume", "-o", "training.total_kimg=0.04")
     with monkeypatch.context() as patch:
-        patch.setattr(fit_job, "_fit", killed)
+        patch.setattr(fit_job, "fit_on", killed)
         assert cli(*more).exit_code == 130
     assert gan_uad.load(str(run)).nimg == 20, "the model of before"
     assert cli(*more, "-o", "training.threads=1").exit_code == 0
