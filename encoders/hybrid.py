@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from encoders.base import Found, Inversion, Inverter
 from encoders.izi import EncoderTask
 from encoders.noise import autocorrelation
 from encoders.projection import LatentSearch, mapped_w, w_statistics
-from gan_uad.data.patches import PatchSet, to_tensor
+from gan_uad.data.patches import PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features.lpips import perceptual_distance
 from gan_uad.networks.sampling import style_based
@@ -27,8 +26,8 @@ from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.ema import EMA
+from gan_uad.training.judge import of_each
 
-JUDGED_AT_ONCE = 32
 NOISE_WEIGHT = 0.1
 
 
@@ -207,19 +206,15 @@ class Reconstruction:
         if len(self.patches) == 0:
             raise UserError(f"{patches.source}: no normal image among the {len(patches)} validation images to judge by")
 
-    @torch.no_grad()
     def judge(self, nimg: int) -> dict[str, float]:
         """See `Judge`."""
-        here, task = distributed.world(), self.task
-        rows = np.arange(here.rank, len(self.patches), here.size)
-        found = torch.zeros(len(self.patches), 2)
-        with torch.autocast(task.device.type, enabled=False):
-            for start in range(0, len(rows), JUDGED_AT_ONCE):
-                some = rows[start : start + JUDGED_AT_ONCE]
-                images = to_tensor(self.patches.gather(some)).to(task.device)
-                parts = task.distances(images, task.reconstruct(images))
-                found[some] = torch.stack([parts["perceptual"], parts["pixel"]], 1).cpu()
-        perceptual, pixel = distributed.total(found).median(0).values.tolist()
+        task = self.task
+
+        def distances(images: Tensor) -> Tensor:
+            parts = task.distances(images, task.reconstruct(images))
+            return torch.stack([parts["perceptual"], parts["pixel"]], 1)
+
+        perceptual, pixel = of_each(self.patches, task.device, 2, distances).median(0).values.tolist()
         return {"val_perceptual": perceptual, "val_pixel": pixel}
 
 

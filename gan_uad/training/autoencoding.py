@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan_uad import console
 from gan_uad.data.patches import PatchSet, TrainStream, to_tensor
@@ -21,15 +21,16 @@ from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import gradient_norm, guard_gradients
 from gan_uad.training.checkpoint import build_networks, load_weights
-from gan_uad.training.engine import Task
-from gan_uad.training.supervised import JUDGED_AT_ONCE, evaluating, start_from_imagenet
+from gan_uad.training.judge import of_each
+from gan_uad.training.single import SingleTask, evaluating
+from gan_uad.training.supervised import start_from_imagenet
 
 PAIRS, PRIOR = 24, 16  # of a snapshot: 64 images, in rows of eight
 SAMPLE_BATCH = 4  # of them are made at once: beside a training there is little memory left
 
 
 @register("vae", kind="task")
-class VAETask(Task):
+class VAETask(SingleTask):
     """Minimise the squared error of each image, summed, plus β·KL(q(z|x) ‖ N(0, 1)), averaged over the batch (AdamW).
 
     β grows linearly from 0 to `beta` over the first `beta_kimg` (0: it is `beta` from the start). The defaults of lr and beta are those
@@ -39,6 +40,7 @@ class VAETask(Task):
     file), whose convolutions it starts from, and which is trained on with the rest. Judged by the negative ELBO on validation normals.
     """
 
+    role = "vae"
     states = frozenset({"beta"})
 
     def __init__(
@@ -138,20 +140,6 @@ class VAETask(Task):
             made = draw(self.model.G, from_seeds(range(PRIOR), self.model.latent_dim), batch=SAMPLE_BATCH).float()
         return torch.cat([torch.stack([self.examples, again], 1).flatten(0, 1), made])
 
-    def networks(self) -> dict[str, nn.Module]:
-        """The autoencoder."""
-        return {"vae": self.model}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser, random numbers; β follows from the images seen."""
-        return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "rng": self.rng.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back; raises `UserError` when it is of another architecture."""
-        load_weights(self.model, state["model"], "the checkpoint")
-        self.opt.load_state_dict(state["opt"])
-        self.rng.set_state(state["rng"])
-
 
 class Validation:
     """Judges a VAE by normal validation images: `val_elbo`, the negative ELBO (squared error + KL, β or not), and its two parts.
@@ -168,19 +156,16 @@ class Validation:
                 f"{patches.source}: no normal image among the {len(patches)} validation images, on which a VAE is judged"
             )
 
-    @torch.no_grad()
     def judge(self, nimg: int) -> dict[str, float]:
         """See `Judge`."""
-        here, task = distributed.world(), self.task
-        rows = np.arange(here.rank, len(self.patches), here.size)
-        found = torch.zeros(len(self.patches), 2)
-        with evaluating(task.model):
-            for start in range(0, len(rows), JUDGED_AT_ONCE):
-                some = rows[start : start + JUDGED_AT_ONCE]
-                images = to_tensor(self.patches.gather(some)).to(task.device)
-                again, mu, logvar = task.model(images)
-                found[some] = torch.stack([squared_error(images, again), kl_divergence(mu, logvar)], 1).cpu()
-        error, kl = distributed.total(found).double().mean(0).tolist()
+
+        def parts(images: Tensor) -> Tensor:
+            again, mu, logvar = self.task.model(images)
+            return torch.stack([squared_error(images, again), kl_divergence(mu, logvar)], 1)
+
+        with evaluating(self.task.model):
+            found = of_each(self.patches, self.task.device, 2, parts)
+        error, kl = found.double().mean(0).tolist()
         return {"val_elbo": error + kl, "val_reconstruction": error, "val_kl": kl}
 
 

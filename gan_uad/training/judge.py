@@ -6,12 +6,17 @@ import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from gan_uad import console
+from gan_uad.data.patches import PatchSet, to_tensor
 from gan_uad.device import full_precision
 from gan_uad.run import Run
 from gan_uad.training import checkpoint, distributed
+
+AT_ONCE = 32  # images judged together
 
 
 class Judge(Protocol):
@@ -26,6 +31,21 @@ class Judge(Protocol):
 
         Every process calls it at the same time (after rank 0's buffers were given to all), so that they may share the work.
         """
+
+
+def of_each(patches: PatchSet, device: torch.device, columns: int, figures: Callable[[Tensor], Tensor]) -> Tensor:
+    """`figures` `[n, columns]` of images `[n, 3, R, R]` on `device`, for all patches: `[N, columns]` on the CPU, in every process.
+
+    Processes share the images; nothing is kept for a gradient.
+    """
+    here = distributed.world()
+    rows = np.arange(here.rank, len(patches), here.size)
+    found = torch.zeros(len(patches), columns)
+    with torch.no_grad():
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            found[some] = figures(to_tensor(patches.gather(some)).to(device)).float().cpu()
+    return distributed.total(found)
 
 
 class Judging:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan_uad import console
 from gan_uad.data.patches import LabelledStream, PatchSet, to_tensor
@@ -21,16 +19,15 @@ from gan_uad.metrics.detection import auroc
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.augment import Augmentation, AugmentPipe
-from gan_uad.training.checkpoint import load_weights
-from gan_uad.training.engine import Task
+from gan_uad.training.judge import of_each
+from gan_uad.training.single import SingleTask, evaluating
 
 OPTIMISERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 SAMPLES = 64  # images of a snapshot
-JUDGED_AT_ONCE = 64
 
 
 @register("supervised", kind="task")
-class SupervisedTask(Task):
+class SupervisedTask(SingleTask):
     """Cross-entropy of a network with two logits (normal, anomalous), judged on validation images.
 
     schedule: "none"; "cosine": the rate falls from `lr` to 0 over `schedule_kimg`; "step": it is multiplied by `lr_decay` every
@@ -41,6 +38,7 @@ class SupervisedTask(Task):
     the validation that says which model is best.
     """
 
+    role = "classifier"
     states = frozenset({"lr"})
 
     def __init__(
@@ -148,20 +146,6 @@ class SupervisedTask(Task):
             return self.examples
         return self.pipe.apply(self.examples, self.draw(len(self.examples), torch.Generator().manual_seed(0)))
 
-    def networks(self) -> dict[str, nn.Module]:
-        """The classifier."""
-        return {"classifier": self.model}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Network, optimiser, random numbers; the rate follows from the images seen."""
-        return {"model": self.model.state_dict(), "opt": self.opt.state_dict(), "rng": self.rng.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back; raises `UserError` when it is of another architecture."""
-        load_weights(self.model, state["model"], "the checkpoint")
-        self.opt.load_state_dict(state["opt"])
-        self.rng.set_state(state["rng"])
-
 
 class Validation:
     """Judges a classifier by validation images: `val_loss` (cross-entropy), `val_accuracy` and `val_auroc`.
@@ -183,41 +167,19 @@ class Validation:
 
     def judge(self, nimg: int) -> dict[str, float]:
         """See `Judge`."""
-        logits = self.logits().double()
+        task = self.task
+        with evaluating(task.model):
+            logits = of_each(self.patches, task.device, 2, task.model).double()
         each = F.cross_entropy(logits, self.labels, reduction="none")
         right = (logits.argmax(1) == self.labels).double()
         score = (logits[:, 1] - logits[:, 0]).numpy()
         figures = {"val_loss": self._mean(each), "val_accuracy": self._mean(right)}
         return figures | {"val_auroc": auroc(self.labels.numpy(), score) if np.isfinite(score).all() else math.nan}
 
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """`[N, 2]` of all validation images, on the CPU, in every process."""
-        here, task = distributed.world(), self.task
-        rows = np.arange(here.rank, len(self.labels), here.size)
-        found = torch.zeros(len(self.labels), 2)
-        with evaluating(task.model):
-            for start in range(0, len(rows), JUDGED_AT_ONCE):
-                some = rows[start : start + JUDGED_AT_ONCE]
-                found[some] = task.model(to_tensor(self.patches.gather(some)).to(task.device)).float().cpu()
-        return distributed.total(found)
-
     def _mean(self, values: Tensor) -> float:
         if self.task.balance == "none":
             return float(values.mean())
         return float(sum(values[self.labels == label].mean() for label in (0, 1)) / 2)
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """A network in evaluation mode; afterwards every part of it is as it was (a frozen one stays frozen)."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def start_from_imagenet(model: Any) -> None:
