@@ -51,9 +51,17 @@ def alone(part: Path) -> Iterator[FileIO]:
         with open(part, "a+b", buffering=0) as file:
             with suppress(OSError):  # some network disks know no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            if part.exists() and os.path.samestat(os.fstat(file.fileno()), os.stat(part)):
+            if _is_at(file, part):
                 yield file
                 return
+
+
+def _is_at(file: FileIO, path: Path) -> bool:
+    """Whether an open file is still the one under its name, which another process may take away at any moment."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def remove_leftovers(folder: Path) -> None:
