@@ -1,0 +1,227 @@
+"""Stain normalisation: the colours of a slide moved to those of a reference, fitted once a slide, off unless asked for.
+
+It can hide anomalies that are a matter of colour, so what was fitted is always recorded with the tiles (`to_dict`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gan_uad.data.images import Pixels
+from gan_uad.errors import UserError, near
+from gan_uad.slides.tissue import Tissue
+
+FloatArray = NDArray[np.float64]
+
+WHITE = 240.0  # intensity of the light where there is no tissue
+BETA = 0.15  # optical density below which a pixel is background
+LEAST = 1000  # pixels of tissue from which stains are found
+DENSITY = -np.log((np.arange(256) + 1) / WHITE)  # of each intensity; natural logarithm
+LEAST_ANGLE = 0.05  # radians between two stains: closer ones are one, and unmixing them divides by almost nothing
+SAMPLE = 64  # px of the sides, and number, of the squares from which a slide's colours are learnt
+
+# sRGB as linear light, and light to XYZ and CIE L*a*b* with the white of D65 (IEC 61966-2-1, ISO/CIE 11664-4).
+LINEAR = np.where(
+    np.arange(256) / 255 > 0.04045, ((np.arange(256) / 255 + 0.055) / 1.055) ** 2.4, np.arange(256) / 255 / 12.92
+)
+TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+D65 = np.array([0.95047, 1.0, 1.08883])
+
+
+class StainNormaliser(Protocol):
+    """Moves the colours of one slide to those of a reference. Results depend on the slide and the pixel alone, not on the tile."""
+
+    name: str
+
+    def fit(self, pixels: Pixels) -> Self:
+        """Learn a slide's colours from pixels of it, uint8 [..., 3] (`sample_pixels`), without the background among them.
+
+        Where they are too few or all of one colour nothing is learnt, and `transform` leaves every image as it is.
+        """
+
+    def transform(self, image: Pixels) -> Pixels:
+        """An image of that slide, uint8 [H, W, 3], in the colours of the reference."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The name, whether the slide could be fitted (else why not), and source and reference in plain numbers."""
+
+
+def stain_normaliser(name: str, target: Pixels | None = None) -> StainNormaliser:
+    """`reinhard` or `macenko`; target: pixels of the reference, uint8 [..., 3], or None for a built-in one.
+
+    Raises `UserError` for another name, and for a target without enough tissue.
+    """
+    if name not in NORMALISERS:
+        raise UserError(f"no stain normalisation is called {name!r}: {near(name, NORMALISERS)}")
+    made: StainNormaliser = NORMALISERS[name](target)
+    return made
+
+
+class Reinhard:
+    """Mean and standard deviation of each channel of CIE L*a*b* become those of the reference (Reinhard et al. 2001).
+
+    The space is L*a*b*, as is usual for slides, in place of the paper's lαβ. Background takes part in it and may get a tint.
+    """
+
+    name = "reinhard"
+    # Mean and standard deviation of L*, a*, b* of the tissue of OpenSlide's CMU-1-Small-Region.svs (CC0).
+    REFERENCE = ((47.64, 28.84, -12.45), (19.20, 12.67, 9.89))
+
+    def __init__(self, target: Pixels | None = None) -> None:
+        if target is None:
+            self._target = np.array(self.REFERENCE)
+        else:
+            self._target, why = self._measured(target)
+            _check_target(why)
+        self._source: FloatArray | None = None
+        self._why = "not fitted"
+
+    def fit(self, pixels: Pixels) -> Self:
+        source, self._why = self._measured(pixels)
+        self._source = None if self._why else source
+        return self
+
+    @staticmethod
+    def _measured(pixels: Pixels) -> tuple[FloatArray, str]:
+        """[2, 3] and "", or why it cannot be had."""
+        tissue = _tissue_of(pixels)
+        if len(tissue) < LEAST:
+            return np.zeros((2, 3)), f"only {len(tissue)} pixels of tissue"
+        lab = to_lab(tissue)
+        found = np.stack([lab.mean(0), lab.std(0)])
+        return found, "" if found[1].min() > 1e-6 else "the tissue is of one colour"
+
+    def transform(self, image: Pixels) -> Pixels:
+        if self._source is None:
+            return image
+        mean, deviation = self._source
+        lab = (to_lab(image) - mean) * (self._target[1] / deviation) + self._target[0]
+        return from_lab(lab)
+
+    def to_dict(self) -> dict[str, Any]:
+        names = ("mean", "std")
+        target = dict(zip(names, self._target.tolist(), strict=True))
+        source = None if self._source is None else dict(zip(names, self._source.tolist(), strict=True))
+        return _record(self.name, self._why, source, target)
+
+
+class Macenko:
+    """The two stains found in optical density, and how much of them there is, become those of the reference (Macenko et al. 2009).
+
+    Stains are the directions at the 1st and 99th percentile of angle in the plane of the two largest eigenvectors; the 99th percentile
+    of concentration is how much there is of each. A pixel's new density is a 3×3 matrix times its old one.
+    """
+
+    name = "macenko"
+    # Haematoxylin and eosin (columns) and their 99th percentiles, of the authors' reference image.
+    REFERENCE = (((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581)), (1.9705, 1.0308))
+
+    def __init__(self, target: Pixels | None = None) -> None:
+        if target is None:
+            self._target = tuple(np.array(part) for part in self.REFERENCE)
+        else:
+            self._target, why = self._measured(target)
+            _check_target(why)
+        self._source: tuple[FloatArray, ...] | None = None
+        self._why = "not fitted"
+
+    def fit(self, pixels: Pixels) -> Self:
+        source, self._why = self._measured(pixels)
+        self._source = None if self._why else source
+        return self
+
+    @staticmethod
+    def _measured(pixels: Pixels) -> tuple[tuple[FloatArray, ...], str]:
+        """Stains [3, 2] and amounts [2], and "" or why they cannot be had."""
+        density = DENSITY[_tissue_of(pixels)]
+        dark = density[(density >= BETA).all(axis=1)]
+        if len(dark) < LEAST:
+            return (), f"only {len(dark)} pixels of tissue"
+        values, vectors = np.linalg.eigh(np.cov(dark.T))
+        if values[1] <= 1e-9:
+            return (), "the tissue is of one colour"
+        plane = vectors[:, 1:]
+        plane = plane * np.where(plane.sum(0) < 0, -1, 1)  # an eigenvector has no sign of its own
+        across = dark @ plane
+        angles = np.percentile(np.arctan2(across[:, 1], across[:, 0]), (1, 99))
+        if angles[1] - angles[0] < LEAST_ANGLE:
+            return (), "the tissue shows one stain only"
+        stains = plane @ np.stack([np.cos(angles), np.sin(angles)])
+        stains = stains[:, ::-1] if stains[0, 0] < stains[0, 1] else stains  # haematoxylin takes more of the red
+        amounts = np.percentile(density @ np.linalg.pinv(stains).T, 99, axis=0)
+        if amounts.min() <= 1e-6:
+            return (), "one of two stains is missing"
+        return (stains, amounts), ""
+
+    def transform(self, image: Pixels) -> Pixels:
+        if self._source is None:
+            return image
+        (stains, amounts), (new_stains, new_amounts) = self._source, self._target
+        matrix = (new_stains * (new_amounts / amounts)) @ np.linalg.pinv(stains)
+        return _to_uint8(WHITE * np.exp(-(DENSITY[image] @ matrix.T)))
+
+    def to_dict(self) -> dict[str, Any]:
+        def plain(found: tuple[FloatArray, ...]) -> dict[str, Any]:
+            return {"stains": found[0].T.tolist(), "amounts": found[1].tolist()}
+
+        source = None if self._source is None else plain(self._source)
+        return _record(self.name, self._why, source, plain(self._target))
+
+
+NORMALISERS: dict[str, Any] = {"reinhard": Reinhard, "macenko": Macenko}
+
+
+def sample_pixels(tissue: Tissue, mpp: float, seed: int = 0) -> Pixels:
+    """Pixels to fit a slide by, uint8 [n, 3]: up to 64 squares of 64 px at `mpp` µm/px, drawn at random from its tissue.
+
+    At the µm/px of the tiles, since averages over more tissue vary less. Empty where the slide has none.
+    """
+    rows, columns = np.nonzero(tissue.mask)
+    rng = np.random.default_rng(seed)
+    picked = np.sort(rng.permutation(len(rows))[:SAMPLE])
+    slide = tissue.slide
+    scale, half = tissue.mpp / slide.mpp, SAMPLE * mpp / slide.mpp / 2
+    squares = [
+        slide.read((columns[k] + 0.5) * scale - half, (rows[k] + 0.5) * scale - half, SAMPLE, SAMPLE, mpp)
+        for k in picked
+    ]
+    return np.concatenate([square.reshape(-1, 3) for square in squares]) if squares else np.zeros((0, 3), np.uint8)
+
+
+def to_lab(image: Pixels) -> FloatArray:
+    """sRGB uint8 [..., 3] as CIE L*a*b*: L* in [0, 100], a* and b* about ±100."""
+    relative = LINEAR[image] @ (TO_XYZ / D65[:, None]).T
+    cubed = np.where(relative > 0.008856, np.cbrt(relative), 7.787 * relative + 16 / 116)
+    x, y, z = np.moveaxis(cubed, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
+
+
+def from_lab(lab: FloatArray) -> Pixels:
+    """The inverse of `to_lab`; colours that sRGB cannot show are clipped."""
+    y = (lab[..., 0] + 16) / 116
+    cubed = np.stack([y + lab[..., 1] / 500, y, y - lab[..., 2] / 200], axis=-1)
+    relative = np.where(cubed > 0.2068966, cubed**3, (cubed - 16 / 116) / 7.787)
+    light = np.clip(relative @ np.linalg.inv(TO_XYZ / D65[:, None]).T, 0, 1)
+    return _to_uint8(255 * np.where(light > 0.0031308, 1.055 * light ** (1 / 2.4) - 0.055, 12.92 * light))
+
+
+def _tissue_of(pixels: Pixels) -> Pixels:
+    """[n, 3]: the pixels that take light away in any channel."""
+    flat = np.asarray(pixels).reshape(-1, 3)
+    return flat[flat.min(axis=1) <= WHITE * np.exp(-BETA) - 1]
+
+
+def _check_target(why: str) -> None:
+    if why:
+        raise UserError(f"the reference of the stain normalisation cannot be used: {why}; choose another image")
+
+
+def _record(name: str, why: str, source: Any, target: Any) -> dict[str, Any]:
+    return {"name": name, "fitted": not why} | ({"reason": why} if why else {}) | {"source": source, "target": target}
+
+
+def _to_uint8(values: FloatArray) -> Pixels:
+    return (np.clip(values, 0, 255) + 0.5).astype(np.uint8)
