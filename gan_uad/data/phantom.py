@@ -329,9 +329,22 @@ def render_patch(
     canvas = Canvas(max(resolution, FIELD))
     tissue = _paint_normal(rng, canvas)
     region = _add_anomaly(rng, canvas, tissue, anomaly) if anomaly else np.zeros_like(tissue.h)
-    blocks = (resolution, canvas.size // resolution) * 2
-    rgb = stain.colour(tissue).reshape(*blocks, 3).mean((1, 3))
-    return np.rint(rgb).astype(np.uint8), region.reshape(blocks).max((1, 3)) > 0
+    shown = region.reshape((resolution, canvas.size // resolution) * 2).max((1, 3)) > 0
+    return _shrunk(stain.colour(tissue), resolution), shown
+
+
+def render_field(rng: np.random.Generator, resolution: int, kind: str, stain: Stain) -> NDArray[np.uint8]:
+    """A field full of one kind of tissue, "normal" or one of `ANOMALIES`: RGB, uint8 [R, R, 3]; resolutions as in `render_patch`."""
+    _check_resolution(resolution)
+    canvas = Canvas(max(resolution, FIELD))
+    everywhere = np.ones((canvas.size, canvas.size), np.float32)
+    tissue = _paint_normal(rng, canvas) if kind == "normal" else _PAINTERS[kind](rng, canvas, everywhere)
+    return _shrunk(stain.colour(tissue), resolution)
+
+
+def _shrunk(rgb: Array, resolution: int) -> NDArray[np.uint8]:
+    blocks = (resolution, rgb.shape[0] // resolution) * 2
+    return np.rint(rgb.reshape(*blocks, 3).mean((1, 3))).astype(np.uint8)
 
 
 def _check_resolution(resolution: int) -> None:
