@@ -95,7 +95,7 @@ def _score_all(
     label = settings["label"]
     validation, pixels = None, None
     if sets.validation is not None:
-        validation, pixels = _calibrate(scorer, sets.validation, folder / ".validation.jsonl", key)
+        validation, pixels = calibrate(scorer, sets.validation, folder / ".validation.jsonl", key)
         write_csv(folder / "scores_validation.csv", sets.validation, validation, label, None)
     settings["maps"] = MAPS[scorer.map_tails is not None]
     fitted = _threshold(rule, sets.validation, validation)
@@ -191,7 +191,7 @@ def _claim(folder: Path, key: str) -> None:
             )
 
 
-def _calibrate(
+def calibrate(
     scorer: Scorer, patches: PatchSet, partial: Path, key: str
 ) -> tuple[list[Row], NDArray[np.floating[Any]] | None]:
     """Measure validation images and calibrate on the normal ones; `{score, parts...}` of each, and pixels of the normals' maps.

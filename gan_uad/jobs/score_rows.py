@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +34,28 @@ def resumed(
 ) -> list[Row]:
     """What `rows_of(images, number of the first)` gives for all patches, chunk by chunk, each chunk kept in `partial` as soon as done."""
     chunk = chunk or CHUNK
+
+    def chunks(start: int) -> Iterator[Tensor]:
+        return (images for images, _ in batches(patches.take(np.arange(start, len(patches))), chunk))
+
+    return resumed_from(chunks, len(patches), partial, header, what, chunk, rows_of)
+
+
+def resumed_from(
+    chunks: Callable[[int], Iterator[Tensor]],
+    total: int,
+    partial: Path,
+    header: dict[str, Any],
+    what: str,
+    chunk: int,
+    rows_of: Callable[[Tensor, int], list[Row]],
+    unit: str = "images",
+) -> list[Row]:
+    """As `resumed`, of `total` images that `chunks(number of the first)` gives, `chunk` at a time from a multiple of it on."""
     rows = _partial_rows(partial, header, chunk)
     write_text(partial, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
-    with console.progress(what, len(patches), done=len(rows)) as bar, open(partial, "a", encoding="utf-8") as file:
-        rest = patches.take(np.arange(len(rows), len(patches)))
-        for images, _ in batches(rest, chunk):
+    with console.progress(what, total, unit, done=len(rows)) as bar, open(partial, "a", encoding="utf-8") as file:
+        for images in chunks(len(rows)):
             new = rows_of(images, len(rows))
             file.write("".join(json.dumps(row) + "\n" for row in new))
             file.flush()
