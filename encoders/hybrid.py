@@ -182,6 +182,12 @@ class HybridTask(EncoderTask):
         """The averaged encoder, and the GAN that it belongs to."""
         return {"gan": self.gan, "encoder": self.ema.net}
 
+    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+        """See `EncoderTask`; the mean and spread of w are this generator's."""
+        super().start_from(trained, where)
+        self.E.centre(*w_statistics(mapped_w(self.gan.G)))
+        self.ema.net.load_state_dict(self.E.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """See `EncoderTask`."""
         return {**super().state_dict(), "ema": self.ema.net.state_dict()}

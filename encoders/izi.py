@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import Inversion, Inverter
+from gan_uad.errors import UserError
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.training import distributed
@@ -85,6 +86,12 @@ class EncoderTask(Task):
     def networks(self) -> dict[str, nn.Module]:
         """The encoder, and the GAN that it belongs to: the file needs nothing beside it."""
         return {"gan": self.gan, "encoder": self.E}
+
+    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+        """See `Task`; the generator stays the one that was given."""
+        if "encoder" not in trained:
+            raise UserError(f"{where} holds no encoder, only {', '.join(trained) or 'a fitted scorer'}")
+        load_weights(self.E, trained["encoder"].state_dict(), where)
 
     def state_dict(self) -> dict[str, Any]:
         """Encoder, optimiser, random numbers, and the frozen GAN: its run may have been trained on since."""

@@ -120,6 +120,9 @@ class RunConfig(_Strict):
     network: dict[str, Any] = Field({}, description="options of the network family")
     optim: dict[str, Any] = Field({}, description="options of the task: learning rates, loss weights, EMA")
     generator: str | None = Field(None, description="run folder or model file of a trained generator (encoders only)")
+    initial: str | None = Field(
+        None, description="run folder or model file of the same architecture whose weights the training starts from"
+    )
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     training: TrainingConfig
     scoring: ScoringConfig = Field(default_factory=lambda: ScoringConfig())

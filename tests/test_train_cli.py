@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from run_tools import same, state
 
 import gan_uad
 from gan_uad.errors import UserError
@@ -268,3 +269,35 @@ def test_half_precision_for_publishing_comes_back_as_float32(tiny: Any, tmp_path
     half = gan_uad.load(str(tmp_path / "half.safetensors"))
     assert {p.dtype for p in half.networks["gan"].parameters()} == {torch.float32}
     torch.testing.assert_close(half.generate([3]), model.generate([3]), rtol=0, atol=0.02)
+
+
+# ---------------------------------------------------------------- a trained model to start from
+
+
+def learned(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Without batch norm's statistics, which follow the batches even at a learning rate of 0."""
+    return {name: tensor for name, tensor in tensors.items() if "running" not in name and "num_batches" not in name}
+
+
+def test_a_training_starts_from_a_trained_model(tiny: Any, tmp_path: Path) -> None:
+    """Averaged and trained generator are the given one, the discriminator too; the optimisers begin anew; the file may go afterwards."""
+    given = Path(shutil.copytree(tiny.generator, tmp_path / "given"))
+    words = ("-o", f"initial={given}", "-o", "optim.lr=0", "-o", "optim.lr_D=0", "-o", "training.seed=7")
+    made = tiny.train(tiny.config("wgan_gp"), tmp_path / "runs", *words, total_kimg=0.004)
+    assert made.exit_code == 0, made.output
+    run = tmp_path / "runs" / "00000-wgan_gp"
+    theirs = learned(checkpoint.read_model(given / "model.safetensors")[1])
+    same(learned(checkpoint.read_model(run / "model.safetensors")[1]), theirs)
+    same(learned({f"gan.{name}": tensor for name, tensor in state(run)["task"]["model"].items()}), theirs)
+    shutil.rmtree(given)
+    again = tiny.train(run, tmp_path, "--resume", total_kimg=0.008)
+    assert again.exit_code == 0, again.output
+
+
+def test_a_start_from_another_architecture_is_refused(tiny: Any, tmp_path: Path) -> None:
+    def attempt(name: str, initial: Path, *words: object) -> Any:
+        return tiny.train(tiny.config(name), tmp_path / "runs", "-o", f"initial={initial}", *words)
+
+    refused(attempt("dcgan", tiny.generator), "initial .* is of another architecture")
+    refused(attempt("wgan_gp", tmp_path / "none"), "no such run folder or model file")
+    refused(attempt("izi_f", tiny.generator, "--generator", tiny.generator), "initial .* holds no encoder, only gan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     task.check_batches(settings.batch)
     _check_precision(config, where)
     if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
-        distributed.together(task.begin)
+        distributed.together(partial(_begin, task, config))
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
         passes = settings.micro_batch or settings.batch // here.size
         console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
@@ -123,6 +124,13 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     ended = run_training(task, stream, run, where, description, existing is not None, judge)
     console.say(f"done: {run.folder} ({ended})")
     return run
+
+
+def _begin(task: Task, config: RunConfig) -> None:
+    """What a new training starts from."""
+    task.begin()
+    if config.initial is not None:
+        task.start_from(load_model(config.initial).networks, f"initial {config.initial}")
 
 
 def _check_enough(config: RunConfig, task: Task, count: int) -> None:
@@ -204,6 +212,10 @@ def _completed(config: RunConfig) -> RunConfig:
     if config.data.path is not None:
         # Scoring finds the validation images by this path, from whatever folder it is called.
         config.data.path = _absolute(config.data.path)
+    if config.initial is not None:
+        if not config.task:
+            raise UserError(f"{config.name} trains no network and starts from none: leave initial out")
+        config.initial = _absolute(config.initial)
     if config.generator is None:
         return config
     theirs = load_model(config.generator)

@@ -88,6 +88,11 @@ class AdversarialTask(Task):
         exported._modules = {**self.model._modules, "G": self.ema.net}
         return {"gan": exported}
 
+    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+        """See `Task`; what was kept of a trained generator is its average, and the new one goes on from there too."""
+        super().start_from(trained, where)
+        self.G.load_state_dict(self.ema.net.state_dict())
+
     def state_dict(self) -> dict[str, Any]:
         """Nets, averages, optimisers, random numbers."""
         return {

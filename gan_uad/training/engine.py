@@ -86,6 +86,13 @@ class Task(ABC):
     def begin(self) -> None:
         """Take weights to start from, say. Called before `train`, unless that goes on from a checkpoint."""
 
+    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+        """Train on from the weights of `trained` networks, as `networks` gives them. Raises `UserError` for another architecture."""
+        for role, net in self.networks().items():
+            if role not in trained:
+                raise UserError(f"{where} holds no {role}, only {', '.join(trained) or 'a fitted scorer'}")
+            checkpoint.load_weights(net, trained[role].state_dict(), where)
+
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> Stream:
         """What it is trained on, from the `patches` chosen for that: their images, in this process's shares."""
         here = distributed.world()
