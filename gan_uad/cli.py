@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import gan_uad
-from gan_uad import console
+from gan_uad import cli_slides, console
 from gan_uad.device import share_cores
 from gan_uad.errors import Interrupted
 
@@ -465,6 +465,9 @@ def demo(out: Path, quick: bool, seed: int) -> None:
     from gan_uad.jobs.demo import demo as job
 
     job(out, quick, seed)
+
+
+main.add_command(cli_slides.tile)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def _check_images(images: ArrayLike, what: str) -> Images:
     return values
 
 
-def _font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
+def load_font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
     import matplotlib
     from PIL import ImageFont
 
@@ -39,7 +39,7 @@ def _font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
-def _text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+def text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
     from PIL import Image, ImageDraw
 
     box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font)
@@ -58,8 +58,8 @@ def _grid(images: Images, columns: int, scale: int, captions: Sequence[str] | No
     height, width = enlarged.shape[1:3]
     cell_width, cell_height = width, height
     if captions is not None:
-        font = _font()
-        sizes = [_text_size(text, font) for text in captions]
+        font = load_font()
+        sizes = [text_size(text, font) for text in captions]
         cell_width = max(width, *(w for w, _ in sizes)) + GAP
         cell_height = height + max(h for _, h in sizes) + 2 * GAP
     rows = math.ceil(len(images) / columns)
@@ -113,11 +113,11 @@ def class_samples(images_by_class: Mapping[str, ArrayLike], path: Path, columns:
 
     if not images_by_class:
         raise ValueError("class samples: no class given")
-    font = _font(16)
+    font = load_font(16)
     blocks = {name: _check_images(images, name) for name, images in images_by_class.items()}
     grids = {name: _grid(images, min(columns, len(images)), scale, None) for name, images in blocks.items()}
-    strip = max(_text_size(name, font)[1] for name in grids) + 2 * GAP
-    width = max(max(grid.width, _text_size(name, font)[0]) for name, grid in grids.items()) + 2 * GAP
+    strip = max(text_size(name, font)[1] for name in grids) + 2 * GAP
+    width = max(max(grid.width, text_size(name, font)[0]) for name, grid in grids.items()) + 2 * GAP
     canvas = Image.new("RGB", (width, sum(grid.height + strip for grid in grids.values()) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     top = 0
@@ -132,7 +132,7 @@ def class_samples(images_by_class: Mapping[str, ArrayLike], path: Path, columns:
 
 def triplets(
     inputs: ArrayLike,
-    reconstructions: ArrayLike,
+    reconstructions: ArrayLike | None,
     maps: ArrayLike,
     path: Path,
     captions: Sequence[str] | None = None,
@@ -140,7 +140,7 @@ def triplets(
     masks: ArrayLike | None = None,
     what: str = "difference",
 ) -> Path:
-    """Rows of input | closest normal | map (of `what`), and annotation where `masks [N, H, W]` are given.
+    """Rows of input | closest normal | map (of `what`), and annotation where `masks [N, H, W]` are given; None: no closest normals.
 
     `inputs`, `reconstructions` uint8 `[N, H, W, 3]`; `maps` float `[N, h, w]` >= 0. All maps share one colour scale from
     0 to `vmax` (None: the largest value among these maps, so comparable inside this picture only): a scale of its own
@@ -173,7 +173,7 @@ def triplets(
                     axes.annotate(
                         captions[row], (0, 0.5), (-5, 0), "axes fraction", "offset points", ha="right", va="center"
                     )
-            if title == "difference":
+            if look.get("cmap") == "inferno":
                 scale = drawn
         bar = place(width - BAR_INCHES + 2 * GAP_INCHES, HEAD_INCHES, 0.16, height - HEAD_INCHES - GAP_INCHES)
         figure.colorbar(scale, bar, label=what, extend="max" if beyond else "neither")
@@ -181,7 +181,7 @@ def triplets(
 
 
 def _triplet_columns(
-    inputs: ArrayLike, reconstructions: ArrayLike, maps: ArrayLike, masks: ArrayLike | None, vmax: float | None
+    inputs: ArrayLike, reconstructions: ArrayLike | None, maps: ArrayLike, masks: ArrayLike | None, vmax: float | None
 ) -> tuple[dict[str, Column], bool]:
     """Title -> (pictures, how to draw them), checked, and whether some map goes beyond the colour scale."""
     heat = np.asarray(maps)
@@ -190,11 +190,11 @@ def _triplet_columns(
     top = float(heat.max()) if vmax is None else vmax
     if not 0 <= top < math.inf:
         raise ValueError(f"triplets: vmax must be finite and not negative, got {top}")
-    columns: dict[str, Column] = {
-        "input": (_check_images(inputs, "inputs"), {}),
-        "closest normal": (_check_images(reconstructions, "reconstructions"), {}),
-        "difference": (heat, {"cmap": "inferno", "vmin": 0, "vmax": top or 1.0}),
-    }
+    columns: dict[str, Column] = {"input": (_check_images(inputs, "inputs"), {})}
+    if reconstructions is not None:
+        columns["closest normal"] = (_check_images(reconstructions, "reconstructions"), {})
+    title = "map" if reconstructions is None else "difference"
+    columns[title] = (heat, {"cmap": "inferno", "vmin": 0, "vmax": top or 1.0})
     if masks is not None:
         columns["annotation"] = (np.asarray(masks, dtype=bool), {"cmap": "gray", "vmin": 0, "vmax": 1})
     lengths = {title: len(pictures) for title, (pictures, _) in columns.items()}
@@ -205,4 +205,4 @@ def _triplet_columns(
 
 def _inches(text: str) -> float:
     """The width of a caption in a plot, which has 11 points."""
-    return _text_size(text, _font(round(11 * DPI / 72)))[0] / DPI + GAP_INCHES
+    return text_size(text, load_font(round(11 * DPI / 72)))[0] / DPI + GAP_INCHES

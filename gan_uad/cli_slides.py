@@ -1,0 +1,150 @@
+"""The verbs of whole slides, thin as those of `cli`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+def _classes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    from gan_uad.slides.annotations import ROLES
+
+    pairs = [value.rpartition("=") for value in values]
+    for name, _equals, role in pairs:
+        if not name or role not in ROLES:
+            raise click.BadParameter(f"expected NAME={'|'.join(ROLES)}, such as Stroma=ignored")
+    return {name.strip(): role for name, _equals, role in pairs}
+
+
+class _Count(click.ParamType):
+    """A number of at least 1, or `all`."""
+
+    name = "n"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "all" or (isinstance(value, int) and value >= 1):
+            return value
+        if isinstance(value, str) and value.isdecimal() and int(value) >= 1:
+            return int(value)
+        self.fail(f"{value!r} is neither a number of tiles nor `all`", param, ctx)
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("tiles"), show_default=True, help="Folder of the patch set."
+)
+@click.option(
+    "--size", type=click.IntRange(16, 4096), default=256, show_default=True, metavar="PX", help="Side of a tile."
+)
+@click.option(
+    "--mpp",
+    type=click.FloatRange(0.05, 100),
+    default=0.5,
+    show_default=True,
+    metavar="UM",
+    help="µm per px of the tiles.",
+)
+@click.option(
+    "--slide-mpp",
+    type=click.FloatRange(0.01, 1000),
+    metavar="UM",
+    help="µm per px of slides that do not say, or say wrong.",
+)
+@click.option(
+    "--tissue",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    metavar="SHARE",
+    help="Least share of tissue.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["mask", "keep_tile", "otsu"]),
+    default="mask",
+    show_default=True,
+    help="What tissue is.",
+)
+@click.option(
+    "--per-slide",
+    type=_Count(),
+    default=1000,
+    show_default=True,
+    help="At most so many tiles of a slide, or all (with --grid).",
+)
+@click.option("--grid", is_flag=True, help="Tiles of a grid; else at random places, none overlapping another.")
+@click.option(
+    "--stride",
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
+    show_default=True,
+    metavar="SIDES",
+    help="... of the grid.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Annotations by slide name: ASAP XML, QuPath GeoJSON.",
+)
+@click.option(
+    "--class", "classes", multiple=True, callback=_classes, metavar="NAME=ROLE",
+    help="What an annotated class is: tumour, excluded (from tumour) or ignored. CAMELYON's are known.",
+)  # fmt: skip
+@click.option(
+    "--tumour", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True, metavar="SHARE",
+    help="Annotated share from which a tile is tumour. Normal is what touches none; between, the label stays empty.",
+)  # fmt: skip
+@click.option(
+    "--unannotated", type=click.Choice(["normal", "unknown"]), default="unknown", show_default=True,
+    help="What tiles of slides without annotation are.",
+)  # fmt: skip
+@click.option(
+    "--label",
+    type=click.Choice(["normal", "tumour", "all"]),
+    default="all",
+    show_default=True,
+    help="Take only such tiles.",
+)
+@click.option(
+    "--group",
+    metavar="REGEX",
+    help="What in a slide's name is its patient, such as 'patient_\\d+'. [default: all of it]",
+)
+@click.option(
+    "--stain",
+    type=click.Choice(["reinhard", "macenko"]),
+    help="Normalise the stain. It can hide anomalies. [default: no]",
+)
+@click.option("--compress", is_flag=True, help="Smaller PNGs (by about a fifth), in about twice the time.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of tiles.")
+@click.option(
+    "--shard", metavar="I/N", help="Do the I-th of N parts of the slides. [default: all; under torchrun, by rank]"
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that read and write. [default: the cores]"
+)
+def tile(
+    slides: tuple[Path, ...], out: Path, size: int, mpp: float, slide_mpp: float | None, tissue: float, rule: str,
+    per_slide: int | str, grid: bool, stride: float, annotations: Path | None, classes: dict[str, str], tumour: float,
+    unannotated: str, label: str, group: str | None, stain: str | None, compress: bool, seed: int, shard: str | None,
+    workers: int | None,
+) -> None:  # fmt: skip
+    """Cut SLIDES into a set of patches: tiles with tissue, labelled by annotations, index.csv and a contact sheet a slide.
+
+    Run again, slides that are there are left as they are. A slide that fails stops no other; failures are listed last.
+    """
+    from gan_uad.device import cores
+    from gan_uad.jobs.tile import check_settings, parse_shard
+    from gan_uad.jobs.tile import tile as job
+    from gan_uad.jobs.tile_slide import TileSettings
+
+    settings = TileSettings(
+        size=size, mpp=mpp, tissue=tissue, rule=rule, per_slide=None if isinstance(per_slide, str) else per_slide,
+        choice="grid" if grid else "random", stride=stride, label=label, tumour=tumour, unannotated=unannotated,
+        classes=classes, slide_mpp=slide_mpp, group=group, stain=stain, compress=compress, seed=seed,
+    )  # fmt: skip
+    check_settings(settings)
+    print(job(slides, out, settings, annotations, parse_shard(shard), workers or cores()))
