@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import warnings
@@ -24,6 +25,10 @@ MAX_SEGMENT = 1 << 30  # bytes: a strip or tile of more cannot be read in parts,
 PLAUSIBLE_MPP = (0.01, 20.0)  # µm/px of a scanner; 72 or 300 dpi of a file that knows no better are 353 and 85 µm
 MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6, "Å": 1e-4}
 PIL_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+
+logging.getLogger("tifffile").addHandler(
+    logging.NullHandler()
+)  # what it remarks on damaged files is said by our errors
 
 
 class Backend(Protocol):

@@ -103,8 +103,8 @@ class Slide:
     def _resample(self, level: int, left: float, top: float, width: int, height: int, scale: float) -> Pixels:
         """A region at `scale` px of `level` for each px of the result, in blocks that bound the memory."""
         found = np.full((height, width, 3), 255, np.uint8)
-        across, down = self._sizes[level]
-        # The pixels whose centres lie on the slide; the others stay white.
+        # The pixels whose centres lie on the slide, the last of which may be missing in a level; the others stay white.
+        across, down = (side / self.levels[level] for side in (self.width, self.height))
         x0, x1 = (min(max(math.ceil((edge - left) / scale - 0.5), 0), width) for edge in (0, across))
         y0, y1 = (min(max(math.ceil((edge - top) / scale - 0.5), 0), height) for edge in (0, down))
         side = max(1, int(math.sqrt(BLOCK) / scale))
