@@ -43,9 +43,21 @@ class DataConfig(_Strict):
         (0.6, 0.2, 0.2), description="train, val, test shares of the groups"
     )
     split_seed: int = Field(0, description="seed of the split, where the source brings none")
+    folds: int | None = Field(
+        None,
+        ge=2,
+        description="cross-validation: the groups are dealt anew into so many folds, whatever splits there are",
+    )
+    fold: int | None = Field(None, ge=1, description="... and this one of them, from 1 on, is the test split")
     flips: bool = Field(True, description="random horizontal and vertical flips in training")
     turns: bool = Field(True, description="random quarter turns in training")
     strict: bool = Field(False, description="a broken image is an error instead of being skipped and listed")
+
+    @model_validator(mode="after")
+    def _fold_of_folds(self) -> DataConfig:
+        if (self.folds is None) != (self.fold is None) or (self.fold or 1) > (self.folds or 1):
+            raise ValueError(f"folds and fold go together, fold from 1 to folds; got {self.folds} and {self.fold}")
+        return self
 
     @field_validator("split_fractions")
     @classmethod
@@ -53,6 +65,11 @@ class DataConfig(_Strict):
         if min(value) < 0 or abs(sum(value) - 1) > 1e-6:
             raise ValueError("must be three shares that add up to 1")
         return value
+
+    def of(self, path: str) -> DataConfig:
+        """The same settings for the patches of `path`. Folds are those of one set: another has none."""
+        same = self.path is not None and Path(path).resolve() == Path(self.path).resolve()
+        return self.model_copy(update={"path": path} | ({} if same else {"folds": None, "fold": None}))
 
 
 class TrainingConfig(_Strict):
@@ -131,7 +148,10 @@ class RunConfig(_Strict):
     @classmethod
     def _scorer_alone(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and "scoring" in raw and not raw.keys() & {"model", "task"}:
-            return {"model": "", "task": "", **raw}
+            data = raw.get("data") or {}
+            if isinstance(data, dict):  # it is fitted on images as they are
+                data = {"flips": False, "turns": False, **data}
+            return {"model": "", "task": "", **raw, "data": data}
         return raw
 
     @field_validator("network")

@@ -150,7 +150,6 @@ def test_a_classifier_has_no_inverter(
     cli: Any, classifier: Path, two_generators: dict[str, Path], tmp_path: Path
 ) -> None:
     fails(cli("score", classifier, "--inverter", "anogan", "--out", tmp_path), "uses no inverter: leave --inverter out")
-    fails(cli("score", classifier, "--maps", "--out", tmp_path / "maps"), "this scorer makes no maps; leave --maps out")
     fails(
         cli("score", classifier, "-o", "scoring.scorer=gan_inversion", "--out", tmp_path),
         "holds classifier and no generator",

@@ -121,7 +121,7 @@ def test_first_stages_that_do_not_fit(stages: Path, tiny: Any, tmp_path: Path) -
     first = stages / "runs" / "00000-cnn"
     wrong = [
         ([f"optim.cnn={tiny.generator}"], "holds no cnn: train one with the preset cnn_256"),
-        (["optim.cnn=nowhere"], "no such model file: nowhere"),
+        (["optim.cnn=nowhere"], f"no such model file: {Path.cwd() / 'nowhere'}"),
         ([f"optim.cnn={first}", "resolution=64"], "is of 32 px images, this network of 64 px"),
         ([f"optim.cnn={first}", "network.channels=[4, 8]"], "is of another architecture"),
         ([f"optim.cnn={first}", "model=conv_vae", "network={}"], "only a cnn_vae starts from a trained cnn"),

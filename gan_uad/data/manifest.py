@@ -133,6 +133,17 @@ class Manifest:
             split[i] = SPLITS[found]
         return self.replace(split=split)
 
+    def with_fold(self, folds: int, fold: int, fractions: tuple[float, float, float], seed: int) -> Manifest:
+        """Splits for cross-validation, in place of any there are: whole groups are dealt into `folds`, of which `fold`, from 1 on, is test.
+
+        Of the others a validation split is cut, in the ratio that `fractions` gives train and val. The same rows and seed give the same
+        folds, whichever of them is asked for.
+        """
+        groups = [group or i for i, group in enumerate(self.group)]
+        dealt = deal(groups, self.label, (1 / folds,) * folds, seed)
+        made = self.replace(split=["test" if found == fold - 1 else "train" for found in dealt])
+        return made.with_val_from_train(fractions, seed) if fractions[1] > 0 else made
+
     def to_csv(self, path: Path) -> None:
         """Write `index.csv` atomically."""
         with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

@@ -26,6 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own"
 QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, half a turn flips both
 
 
@@ -62,7 +63,7 @@ class PatchSet:
     @property
     def brings_splits(self) -> bool:
         """Whether the source itself says what is train, val or test (else the splits were made here)."""
-        return any(self._source.manifest.split)
+        return self._data.folds is None and any(self._source.manifest.split)
 
     def gather(self, indices: ArrayLike, transforms: NDArray[np.uint8] | None = None) -> Pixels:
         """A copy of some patches, uint8 [n, R, R, 3], each turned by its transform.
@@ -138,9 +139,11 @@ def load_patches(
 def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str]]:
     """The manifest with every row in a split, and notes of how that came about.
 
-    Splits that the source brings are kept. Raises `UserError` when they tear a group apart.
+    Splits that the source brings are kept, but for those of a fold. Raises `UserError` when they tear a group apart.
     """
     manifest, notes = source.manifest, list(source.notes)
+    if data.folds is not None and data.fold is not None:
+        return _folded(source, data.folds, data.fold, data)
     if torn := manifest.groups_on_two_sides():
         some = "; ".join(f"{group} in {' and '.join(sorted(sides))}" for group, sides in sorted(torn.items())[:3])
         raise UserError(
@@ -160,8 +163,23 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
             f"no validation split is given: {manifest.split.count('val')} images are cut out of train, {grouped}"
         )
     if not known:
-        notes.append("groups (patients or slides) are unknown: each image counts as its own")
+        notes.append(UNGROUPED)
     return manifest, notes
+
+
+def _folded(source: Source, folds: int, fold: int, data: DataConfig) -> tuple[Manifest, list[str]]:
+    """The splits of one fold, and notes of them. Raises `UserError` where there are fewer groups than folds."""
+    manifest, notes = source.manifest, list(source.notes)
+    groups = len({group or i for i, group in enumerate(manifest.group)})
+    if groups <= folds:  # one more than folds, for a validation split
+        raise UserError(
+            f"{source.path}: {groups} groups (patients or slides) are too few for {folds} folds and a validation split; take fewer folds"
+        )
+    aside = "; the splits that the source brings are put aside" if any(manifest.split) else ""
+    notes.append(f"fold {fold} of {folds} is test, val is cut out of the others, by group{aside}")
+    if not any(manifest.group):
+        notes.append(UNGROUPED)
+    return manifest.with_fold(folds, fold, data.split_fractions, data.split_seed), notes
 
 
 def to_tensor(images: Pixels) -> Tensor:
@@ -211,13 +229,14 @@ class TrainStream:
         return nimg + np.arange(self._rank, batch or self._batch, self._world)
 
     def _chosen(self, k: NDArray[np.int64]) -> NDArray[np.int64]:
-        n = self._epoch
+        n = self.epoch
         epochs = range(int(k[0]) // n, int(k[-1]) // n + 1)
         self._orders = {e: self._orders[e] if e in self._orders else self._order(e) for e in epochs}
         return np.concatenate([self._orders[e][k[k // n == e] % n] for e in epochs])
 
     @property
-    def _epoch(self) -> int:
+    def epoch(self) -> int:
+        """Images of one epoch."""
         return len(self._patches)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -268,7 +287,8 @@ class LabelledStream(TrainStream):
         return to_tensor(self._patches.gather(rows, self._transforms(k))), labels
 
     @property
-    def _epoch(self) -> int:
+    def epoch(self) -> int:
+        """Images of one epoch, as `balance` has it."""
         return sum(self._shown)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:

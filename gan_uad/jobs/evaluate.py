@@ -16,6 +16,7 @@ from gan_uad import console
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
 from gan_uad.jobs.maps import pixel_figures
+from gan_uad.jobs.reliability import draw_reliability, reliability_of
 from gan_uad.metrics.detection import (
     Threshold,
     auroc,
@@ -77,11 +78,13 @@ def evaluate(
                 f"{path}: needs labelled images of both kinds (label 0 and 1) to be evaluated, it has only one or none"
             )
         name = _unique(scores.model if len(sources) == 1 else f"{path.parent.name}: {scores.model}", results)
-        validation = _validation_of(path)
-        fitted = _threshold(scores, validation, threshold)
+        validation = validation_of(path)
+        fitted = threshold_of(scores, validation, threshold)
         result = figures_of(scores.label, scores.score, scores.group, fitted, n=resamples, seed=seed)
         result["parts"] = {part: auroc(scores.label, values) for part, values in scores.parts.items()}
-        result["warnings"] += _described(path).get("warnings", [])
+        result["warnings"] += description_of(path).get("warnings", [])
+        if gives_log_odds(path):
+            result["reliability"] = reliability_of(scores.label, scores.score)
         if path.name == SCORES and (path.parent / "truth").is_dir():
             result["pixels"] = pixel_figures(path.parent)
         results[name] = {"file": str(path), **result}
@@ -152,6 +155,8 @@ def _finite(text: str, name: str, where: str) -> float:
 def _files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
+    if not source.exists():
+        raise UserError(f"no such folder or file of scores: {source} (a preset is evaluated with --folds K)")
     found = [source / name for name in (SCORES, BASELINE) if (source / name).is_file()]
     if not found:
         raise UserError(
@@ -160,13 +165,13 @@ def _files(source: Path) -> list[Path]:
     return found
 
 
-def _validation_of(path: Path) -> ScoreFile | None:
+def validation_of(path: Path) -> ScoreFile | None:
     """Scores of the validation images by the same model, which `gan-uad score` writes beside `<name>.csv`."""
     beside = path.with_name(f"{path.stem}_validation.csv")
     return read_scores(beside) if beside.is_file() else None
 
 
-def _described(path: Path) -> dict[str, Any]:
+def description_of(path: Path) -> dict[str, Any]:
     """What `gan-uad score` says of a score file in the `scores.json` beside it."""
     beside = path.with_name("scores.json")
     if path.name not in {SCORES, BASELINE} or not beside.is_file():
@@ -178,7 +183,13 @@ def _described(path: Path) -> dict[str, Any]:
     return described
 
 
-def _threshold(scores: ScoreFile, validation: ScoreFile | None, rule: str | None) -> Threshold:
+def gives_log_odds(path: Path) -> bool:
+    """Whether the scores of a file are log-odds, which a classifier's are."""
+    return path.name == SCORES and description_of(path).get("log_odds") is True
+
+
+def threshold_of(scores: ScoreFile, validation: ScoreFile | None, rule: str | None) -> Threshold:
+    """The threshold of a score file: by `rule` on its validation scores, or else as it was scored with."""
     if rule is not None:
         try:
             name, params = parse_threshold(rule)
@@ -190,7 +201,7 @@ def _threshold(scores: ScoreFile, validation: ScoreFile | None, rule: str | None
                 return fit_threshold(name, known.score, known.label, known.group, **params)
         except ValueError as error:
             raise UserError(f"{scores.path}: --threshold {rule}: {error}") from None
-    kept = _described(scores.path).get("thresholds", {}).get(scores.path.name)
+    kept = description_of(scores.path).get("thresholds", {}).get(scores.path.name)
     if kept is not None:
         return Threshold(**{**kept, "value": float(kept["value"])})
     if scores.threshold is None:
@@ -241,6 +252,9 @@ def _write(
         write_text(folder / f"metrics.{ending}", table(rows, COLUMNS, fmt))
     plots.roc(curves, folder / "roc.png")
     plots.pr(curves, folder / "pr.png")
+    draw_reliability(
+        {name: result["reliability"] for name, result in results.items() if "reliability" in result}, folder
+    )
     if tails:
         drawn = {name: (tail.levels, tail.observed) for name, tail in tails.items()}
         plots.calibration(
@@ -250,6 +264,8 @@ def _write(
     for name, result in results.items():
         for part, value in result["parts"].items():
             print(f"{name}, {part} alone: AUROC {value:.3f}")
+        if "reliability" in result:
+            print(f"{name}: expected calibration error {result['reliability']['ece']:.3f}")
         for warning in result["warnings"]:
             print(f"{name}: {warning}")
         if "pixels" in result:

@@ -137,7 +137,7 @@ def _noise(row: Candidate, chosen: Choices) -> str:
 def _images(row: Candidate, chosen: Choices) -> tuple[ImageSet, list[str]]:
     """What is compared with the reals, and what must be said of it."""
     if row.model is None:
-        patches = load_together(row.real_data.model_copy(update={"path": row.source}), row.resolution)
+        patches = load_together(row.real_data.of(row.source), row.resolution)
         if len(patches) < LEAST:
             raise UserError(f"{row.source}: {len(patches)} images, at least {LEAST} are needed")
         return of_patches(patches, row.name), [f"{row.name}: {note}" for note in patches.notes]

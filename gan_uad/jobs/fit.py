@@ -29,6 +29,10 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     `batch` (images read together), `seed`, `device` and `threads` play a part.
     """
     _check(config)
+    if existing is None and (config.data.flips or config.data.turns):
+        raise UserError(
+            f"the scorer {config.scoring.scorer} is fitted on images as they are: data.flips and data.turns have no use, leave them out"
+        )
     settings = config.training
     where = device.prepare(settings.device, settings.threads)
     if existing is not None and _is_whole(existing, config):

@@ -184,6 +184,7 @@ def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: in
             )
     if data.path is None:
         changes |= {
-            k: getattr(theirs, k) for k in ("path", "normal_classes", "split_fractions", "split_seed", "min_tissue")
+            k: getattr(theirs, k)
+            for k in ("path", "normal_classes", "split_fractions", "split_seed", "folds", "fold", "min_tissue")
         }
     return data.model_copy(update=changes)

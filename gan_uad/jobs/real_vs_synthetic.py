@@ -99,9 +99,7 @@ def _real(model: Model, data: str | None) -> PatchSet:
     path = data or own.path
     if path is None:
         raise UserError("no real patches are given: name a folder, zip, .npz or .h5 with --data")
-    patches = load_patches(
-        own.model_copy(update={"path": path}), model.resolution, progress=console.counter("reading patches")
-    )
+    patches = load_patches(own.of(path), model.resolution, progress=console.counter("reading patches"))
     return patches.select(None, LABELS[own.label])
 
 

@@ -70,7 +70,8 @@ def score(
     key = _key(run, [scorer.spec, None if found_by is None else found_by.spec], sets, normals, scorer.rests_on)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
-        "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"], "label": f"{model.name}/{method}",
+        "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"],
+        "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
@@ -305,7 +306,7 @@ def _truth(patches: PatchSet) -> NDArray[np.bool_] | None:
 
 
 def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) -> None:
-    """triplets.png: images spread evenly over the ranks of each label, least to most anomalous."""
+    """triplets.png (maps.png of a scorer that reconstructs nothing): images spread evenly over the ranks of each label."""
     from gan_uad.report.pictures import triplets
 
     values, labels = np.array([row["score"] for row in rows]), patches.manifest.label
@@ -317,13 +318,14 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) 
     if scorer.chunk:
         console.say(f"searching once more for the {len(picked)} images of triplets.png")
     scores = scorer.score(to_tensor(images))
-    if scores.reconstruction is None or scores.map is None:
+    if scores.map is None:
         return
     names = {0: "normal", 1: "anomalous", -1: "unknown"}
     captions = [f"{names[int(labels[i])]}\n{values[i]:.4g}" for i in picked]
     masks = _truth(patches.take(picked))
     calibrated = scorer.map_tails is not None
     vmax = RAREST if calibrated else float(np.quantile(scores.map.numpy(), 0.995))
-    what = "−log10 p of normals" if calibrated else "difference"
-    made, maps = to_uint8(scores.reconstruction), scores.map.numpy()
-    triplets(images, made, maps, folder / "triplets.png", captions, vmax, masks, what)
+    made = None if scores.reconstruction is None else to_uint8(scores.reconstruction)
+    what = "−log10 p of normals" if calibrated else "map" if made is None else "difference"
+    path = folder / ("maps.png" if made is None else "triplets.png")
+    triplets(images, made, scores.map.numpy(), path, captions, vmax, masks, what)

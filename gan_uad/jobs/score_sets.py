@@ -13,7 +13,13 @@ from gan_uad.data.patches import PatchSet, load_patches
 from gan_uad.errors import UserError
 from gan_uad.jobs.load import Model, inverter_of
 
-DEALT_BY = ("split_fractions", "split_seed", "normal_classes")  # settings that decide which image is in which split
+DEALT_BY = (
+    "split_fractions",
+    "split_seed",
+    "folds",
+    "fold",
+    "normal_classes",
+)  # settings that decide which image is in which split
 
 
 @dataclass
@@ -60,7 +66,7 @@ def choose_sets(
                 f"-o data.{key}: these are the patches that the run was trained on; dealt anew, what was trained on "
                 "would be tested on"
             )
-    target = _load(own.model_copy(update={"path": path}), model.resolution)
+    target = _load(own.of(path), model.resolution)
     chosen = split or ("test" if same or target.brings_splits else "all")
     picked = target if chosen == "all" else target.select(chosen)
     if len(picked) == 0:

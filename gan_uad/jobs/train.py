@@ -14,7 +14,7 @@ from torch import nn
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve
 from gan_uad.data.patches import PatchSet
-from gan_uad.errors import UserError
+from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
 from gan_uad.jobs.fit import fit
 from gan_uad.jobs.load import inherit_preprocessing, load_model
@@ -121,7 +121,12 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         "train_images": len(chosen),
         "train_data": patches.fingerprint,
     }
-    ended = run_training(task, stream, run, where, description, existing is not None, judge)
+    try:
+        ended = run_training(task, stream, run, where, description, existing is not None, judge)
+    except Interrupted:
+        distributed.first(lambda: _draw_curves(task, run))
+        raise
+    distributed.first(lambda: _draw_curves(task, run))
     console.say(f"done: {run.folder} ({ended})")
     return run
 
@@ -131,6 +136,14 @@ def _begin(task: Task, config: RunConfig) -> None:
     task.begin()
     if config.initial is not None:
         task.start_from(load_model(config.initial).networks, f"initial {config.initial}")
+
+
+def _draw_curves(task: Task, run: Run) -> None:
+    """curves.png: how the figures that the task names went in training and, where it was judged, on validation images."""
+    if task.curves and (rows := run.read_log()):
+        from gan_uad.report.plots import learning_curves
+
+        learning_curves(rows, run.read_judgements(), task.curves, run.folder / "curves.png")
 
 
 def _check_enough(config: RunConfig, task: Task, count: int) -> None:
@@ -209,19 +222,27 @@ def build_task(config: RunConfig, where: torch.device) -> Task:
 
 def _completed(config: RunConfig) -> RunConfig:
     """Settle what follows from the generator and from where we are, so that the run's configuration says everything."""
-    if config.data.path is not None:
-        # Scoring finds the validation images by this path, from whatever folder it is called.
-        config.data.path = _absolute(config.data.path)
-    if config.initial is not None:
-        if not config.task:
-            raise UserError(f"{config.name} trains no network and starts from none: leave initial out")
-        config.initial = _absolute(config.initial)
+    _write_out_paths(config)
+    if config.initial is not None and not config.task:
+        raise UserError(f"{config.name} trains no network and starts from none: leave initial out")
     if config.generator is None:
         return config
     theirs = load_model(config.generator)
     network = {**_latent_sizes(config.model, theirs.generator), **config.network}
     data = inherit_preprocessing(config.data, theirs.config, config.resolution)
-    return config.model_copy(update={"data": data, "network": network, "generator": _absolute(config.generator)})
+    return config.model_copy(update={"data": data, "network": network})
+
+
+def _write_out_paths(config: RunConfig) -> None:
+    """Scoring, say, finds the validation images by these paths, from whatever folder it is called."""
+    if config.data.path is not None:
+        config.data.path = _absolute(config.data.path)
+    if config.initial is not None:
+        config.initial = _absolute(config.initial)
+    if config.generator is not None:
+        config.generator = _absolute(config.generator)
+    if isinstance(config.optim.get("cnn"), str):
+        config.optim["cnn"] = _absolute(config.optim["cnn"])
 
 
 def _latent_sizes(encoder: str, G: Any) -> dict[str, int]:
@@ -251,7 +272,10 @@ def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
     config = resolve(
         read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, where=str(run.folder)
     )
-    for key, was in _flat(run.config.model_dump()).items():
+    started = run.config.model_copy(deep=True)
+    for told in (config, started):
+        _write_out_paths(told)
+    for key, was in _flat(started.model_dump()).items():
         now = _flat(config.model_dump())[key]
         if now != was and key not in RESUMABLE:
             raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 
@@ -30,8 +31,29 @@ class Normalise(nn.Module):
         return images * self.scale + self.shift
 
 
+class Classifier(nn.Module):
+    """A network with two logits, normal and anomalous, in two halves: `maps` of images, and what it `decide`s from them.
+
+    Grad-CAM looks between the two.
+    """
+
+    resolution: int
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Images `[N, 3, R, R]` in [-1, 1] -> the last maps that have places, `[N, C, h, w]`."""
+        raise NotImplementedError
+
+    def decide(self, maps: Tensor) -> Tensor:
+        """Maps `[N, C, h, w]` -> logits `[N, 2]`."""
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images `[N, 3, R, R]` in [-1, 1] -> logits `[N, 2]`."""
+        return self.decide(self.maps(images))
+
+
 @register("densenet121")
-class DenseNet121(nn.Module):
+class DenseNet121(Classifier):
     """DenseNet121 (Huang et al. 2017) of torchvision with two logits, normal and anomalous; 6,955,906 parameters.
 
     The stem is that of 224 px images (a 7×7 convolution and a pooling, of stride 2 each) at every resolution: 64 px images are
@@ -79,7 +101,11 @@ class DenseNet121(nn.Module):
             if not key.startswith("classifier.")
         }
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images `[N, 3, R, R]` in [-1, 1] -> logits `[N, 2]`."""
-        logits: Tensor = self.net(self.normalise(images))
+    def maps(self, images: Tensor) -> Tensor:
+        """Images `[N, 3, R, R]` in [-1, 1] -> `[N, C, h, w]` ≥ 0, of a side R / 32 with four blocks."""
+        return F.relu(self.net.features(self.normalise(images)), inplace=True)
+
+    def decide(self, maps: Tensor) -> Tensor:
+        """The mean of each map, and a linear layer."""
+        logits: Tensor = self.net.classifier(F.adaptive_avg_pool2d(maps, 1).flatten(1))
         return logits

@@ -227,3 +227,34 @@ def training_curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path
             if index + columns >= len(keys):
                 axes.set_xlabel("kimg")
     return path
+
+
+def learning_curves(
+    rows: Sequence[Mapping[str, Any]], judgements: Sequence[Mapping[str, Any]], figures: Mapping[str, str], path: Path
+) -> Path:
+    """A panel for each of `figures`, over kimg: log rows' own under its name, and of `judgements` what it is called there.
+
+    The last judgement marked `best` is shown by a line. ValueError where no row has a figure.
+    """
+    best = [float(row["kimg"]) for row in judgements if row.get("best")][-1:]
+    with figure_file(path, 1.2 + 3.9 * len(figures), 3.6) as figure:
+        for index, (name, judged) in enumerate(figures.items()):
+            axes = figure.add_subplot(1, len(figures), index + 1, title=name, xlabel="kimg")
+            for k, (label, source, key) in enumerate((("train", rows, name), ("validation", judgements, judged))):
+                points = [(float(row["kimg"]), float(row[key])) for row in source if row.get(key) is not None]
+                if not points and source is rows:
+                    raise ValueError(f"learning curves: no {key} in the log")
+                if points:
+                    marker = "o" if len(points) <= 25 else ""
+                    axes.plot(
+                        *np.array(points).T,
+                        label=label if index == 0 else None,
+                        marker=marker,
+                        markersize=4,
+                        **_line(k),
+                    )
+            for kimg in best:
+                axes.axvline(kimg, color=GUIDE, linestyle=":", label="best model" if index == 0 else None)
+            axes.grid(alpha=0.3)
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return path

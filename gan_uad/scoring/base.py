@@ -85,6 +85,7 @@ class Scorer(ABC):
     least_normals = 0  # validation normals without which it cannot score
     spec: dict[str, Any]
     rests_on: str = ""  # pretrained weights, in words that tell them from others
+    log_odds = False  # whether its scores are log P(anomalous) − log P(normal) of a classifier
     fitted = False  # by `fit` or `load_scorer`
     calibration: Tensor | None = None  # scores of validation normals, after `fit`
     map_tails: dict[str, Tail] | None = None  # of the pixels of their maps, by the name of the map

@@ -9,16 +9,21 @@ from torch import Tensor
 
 from gan_uad.errors import UserError
 from gan_uad.metrics.detection import classification_report
+from gan_uad.networks.classifier import Classifier
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.grad_cam import enlarged, grad_cam
 
 
 @register("classifier", kind="scorer")
 class ClassifierScorer(Scorer):
     """The logit of "anomalous": log P(anomalous) − log P(normal), which is above 0 where the classifier says so.
 
-    The network is trained already; `fit` only keeps the scores of validation normals. No maps and no reconstructions.
+    The network is trained already; `fit` only keeps the scores of validation normals. Maps are Grad-CAM of the network's last ones, which
+    are coarse (2×2 at 64 px with DenseNet121 and the EfficientNets): larger images tell more. No reconstructions.
     """
+
+    log_odds = True
 
     def __init__(self, nets: dict[str, Any], device: torch.device) -> None:
         if "classifier" not in nets:
@@ -29,8 +34,12 @@ class ClassifierScorer(Scorer):
     @torch.no_grad()
     def score_batch(self, images: Tensor) -> Scores:
         """See `Scorer`."""
-        logits = self.net(images.to(self.device, memory_format=torch.channels_last)).float().cpu()
-        return Scores(logits[:, 1] - logits[:, 0])
+        images = images.to(self.device, memory_format=torch.channels_last)
+        if not isinstance(self.net, Classifier):  # another package's, of which only the logits are known
+            logits = self.net(images).float().cpu()
+            return Scores(logits[:, 1] - logits[:, 0])
+        scores, heat = grad_cam(self.net.decide, self.net.maps(images))
+        return Scores(scores.cpu(), map=enlarged(heat, self.net.resolution).cpu())
 
     def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, float]:
         """Accuracy on a labelled set with its 95 % Wilson interval, sensitivity and specificity; images of label −1 are left out."""

@@ -37,11 +37,13 @@ class VAETask(SingleTask):
     of Sikdar et al. (Adam 1e-5 with weight decay, β to 1); the weight decay and how long β grows are ours.
     init, for a network with ImageNet weights: "imagenet" takes them (an error where there are none), "none" does not, "auto" takes
     them where they can be had and says so where they cannot. cnn, for a network `cnn_vae`: the run of a trained `cnn` (or a model
-    file), whose convolutions it starts from, and which is trained on with the rest. Judged by the negative ELBO on validation normals.
+    file), whose convolutions it starts from instead, and which is trained on with the rest. Judged by the negative ELBO on validation
+    normals.
     """
 
     role = "vae"
     states = frozenset({"beta"})
+    curves = {"reconstruction": "val_reconstruction", "kl": "val_kl"}
 
     def __init__(
         self,
@@ -61,6 +63,10 @@ class VAETask(SingleTask):
             raise ValueError(
                 f"need lr > 0 and weight_decay, beta, beta_kimg >= 0; got {lr}, {weight_decay}, {beta}, {beta_kimg}"
             )
+        if cnn is not None and init == "imagenet":
+            raise ValueError(
+                "its cnn starts from optim.cnn or from ImageNet weights (optim.init), not from both: leave one out"
+            )
         if cnn is not None and not isinstance(model, CNNVAE):
             raise ValueError("only a cnn_vae starts from a trained cnn: leave optim.cnn out")
         self.model: Any = model.to(device).to(memory_format=torch.channels_last).train()
@@ -74,11 +80,11 @@ class VAETask(SingleTask):
 
     def begin(self) -> None:
         """See `Task`. Raises `UserError` where ImageNet weights are asked for and there are none, and for a `cnn` that does not fit."""
-        if self.init == "imagenet" or (self.init == "auto" and self._at_hand()):
-            start_from_imagenet(self.model)
         if self.cnn is not None:
             load_weights(self.model.trunk, trained_cnn(Path(self.cnn), self.model.resolution), self.cnn)
             console.say(f"starting from the cnn of {self.cnn}")
+        elif self.init == "imagenet" or (self.init == "auto" and self._at_hand()):
+            start_from_imagenet(self.model)
         elif isinstance(self.model, CNNVAE):
             console.say("note: its cnn starts from random weights; optim.cnn=RUN takes those of a trained one")
 

@@ -41,6 +41,7 @@ class Task(ABC):
 
     micro_batch: int | None = None  # images of one pass in this process; None: its whole share of the batch
     group: int = 1  # images that a pass must hold together (minibatch stddev)
+    curves: dict[str, str] = {}  # figures worth a picture, and what they are called among those of `judge`
     states: frozenset[str] = frozenset()  # figures that say where training stands: the last one is logged, not the mean
 
     def batch_at(self, nimg: int) -> int | None:

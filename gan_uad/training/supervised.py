@@ -19,6 +19,7 @@ from gan_uad.metrics.detection import auroc
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.augment import Augmentation, AugmentPipe
+from gan_uad.training.jitter import Jitter
 from gan_uad.training.judge import of_each
 from gan_uad.training.single import SingleTask, evaluating
 
@@ -30,16 +31,20 @@ SAMPLES = 64  # images of a snapshot
 class SupervisedTask(SingleTask):
     """Cross-entropy of a network with two logits (normal, anomalous), judged on validation images.
 
-    schedule: "none"; "cosine": the rate falls from `lr` to 0 over `schedule_kimg`; "step": it is multiplied by `lr_decay` every
-    `schedule_kimg`. balance: what is done about classes of unequal size; "oversample" and "undersample" are those of `LabelledStream`,
-    "weight" weighs the loss of an image by the inverse of its class's share. augment: strength of random changes of brightness,
-    contrast, saturation, scale, aspect and position, 0 is none and 1 that of ADA (flips and quarter turns are settings of `data`).
+    schedule: "none"; "cosine": the rate falls from `lr` to 0 over a period; "step": it is multiplied by `lr_decay` after every period;
+    "cyclical": in every period it rises evenly from `lr`·`lr_decay` to `lr` and falls back (the triangular policy of Smith 2017). The
+    period is `schedule_kimg`, or `schedule_epochs` of the balanced images. balance: what is done about classes of unequal size;
+    "oversample" and "undersample" are those of `LabelledStream`, "weight" weighs the loss of an image by the inverse of its class's
+    share. augment: strength of random changes of brightness, contrast, saturation, scale, aspect and position, 0 is none and 1 that of
+    ADA (flips and quarter turns are settings of `data`); shift, zoom, shear, rotation, brightness: bounds of changes that are drawn
+    evenly (see `Jitter`), instead of it.
     init: "imagenet" takes torchvision's weights (see `features.weights`) and never random ones in their place. best_by: the figure of
     the validation that says which model is best.
     """
 
     role = "classifier"
     states = frozenset({"lr"})
+    curves = {"loss": "val_loss", "accuracy": "val_accuracy"}
 
     def __init__(
         self,
@@ -49,26 +54,39 @@ class SupervisedTask(SingleTask):
         lr: float = 1e-3,
         weight_decay: float = 1e-2,
         optimizer: Literal["adamw", "adam", "adamax"] = "adamw",
-        schedule: Literal["none", "cosine", "step"] = "none",
+        schedule: Literal["none", "cosine", "step", "cyclical"] = "none",
         schedule_kimg: float | None = None,
+        schedule_epochs: float | None = None,
         lr_decay: float = 0.1,
         balance: Literal["none", "oversample", "undersample", "weight"] = "none",
         label_smoothing: float = 0.0,
         augment: float = 0.0,
+        shift: float = 0.0,
+        zoom: float = 0.0,
+        shear: float = 0.0,
+        rotation: float = 0.0,
+        brightness: float = 0.0,
         init: Literal["none", "imagenet"] = "none",
         best_by: Literal["val_loss", "val_accuracy", "val_auroc"] = "val_loss",
     ) -> None:
         if lr <= 0 or weight_decay < 0 or lr_decay <= 0:
             raise ValueError(f"need lr > 0, weight_decay >= 0, lr_decay > 0; got {lr}, {weight_decay}, {lr_decay}")
-        if (schedule == "none") != (schedule_kimg is None) or (schedule_kimg is not None and schedule_kimg <= 0):
+        periods = [given for given in (schedule_kimg, schedule_epochs) if given is not None]
+        if len(periods) != (schedule != "none") or min(periods, default=1.0) <= 0:
             raise ValueError(
-                f"a schedule needs a positive schedule_kimg, and the other way round; got {schedule}, {schedule_kimg}"
+                "a schedule needs a positive schedule_kimg or schedule_epochs, and the other way round; "
+                f"got {schedule}, {schedule_kimg}, {schedule_epochs}"
             )
         if not 0 <= label_smoothing < 1 or augment < 0:
             raise ValueError(f"need label_smoothing in [0, 1) and augment >= 0, got {label_smoothing} and {augment}")
+        self.jitter = Jitter(shift, zoom, shear, rotation, brightness)
+        if self.jitter and augment:
+            raise ValueError("augment and shift, zoom, shear, rotation or brightness are two ways to the same: use one")
         self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
-        self.opt = OPTIMISERS[optimizer](self.model.parameters(), lr, weight_decay=weight_decay)
-        self.lr, self.lr_decay, self.schedule, self.schedule_kimg = lr, lr_decay, schedule, schedule_kimg
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.opt = OPTIMISERS[optimizer](trained, lr, weight_decay=weight_decay)
+        self.lr, self.lr_decay, self.schedule, self.schedule_epochs = lr, lr_decay, schedule, schedule_epochs
+        self.period = None if schedule_kimg is None else schedule_kimg * 1000  # in images
         self.balance, self.label_smoothing, self.augment, self.best_by = balance, label_smoothing, augment, best_by
         self.init = init
         # Tissue keeps its hue; turns are those of the stream.
@@ -78,9 +96,14 @@ class SupervisedTask(SingleTask):
         self.examples = torch.zeros(1, 3, model.resolution, model.resolution)
 
     def begin(self) -> None:
-        """See `Task`. Raises `UserError` where ImageNet weights are asked for and none are found or fit."""
+        """See `Task`. Raises `UserError` where ImageNet weights are asked for and none are found or fit, and for frozen random ones."""
         if self.init == "imagenet":
             start_from_imagenet(self.model)
+        elif getattr(self.model, "frozen", False):
+            raise UserError(
+                "network.frozen keeps the weights that training starts from, and optim.init=none are random ones: "
+                "set optim.init=imagenet, or network.frozen=false"
+            )
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> LabelledStream:
         """See `Task`: the images that have a label, with it."""
@@ -92,6 +115,8 @@ class SupervisedTask(SingleTask):
         here = distributed.world()
         drawn = "none" if self.balance == "weight" else self.balance
         stream = LabelledStream(known, batch, seed, flips, turns, here.rank, here.size, drawn)
+        if self.schedule_epochs is not None:
+            self.period = self.schedule_epochs * stream.epoch
         if self.balance == "weight":
             counts = torch.from_numpy(np.bincount(known.manifest.label, minlength=2))
             self.class_weights = (len(known) / (2 * counts)).float().to(self.device)
@@ -109,12 +134,11 @@ class SupervisedTask(SingleTask):
         for group in self.opt.param_groups:
             group["lr"] = self.lr_at(nimg)
         here = distributed.world()
-        changes = (
-            self.draw(self.whole(images), self.rng).take(slice(here.rank, None, here.size)) if self.augment else None
-        )
+        drawn = self.draw(self.whole(images), self.rng)
+        changes = None if drawn is None else drawn.take(slice(here.rank, None, here.size))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            shown = images[part] if changes is None else self.pipe.apply(images[part], changes.take(part))
+            shown = images[part] if changes is None else self.change(images[part], changes.take(part))
             logits = self.model(shown).float()
             each = F.cross_entropy(logits, labels[part], reduction="none", label_smoothing=self.label_smoothing)
             value = (each * self.class_weights[labels[part]]).mean()
@@ -124,27 +148,37 @@ class SupervisedTask(SingleTask):
         return figures | {"lr": torch.tensor(self.lr_at(nimg))}
 
     def lr_at(self, nimg: int) -> float:
-        """Learning rate of the step that follows `nimg` images."""
-        if self.schedule_kimg is None:
+        """Learning rate of the step that follows `nimg` images. `schedule_epochs` count from `stream` on, which knows how long one is."""
+        if self.period is None:
             return self.lr
-        way = nimg / (self.schedule_kimg * 1000)
+        way = nimg / self.period
         if self.schedule == "cosine":
             return self.lr * (1 + math.cos(math.pi * min(way, 1))) / 2
+        if self.schedule == "cyclical":
+            up = 1 - abs(2 * (way % 1) - 1)
+            return self.lr * (self.lr_decay + (1 - self.lr_decay) * up)
         return float(self.lr * self.lr_decay ** int(way))
 
-    def draw(self, count: int, generator: torch.Generator) -> Augmentation:
-        """Changes of `count` images: ADA's, of which `augment` says how far they go."""
+    def draw(self, count: int, generator: torch.Generator) -> Augmentation | None:
+        """Changes of `count` images: those of `jitter`, or ADA's, of which `augment` says how far they go; None: none are made."""
+        if self.jitter:
+            return self.jitter.draw(count, generator)
+        if not self.augment:
+            return None
         drawn = self.pipe.draw(count, self.model.resolution, 1.0, generator)
         same = Augmentation(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
         return Augmentation(
             torch.lerp(same.geometry, drawn.geometry, self.augment), torch.lerp(same.color, drawn.color, self.augment)
         )
 
+    def change(self, images: Tensor, changes: Augmentation) -> Tensor:
+        """Images `[N, 3, R, R]` with what was drawn for them."""
+        return self.jitter.apply(images, changes) if self.jitter else self.pipe.apply(images, changes)
+
     def sample(self) -> Tensor:
         """Some train images as the network is shown them (those of one call are those of the next)."""
-        if not self.augment:
-            return self.examples
-        return self.pipe.apply(self.examples, self.draw(len(self.examples), torch.Generator().manual_seed(0)))
+        changes = self.draw(len(self.examples), torch.Generator().manual_seed(0))
+        return self.examples if changes is None else self.change(self.examples, changes)
 
 
 class Validation:

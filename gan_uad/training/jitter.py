@@ -1,0 +1,61 @@
+"""Random changes of labelled images within stated bounds: how a classifier is shown more patches than there are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from gan_uad.training.augment import Augmentation, AugmentPipe
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Bounds; each change is drawn evenly between minus and plus its bound, for every image anew. 0: none.
+
+    shift: along either side, as a share of it. zoom, brightness: 1 ± a factor. shear, rotation: in degrees. Edges are reflected, and
+    what brightness takes out of [-1, 1] is cut off. Raises `ValueError` for a bound that is negative or too large.
+    """
+
+    shift: float = 0.0
+    zoom: float = 0.0
+    shear: float = 0.0
+    rotation: float = 0.0
+    brightness: float = 0.0
+
+    def __post_init__(self) -> None:
+        most = {"shift": 0.5, "zoom": 0.9, "shear": 60.0, "rotation": 180.0, "brightness": 1.0}
+        for name, bound in most.items():
+            if not 0 <= getattr(self, name) <= bound:
+                raise ValueError(f"{name} must be from 0 to {bound:g}, got {getattr(self, name)}")
+
+    def __bool__(self) -> bool:
+        """Whether anything is changed."""
+        return any(getattr(self, field.name) for field in fields(self))
+
+    def draw(self, count: int, generator: torch.Generator) -> Augmentation:
+        """The changes of `count` images; as many numbers are drawn from `generator` (on the CPU) whatever the bounds."""
+        drawn = torch.rand(count, 6, generator=generator, dtype=torch.float64) * 2 - 1
+        angle = drawn[:, 0] * math.radians(self.rotation)
+        slant = torch.tan(drawn[:, 1] * math.radians(self.shear))
+        scale = 1 + drawn[:, 2] * self.zoom
+        zero, cos, sin = torch.zeros_like(scale), angle.cos(), angle.sin()
+        turn = torch.stack([cos, -sin, sin, cos], 1).view(-1, 2, 2)
+        slanted = torch.stack([scale, slant * scale, zero, scale], 1).view(-1, 2, 2)
+        shift = 2 * self.shift * drawn[:, 3:5, None]  # the image spans [-1, 1]²
+        # From a point of the result to that of the image: turned · (slanted · point + shift).
+        geometry = torch.eye(3, dtype=torch.float64).repeat(count, 1, 1)
+        geometry[:, :2] = turn @ torch.cat([slanted, shift], 2)
+        factor = 1 + drawn[:, 5] * self.brightness
+        # 0 stays black: in [-1, 1] that is x → f·(x + 1) − 1.
+        color = torch.eye(4, dtype=torch.float64).repeat(count, 1, 1)
+        color[:, :3, :3] *= factor[:, None, None]
+        color[:, :3, 3] = (factor - 1)[:, None]
+        return Augmentation(geometry, color)
+
+    @staticmethod
+    def apply(images: Tensor, changes: Augmentation) -> Tensor:
+        """`[N, 3, R, R]` in [-1, 1] -> the same shape and range."""
+        return AugmentPipe.apply(images, changes).clamp(-1, 1)
