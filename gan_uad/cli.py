@@ -468,6 +468,7 @@ def demo(out: Path, quick: bool, seed: int) -> None:
 
 
 main.add_command(cli_slides.tile)
+main.add_command(cli_slides.score_slide)
 
 
 if __name__ == "__main__":

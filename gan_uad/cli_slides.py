@@ -137,7 +137,8 @@ def tile(
     Run again, slides that are there are left as they are. A slide that fails stops no other; failures are listed last.
     """
     from gan_uad.device import cores
-    from gan_uad.jobs.tile import check_settings, parse_shard
+    from gan_uad.jobs.slide_tasks import parse_shard
+    from gan_uad.jobs.tile import check_settings
     from gan_uad.jobs.tile import tile as job
     from gan_uad.jobs.tile_slide import TileSettings
 
@@ -148,3 +149,96 @@ def tile(
     )  # fmt: skip
     check_settings(settings)
     print(job(slides, out, settings, annotations, parse_shard(shard), workers or cores()))
+
+
+@click.command("score-slide")
+@click.argument("run")
+@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("slide_scores"),
+    show_default=True,
+    help="A folder a slide goes there, and slides.csv.",
+)
+@click.option(
+    "--normals",
+    metavar="DATA",
+    help="Patches of normal tissue that the run was not trained on, which calibrate: their val split, or all where there are no splits. "
+    "[default: the val split of what it was trained on]",
+)
+@click.option(
+    "--size", type=click.IntRange(16, 4096), metavar="PX", help="Side of a tile. [default: as the run's images]"
+)
+@click.option(
+    "--mpp", type=click.FloatRange(0.05, 100), default=0.5, show_default=True, metavar="UM",
+    help="µm per px of the tiles; that of the patches which the run was trained on.",
+)  # fmt: skip
+@click.option(
+    "--slide-mpp",
+    type=click.FloatRange(0.01, 1000),
+    metavar="UM",
+    help="µm per px of slides that do not say, or say wrong.",
+)
+@click.option(
+    "--stride", type=click.FloatRange(0.05, 1), default=1.0, show_default=True, metavar="SIDES",
+    help="From tile to tile; below 1 they overlap, and the heatmap is finer.",
+)  # fmt: skip
+@click.option(
+    "--tissue",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    metavar="SHARE",
+    help="Least share of tissue.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["mask", "keep_tile", "otsu"]),
+    default="mask",
+    show_default=True,
+    help="What tissue is.",
+)
+@click.option(
+    "--stain",
+    type=click.Choice(["reinhard", "macenko"]),
+    help="Normalise the stain. It can hide anomalies. [default: no]",
+)
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="Tiles whose mean is one of a slide's scores.",
+)
+@click.option("--inverter", metavar="NAME", help="How the closest normal image is found; see `gan-uad models`.")
+@click.option(
+    "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override data.* or scoring.* of the run, as in score."
+)
+@click.option(
+    "--shard", metavar="I/N", help="Do the I-th of N parts of the slides. [default: all; under torchrun, by rank]"
+)
+@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that read. [default: the cores]")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="auto: CUDA where there is one.",
+)
+def score_slide(
+    run: str, slides: tuple[Path, ...], out: Path, normals: str | None, size: int | None, mpp: float, slide_mpp: float | None,
+    stride: float, tissue: float, rule: str, stain: str | None, top_k: int, inverter: str | None, overrides: tuple[str, ...],
+    shard: str | None, workers: int | None, device: str,
+) -> None:  # fmt: skip
+    """Score the tiles of SLIDES by the model RUN: heatmaps, tiles for QuPath, and a score for each slide in slides.csv.
+
+    A tile's score is calibrated on held-out normals: p is the probability that normal tissue scores as high. Run again, it goes on;
+    slides that are done are left as they are. A slide that fails stops no other; failures are listed last.
+    """
+    from gan_uad.jobs.score_slide import score_slides as job
+    from gan_uad.jobs.slide_scores import Cut
+    from gan_uad.jobs.slide_tasks import parse_shard
+
+    cut = Cut(size or 0, mpp, stride, rule, tissue, stain or "", slide_mpp)
+    print(job(run, list(slides), out, cut, normals, overrides, inverter, top_k, parse_shard(shard), workers, device))

@@ -198,9 +198,7 @@ def test_the_overlay_lies_where_the_tiles_do(tmp_path: Path) -> None:
         return picture[rows[0] + int(i / 6 * height), right[0] + int(j / 4 * width)]
 
     assert at(2.5, 1.5).tolist() == [230, 230, 230]
-    assert at(0.5, 3.5).max() < 110  # the dark end
-    bright = at(4.5, 0.5)
-    assert bright[0] > 200
-    assert bright[2] < 220
+    np.testing.assert_allclose(at(0.5, 3.5), 0.8 * 230, atol=3)  # the dark end, a thin veil
+    np.testing.assert_allclose(at(4.5, 0.5), 0.15 * 230 + 0.85 * np.array([252, 255, 164]), atol=3)
     assert thumbnail_mpp(40_000, 20_000, 0.25) == pytest.approx(0.25 * 25)
     assert thumbnail_mpp(400, 200, 0.25) == 0.25

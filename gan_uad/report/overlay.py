@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PANEL = 6.0  # inches of the longer side of a panel
 SHORTEST = 1.5
 HEAD, FOOT, GAP, BAR = 0.4, 0.12, 0.12, 1.0
-VEIL = 0.6  # opacity of the heatmap
+VEIL = (0.2, 0.85)  # opacity of the lowest and of the highest value: what is normal stays in sight
 COLOURS = "inferno"
 
 
@@ -29,10 +29,15 @@ def overlay(
     `cell`: side of a value's square in px of the thumbnail (both begin at the top left). Colours run from 0 to `top`, the same on every
     slide; `what` names the unit. ValueError for arrays of other shapes.
     """
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
     picture, heat = np.asarray(thumbnail), np.asarray(values, np.float64)
     if picture.ndim != 3 or heat.ndim != 2:
         raise ValueError(f"overlay: expected [H, W, 3] and [rows, columns], got {picture.shape} and {heat.shape}")
     height, width = picture.shape[:2]
+    ramp = colormaps[COLOURS](np.linspace(0, 1, 256))
+    ramp[:, 3] = np.linspace(*VEIL, 256)
     inches = PANEL / max(height, width)
     across, down = max(SHORTEST, width * inches), max(SHORTEST, height * inches)
     total, tall = 2 * across + 3 * GAP + BAR, down + HEAD + FOOT
@@ -48,10 +53,15 @@ def overlay(
             if number:
                 extent = (0, heat.shape[1] * cell, heat.shape[0] * cell, 0)
                 seen = np.ma.masked_invalid(heat)
-                drawn = axes.imshow(
-                    seen, extent=extent, cmap=COLOURS, vmin=0, vmax=top, alpha=VEIL, interpolation="nearest"
-                )
-            axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[])
+                look: dict[str, Any] = {
+                    "cmap": ListedColormap(ramp),
+                    "vmin": 0,
+                    "vmax": top,
+                    "interpolation": "nearest",
+                }
+                drawn = axes.imshow(seen, extent=extent, **look)
+            axes.set(xlim=(0, width), ylim=(height, 0))
+            axes.set_axis_off()
         figure.text(GAP / total, 1 - HEAD / 2 / tall, title, va="center")
         beyond = bool((heat[np.isfinite(heat)] > top).any())
         bar = place(2 * across + 3 * GAP, 0.16)
