@@ -1,7 +1,7 @@
 """`gan-uad tile`: from whole slides to a set of patches with its `index.csv`.
 
 Each slide gets a folder of its own in the output, which appears whole or not at all: the tiles, `tiles.csv` (its rows of the index),
-`tissue.png`, `contact_sheet.png`, and `slide.json`, which says what it was made of. `index.csv` is made of the slides that are there.
+`tissue.png`, `contact_sheet.jpg`, and `slide.json`, which says what it was made of. `index.csv` is made of the slides that are there.
 """
 
 from __future__ import annotations
@@ -15,28 +15,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import click
 
 from gan_uad import console
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import alone, atomic, explained, make_folder, write_json
-from gan_uad.jobs.tile_slide import COLUMNS, RECORD, ROWS, TileSettings, cut_slide, group_of
+from gan_uad.jobs.slide_tasks import Task, reason_of, tasks_of
+from gan_uad.jobs.tile_slide import COLUMNS, RECORD, ROWS, TileSettings, cut_slide
 from gan_uad.slides.annotations import find_annotation
 
 INDEX, SETTINGS = "index.csv", "tile.json"
-PROBED = 1 << 20  # bytes at each end of a slide file that tell it from others
-
-
-@dataclass(frozen=True)
-class Task:
-    """One slide to cut: its file, its name in the index, what tells it from others, and whether no other has its stem."""
-
-    path: Path
-    name: str
-    identity: str
-    alone: bool
 
 
 def tile(
@@ -60,8 +52,7 @@ def tile(
             f"--annotations {annotations}: one file for {len(slides)} slides; give the folder that holds theirs"
         )
     failures: list[tuple[Path, str]] = []
-    tasks = _tasks(slides, out, failures)[shard[0] :: shard[1]]
-    failures = failures if shard[0] == 0 else []
+    tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
     done: Counter[str] = Counter()
     try:
         for number, task in enumerate(tasks, start=1):
@@ -70,32 +61,19 @@ def tile(
             except JobFailed:  # the disk is full: no other slide would fare better
                 raise
             except Exception as error:
-                failures.append((task.path, _reason(error)))
+                failures.append((task.path, reason_of(error)))
                 console.say(f"{task.path}: FAILED, {failures[-1][1]}")
             else:
                 done.update(record["labels"])
     finally:
         _write_index(out)
-    console.say(f"{out}: {sum(done.values()):,} tiles of {len(tasks)} slides" + _listed(done))
+    cut = len(tasks) - len({task.path for task in tasks} & {path for path, _ in failures})
+    console.say(f"{out}: {sum(done.values()):,} tiles of {cut:,} slides" + _listed(done))
     if failures:
-        reasons = "\n".join(f"  {path}: {reason}" for path, reason in failures)
-        raise JobFailed(
-            f"{len(failures)} of {len(slides)} slides could not be tiled, all others are in {out}:\n{reasons}"
-        )
+        for path, reason in failures:
+            click.echo(f"FAILED {path}: {reason}", err=True)
+        raise JobFailed(f"{len(failures)} slides could not be tiled, see above; {cut} are in {out}")
     return out
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """`2/8` -> (1, 8): the second of eight. None: this process's of those that torchrun started, if it did, else (0, 1)."""
-    if text is None:
-        try:
-            return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        except ValueError as error:
-            raise UserError(f"RANK and WORLD_SIZE of the environment: {error}") from None
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise UserError(f"--shard {text}: expected I/N, from 1/N to N/N, such as 2/8")
-    return int(found[1]) - 1, int(found[2])
 
 
 def check_settings(settings: TileSettings) -> None:
@@ -114,8 +92,8 @@ def _settle(out: Path, settings: TileSettings) -> None:
     """A folder goes on only with the settings that it was begun with."""
     wanted, path = json.loads(json.dumps(asdict(settings))), out / SETTINGS
     if not path.is_file():
-        if (out / INDEX).exists():
-            raise UserError(f"{out} holds another set of patches; choose another folder with --out")
+        if any(not file.name.startswith(".") for file in out.iterdir() if file != path):
+            raise UserError(f"{out} is not empty and was not made by this command; choose another folder with --out")
         write_json(path, wanted)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -129,54 +107,10 @@ def _settle(out: Path, settings: TileSettings) -> None:
         )
 
 
-def _tasks(slides: Sequence[Path], out: Path, failures: list[tuple[Path, str]]) -> list[Task]:
-    """The slides under names that differ. A name that two slides share gets the first digits of the slide's identity behind it."""
-    found: dict[tuple[str, str], Path] = {}
-    for path in slides:
-        try:
-            key = (_name(path), identify(path))
-        except UserError as error:
-            failures.append((path, error.message))
-            continue
-        if key in found:
-            console.say(f"{path} is the same slide as {found[key]} and is left out")
-        else:
-            found[key] = path
-    shared = Counter(name for name, _ in found)
-    tasks = []
-    for (name, identity), path in found.items():
-        there = _record(out / name)
-        own = there is not None and there.get("identity") == identity
-        free = there is None and shared[name] == 1
-        tasks.append(Task(path, name if own or free else f"{name}-{identity[:6]}", identity, shared[name] == 1))
-    return tasks
-
-
-def _name(path: Path) -> str:
-    """The stem, as a folder's name that every reader of the set accepts."""
-    return re.sub(r"[\x00-\x1f\\]", "_", path.stem).strip().lstrip(".") or "slide"
-
-
-def identify(path: Path) -> str:
-    """What tells a slide file from others, wherever it lies: a hash of its size, its first and its last MiB. Raises `UserError`."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.blake2b(str(size).encode() + file.read(PROBED), digest_size=8)
-            file.seek(max(0, size - PROBED))
-            digest.update(file.read(PROBED))
-    except IsADirectoryError:
-        raise UserError("is a folder; name the slide files in it") from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}") from None
-    return digest.hexdigest()
-
-
 def _cut(
     task: Task, out: Path, settings: TileSettings, annotations: Path | None, workers: int, count: str
 ) -> dict[str, Any]:
     """Cut one slide, unless it is there already; returns its record."""
-    group_of(task.name, settings.group)
     annotation = annotations
     if annotations is not None and annotations.is_dir():
         annotation = find_annotation(annotations, task.path, task.alone)
@@ -188,6 +122,8 @@ def _cut(
             console.say(f"[{count}] {task.name}: {there['tiles']:,} tiles are there already")
             lock.unlink(missing_ok=True)
             return there
+        if there is None and folder.exists():
+            raise UserError(f"{folder} is in the way: it was not made by this command")
         start, temporary = time.monotonic(), out / f".{task.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
         try:
@@ -225,6 +161,11 @@ def _record(folder: Path) -> dict[str, Any] | None:
     )
 
 
+def _identity(folder: Path) -> str | None:
+    there = _record(folder)
+    return None if there is None else str(there["identity"])
+
+
 def _write_index(out: Path) -> None:
     """The rows of all slides that are there. Shards that end together wait for each other, so that the last sees all."""
     lock = out / f".{INDEX}.lock"
@@ -240,10 +181,3 @@ def _folders(out: Path) -> Iterator[Path]:
     for folder in sorted(out.iterdir()):
         if not folder.name.startswith(".") and _record(folder) is not None:
             yield folder
-
-
-def _reason(error: Exception) -> str:
-    """One line of what went wrong; of what nobody foresaw, with its kind."""
-    if isinstance(error, UserError):
-        return error.message
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

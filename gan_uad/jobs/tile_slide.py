@@ -31,7 +31,7 @@ COLUMNS = (
 )  # fmt: skip
 CLASSES = {NORMAL: "normal", ANOMALOUS: "tumour", UNKNOWN: "border"}  # of annotated slides
 WANTED = {"normal": NORMAL, "tumour": ANOMALOUS}
-RECORD, ROWS, MASK, SHEET = "slide.json", "tiles.csv", "tissue.png", "contact_sheet.png"
+RECORD, ROWS, MASK, SHEET = "slide.json", "tiles.csv", "tissue.png", "contact_sheet.jpg"
 ENLARGED = 1.1  # a slide may be so much coarser than the tiles before it is refused
 SHEET_SIDE, CELL = 1500, 6  # px of the longer side of the overview, and of its cells at least
 SAMPLES = 16  # tiles shown on the sheet

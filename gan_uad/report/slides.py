@@ -26,7 +26,7 @@ def contact_sheet(
     path: Path, thumbnail: Pixels, shares: NDArray[np.floating], cell: tuple[float, float],
     taken: NDArray[np.floating], outlines: Sequence[NDArray[np.floating]] = (), samples: Sequence[Pixels] = (), title: str = "",
 ) -> Path:  # fmt: skip
-    """Write the sheet as PNG.
+    """Write the sheet as JPEG.
 
     Args:
         thumbnail: the slide, uint8 [H, W, 3]; all lengths are its px.
@@ -68,7 +68,7 @@ def contact_sheet(
     if strip is not None:
         sheet.paste(Image.fromarray(strip), (GAP, 2 * line + 2 * GAP + picture.height))
     with atomic(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        sheet.save(temporary, format="JPEG", quality=90)
     return path
 
 

@@ -57,28 +57,27 @@ class Annotations:
     counts: dict[str, int]
     notes: list[str]
     lesions: list[Polygon] = field(init=False)
-    _tree: STRtree = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        lesions = list(self.tumour.geoms)
-        shapely.prepare(lesions)
-        object.__setattr__(self, "lesions", lesions)
-        object.__setattr__(self, "_tree", STRtree(lesions))
+        object.__setattr__(self, "lesions", list(self.tumour.geoms))
 
     def fraction(self, x: ArrayLike, y: ArrayLike, side: float) -> NDArray[np.float64]:
         """Share of tumour, in [0, 1], under squares of `side` whose top left corners are (x, y); in the shape of x and y."""
         squares, shape = _squares(x, y, side)
-        found = np.zeros(len(squares))
-        square, lesion = self._tree.query(squares, predicate="intersects")
-        areas = shapely.area(shapely.intersection(squares[square], np.array(self.lesions, object)[lesion]))
-        np.add.at(found, square, areas / side**2)
-        return np.clip(found, 0.0, 1.0).reshape(shape)
+        tree, lesions, found = STRtree(squares), np.array(self.lesions, object), np.zeros(len(squares))
+        lesion, square = tree.query(lesions, predicate="intersects")
+        whole = tree.query(lesions, predicate="contains")[1]  # most of them, and quickly told
+        found[whole] = side**2
+        partly = ~np.isin(square, whole)
+        areas = shapely.area(shapely.intersection(lesions[lesion[partly]], squares[square[partly]]))
+        np.add.at(found, square[partly], areas)
+        return np.clip(found / side**2, 0.0, 1.0).reshape(shape)
 
     def touches(self, x: ArrayLike, y: ArrayLike, side: float) -> NDArray[np.bool_]:
         """Whether such squares have any point in common with tumour, were it on their edge."""
         squares, shape = _squares(x, y, side)
         found = np.zeros(len(squares), bool)
-        found[self._tree.query(squares, predicate="intersects")[0]] = True
+        found[STRtree(squares).query(np.array(self.lesions, object), predicate="intersects")[1]] = True
         return found.reshape(shape)
 
     def check(self, slide: Extent) -> None:
@@ -121,8 +120,7 @@ def read_annotations(path: Path, classes: Mapping[str, str] | None = None) -> An
         parts[roles[name.lower()]].append(geometry)
         counts[name] = counts.get(name, 0) + 1
     tumour = shapely.union_all(parts[TUMOUR]) - shapely.union_all(parts[EXCLUDED])
-    everything = shapely.total_bounds([geometry for _, geometry in drawn])
-    bounds = tuple(everything.tolist()) if drawn else None
+    bounds = tuple(shapely.total_bounds([geometry for _, geometry in drawn]).tolist()) if drawn else None
     return Annotations(path, _areas(tumour), bounds, counts, notes)
 
 

@@ -1,0 +1,248 @@
+"""Annotations: the areas by hand, exclusions, what touches, and files that must not be believed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import shapely
+from slide_tools import Bounds, asap, corners, feature, geojson
+
+from gan_uad.errors import UserError
+from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
+
+SQUARE = corners((100, 100, 300, 300))
+HOLE = corners((150, 150, 200, 250))
+
+
+def test_camelyon_areas_exclusions_and_lesions_by_hand(tmp_path: Path) -> None:
+    far = corners((500, 100, 600, 150))
+    found = read_annotations(asap(tmp_path / "a.xml", ("_0", SQUARE), ("_1", far), ("_2", HOLE)))
+    assert found.tumour.area == 200 * 200 - 50 * 100 + 100 * 50
+    assert sorted(lesion.area for lesion in found.lesions) == [5000, 35000]
+    assert found.counts == {"_0": 1, "_1": 1, "_2": 1}
+    assert found.bounds == (100, 100, 600, 300)
+    assert found.notes == []
+    # The hole takes 50 × 50 of the first, 10 % of the last but one is beyond, and of the last 45 × 90 lie in the hole.
+    x, y = [100, 0, 210, 155], [100, 0, 150, 160]
+    assert found.fraction(x, y, 100.0).tolist() == pytest.approx([(1e4 - 50 * 50) / 1e4, 0, 0.9, 0.595])
+    assert found.fraction(155, 160, 40).tolist() == 0
+    assert not found.touches(155, 160, 40)
+    assert float(found.fraction(520, 120, 20)) == 1
+
+
+def test_touching_an_edge_or_a_corner_is_touching(tmp_path: Path) -> None:
+    found = read_annotations(asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Exclusion", HOLE)))
+    x, y = np.array([[50, 49], [300, 301], [150, 151]]), np.array([[100, 100], [300, 300], [200, 200]])
+    assert found.touches(x, y, 50).tolist() == [[True, False], [True, False], [True, True]]
+    assert found.touches(x[2], y[2], 48).tolist() == [True, False]
+    assert found.fraction(x, y, 50)[:2].tolist() == [[0, 0], [0, 0]]
+    assert found.fraction(x, y, 50).shape == (3, 2)
+
+
+def test_fractions_against_points_drawn_at_random(tmp_path: Path) -> None:
+    """A jagged outline with a hole, against counting 40,000 points."""
+    rng = np.random.default_rng(0)
+    turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    outline = np.stack([np.cos(turn), np.sin(turn)], 1) * rng.uniform(200, 450, (60, 1)) + 500
+    path = asap(tmp_path / "a.xml", ("metastases", outline.tolist()), ("normal", corners((450, 450, 560, 540))))
+    found = read_annotations(path)
+    shape = shapely.Polygon(outline) - shapely.box(450, 450, 560, 540)
+    x, y = rng.uniform(0, 900, (2, 60))
+    points = np.stack(np.meshgrid(*[(np.arange(200) + 0.5) / 200 * 120] * 2))
+    counted = [shapely.contains_xy(shape, points[0] + a, points[1] + b).mean() for a, b in zip(x, y, strict=True)]
+    assert found.fraction(x, y, 120) == pytest.approx(counted, abs=0.005)
+    boxes = shapely.box(x, y, x + 120, y + 120)
+    assert found.touches(x, y, 120).tolist() == shapely.intersects(shape, boxes).tolist()
+    assert 10 < found.touches(x, y, 120).sum() < 60
+
+
+def test_order_of_corners_is_by_their_number(tmp_path: Path) -> None:
+    path = asap(tmp_path / "a.xml", ("Tumor", SQUARE + [(200.0, 500.0)]))
+    lines = path.read_text().splitlines()
+    places = [k for k, line in enumerate(lines) if "Coordinate Order" in line]
+    shuffled = [lines[k] for k in places]
+    random.Random(1).shuffle(shuffled)
+    for k, line in zip(places, shuffled, strict=True):
+        lines[k] = line
+    (tmp_path / "b.xml").write_text("\n".join(lines))
+    assert read_annotations(tmp_path / "b.xml").tumour.equals(read_annotations(path).tumour)
+
+
+def test_real_file_in_the_form_of_camelyon(shared_data: Path) -> None:
+    found = read_annotations(shared_data / "slides" / "CMU-1-Small-Region_annotation.xml")
+    first = [
+        (1015.5, 980.25),
+        (1130.0, 905.5),
+        (1290.75, 1010.0),
+        (1330.25, 1240.5),
+        (1245.0, 1510.75),
+        (1120.5, 1720.0),
+    ]
+    first += [(985.25, 1905.5), (905.0, 1760.25), (930.5, 1430.0), (960.0, 1180.5)]
+    second = [(1180.0, 2010.0), (1330.5, 1985.0), (1365.0, 2140.5), (1240.0, 2195.0)]
+
+    def shoelace(points: list[tuple[float, float]]) -> float:
+        return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(points, points[1:] + points[:1], strict=True))) / 2
+
+    assert found.tumour.area == pytest.approx(shoelace(first) + shoelace(second) - 100 * 110)
+    assert found.counts == {"Tumor": 2, "Exclusion": 1}
+
+
+def test_qupath_geojson(tmp_path: Path) -> None:
+    hollow = feature("Tumor", SQUARE, HOLE)
+    several = feature("Tumor", corners((400, 0, 450, 50)))
+    several["geometry"] = {
+        "type": "MultiPolygon",
+        "coordinates": [several["geometry"]["coordinates"], [[*map(list, corners((0, 0, 10, 10))), [0, 0]]]],
+    }
+    ignored = feature("Ignore*", corners((900, 900, 950, 950)))
+    tile = feature(None, SQUARE, objectType="tile")
+    line = feature("Tumor", SQUARE) | {"geometry": {"type": "LineString", "coordinates": [[0, 0], [5, 5]]}}
+    found = read_annotations(geojson(tmp_path / "a.geojson", hollow, several, ignored, tile, line))
+    assert found.tumour.area == 35000 + 2500 + 100
+    assert found.counts == {"Tumor": 2, "Ignore*": 1}
+    assert found.bounds == (0, 0, 950, 950)
+    assert [note.partition(": ")[2] for note in found.notes] == [
+        "1 objects of type tile are left out", "1 annotations of shape LineString are left out",
+    ]  # fmt: skip
+    # A bare list, as older versions export it, and a single feature.
+    for k, content in enumerate(([hollow], hollow)):
+        (tmp_path / f"{k}.json").write_text(json.dumps(content))
+        assert read_annotations(tmp_path / f"{k}.json").tumour.area == 35000
+
+
+def test_both_formats_give_the_same(tmp_path: Path) -> None:
+    xml = read_annotations(asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Exclusion", HOLE)))
+    other = read_annotations(geojson(tmp_path / "a.geojson", feature("tumor", SQUARE), feature("EXCLUSION", HOLE)))
+    assert xml.tumour.equals(other.tumour)
+
+
+def test_an_outline_that_crosses_itself_is_its_odd_areas(tmp_path: Path) -> None:
+    bow = [(0.0, 0.0), (100.0, 100.0), (100.0, 0.0), (0.0, 100.0)]
+    found = read_annotations(asap(tmp_path / "a.xml", ("Tumor", bow)))
+    assert found.tumour.area == pytest.approx(5000)
+    assert len(found.lesions) == 2
+    # The first corner repeated at the end, as some tools write it, changes nothing.
+    again = read_annotations(asap(tmp_path / "b.xml", ("Tumor", SQUARE + SQUARE[:1])))
+    assert again.tumour.area == 40000
+
+
+def test_classes_that_the_user_names(tmp_path: Path) -> None:
+    path = geojson(
+        tmp_path / "a.geojson", feature("DCIS", SQUARE), feature("Necrosis", HOLE), feature(None, corners((0, 0, 9, 9)))
+    )
+    with pytest.raises(UserError, match=r"what is the class 'DCIS'.*--class 'DCIS=tumour'"):
+        read_annotations(path)
+    classes = {"dcis": "tumour", "Necrosis": "excluded", "unclassified": "ignored"}
+    assert read_annotations(path, classes).tumour.area == 35000
+    assert read_annotations(path, classes | {"Necrosis": "ignored"}).tumour.area == 40000
+    # Also against what is known.
+    assert read_annotations(asap(tmp_path / "a.xml", ("normal", SQUARE)), {"Normal": "tumour"}).tumour.area == 40000
+
+
+def test_an_annotation_without_polygons_says_that_there_is_no_tumour(tmp_path: Path) -> None:
+    found = read_annotations(asap(tmp_path / "a.xml"))
+    assert found.tumour.is_empty
+    assert found.bounds is None
+    assert found.fraction([0, 5], [0, 5], 10).tolist() == [0, 0]
+    assert not found.touches(0, 0, 10)
+    dots = read_annotations(asap(tmp_path / "b.xml", ("Tumor", SQUARE[:1]), kind="Dot"))
+    assert dots.tumour.is_empty
+    assert "1 annotations of type Dot have no area" in dots.notes[0]
+
+
+ENTITY = '<!DOCTYPE x [<!ENTITY secret SYSTEM "file:///etc/hostname">]>'
+BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("entity.xml", ENTITY + "<ASAP_Annotations>&secret;</ASAP_Annotations>", "document type or entities"),
+        ("bomb.xml", BOMB + "<ASAP_Annotations>&b;</ASAP_Annotations>", "document type or entities"),
+        ("dtd.xml", '<!DOCTYPE x SYSTEM "x.dtd"><ASAP_Annotations/>', "document type or entities"),
+        ("cut.xml", "<ASAP_Annotations><Annotations>", "not valid XML"),
+        ("empty.xml", "", "not valid XML"),
+        ("other.xml", "<svg/>", "not of ASAP"),
+        ("cut.geojson", '{"type": "FeatureCollection", "features": [', "not valid JSON"),
+        ("other.geojson", '{"type": "Topology"}', "not GeoJSON"),
+        ("list.json", "[1, 2]", "not GeoJSON"),
+        ("text.json", '"x"', "not GeoJSON"),
+        ("nothing.txt", "", "is no annotation"),
+    ],
+)
+def test_refused_files(tmp_path: Path, name: str, content: str, message: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        read_annotations(path)
+    assert str(path) in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        (SQUARE[:2], "an outline of 2 corners encloses nothing"),
+        ([SQUARE[0]] * 5, "an outline of 1 corners"),
+        ([], "an outline of 0 corners"),
+        ([*SQUARE, ("nan", 3)], "a corner lies at"),
+        ([*SQUARE, ("x", 3)], "is not made of numbers"),
+    ],
+)
+def test_refused_outlines(tmp_path: Path, points: list[Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        read_annotations(asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Tumor", points)))
+    assert "annotation 'Annotation 1'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "message"),
+    [
+        ([[list(p) for p in SQUARE]], "outline is open"),
+        ([], "encloses nothing"),
+        (None, "no lists of corners"),
+        ([[1, 2]], "no lists of corners"),
+        ([[[1], [1]]], "needs x and y"),
+        ([[[0, 0], [0, 1], [True, {}], [0, 0]]], "not made of numbers"),
+    ],
+)
+def test_refused_geojson_outlines(tmp_path: Path, coordinates: Any, message: str) -> None:
+    broken = feature("Tumor", SQUARE)
+    broken["geometry"]["coordinates"] = coordinates
+    with pytest.raises(UserError, match=message) as caught:
+        read_annotations(geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE), broken))
+    assert "feature 2" in caught.value.message
+
+
+def test_annotation_of_another_slide_is_told_by_its_bounds(tmp_path: Path) -> None:
+    found: Annotations = read_annotations(asap(tmp_path / "a.xml", ("Tumor", SQUARE)))
+    for width, height in ((300, 300), (298, 4000)):  # a hand may slip by 1 %
+        found.check(cast(Any, Bounds(Path("slide.svs"), width, height)))
+    for width, height in ((296, 4000), (4000, 296)):
+        with pytest.raises(
+            UserError, match=r"from \(100, 100\) to \(300, 300\), beyond slide.svs \(.*of another slide"
+        ):
+            found.check(cast(Any, Bounds(Path("slide.svs"), width, height)))
+
+
+def test_the_file_that_belongs_to_a_slide(tmp_path: Path) -> None:
+    slide, folder = tmp_path / "hospital a" / "tumör 1.svs", tmp_path / "annotations"
+    assert find_annotation(folder, slide) is None
+    own = asap(folder / "tumör 1_annotation.xml")
+    asap(folder / "tumör 10.xml")
+    assert find_annotation(folder, slide) == own
+    assert find_annotation(folder, slide, alone=False) is None
+    nearer = asap(folder / "hospital a" / "tumör 1.xml")
+    assert find_annotation(folder, slide) == nearer
+    assert find_annotation(folder, slide, alone=False) == nearer
+    geojson(folder / "hospital a" / "tumör 1.geojson")
+    with pytest.raises(UserError, match="two annotations"):
+        find_annotation(folder, slide)
+    with pytest.raises(UserError, match="no such annotation"):
+        read_annotations(folder / "none.xml")
