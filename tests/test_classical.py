@@ -144,6 +144,25 @@ def test_scores_are_those_of_scikit_learn(name: str) -> None:
     np.testing.assert_allclose(scores(fitted(name), images), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("levels", ["all", [0], [1, 0]])
+def test_the_gaussians_of_levels_are_summed(levels: Any, tmp_path: Path) -> None:
+    def averaged(images: Tensor) -> list[np.ndarray[Any, Any]]:
+        eight_bit = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).double() / 127.5 - 1
+        return [maps.mean((2, 3)).numpy() for maps in Maps().maps(eight_bit)]
+
+    train, images = patches(60, 0), torch.cat([patches(35, 1), patches(5, 2, 0.4)])
+    each = [expected_of("gaussian", k, n) for k, n in zip(averaged(train), averaged(images), strict=True)]
+    chosen = [0, 1] if levels == "all" else levels
+    scorer = fitted("gaussian", train, levels=levels)
+    found = scorer.score(images)
+    np.testing.assert_allclose(found.image, np.sum([each[level] for level in chosen], 0), rtol=1e-4)
+    for level in chosen:
+        np.testing.assert_allclose(found.parts[f"level_{level}"], each[level], rtol=1e-4)
+    np.testing.assert_allclose(scores(scorer, images[3:4]), found.image[3:4], rtol=1e-6)
+    scorer.save(tmp_path / "a.safetensors")
+    torch.testing.assert_close(load_scorer(tmp_path / "a.safetensors", net=Maps()).score(images).image, found.image)
+
+
 def test_options_have_their_effect() -> None:
     images = patches(6, 1)
     plain = {name: scores(fitted(name), images) for name in ALL}
@@ -415,6 +434,8 @@ def test_before_fit_there_is_no_figure(name: str, tmp_path: Path) -> None:
         ("knn", {"k": 7}, 6, "the knn scorer needs at least 7 normal images to fit with k = 7, got 6"),
         ("local_outlier_factor", {"k": 6}, 6, "at least 7 normal images to fit with k = 6, got 6"),
         ("gaussian", {}, 2, "at least 3 normal images"),
+        ("gaussian", {"levels": "all"}, 0, "at least 3 normal images"),
+        ("gaussian", {"levels": [1, 2]}, 9, "has the levels 0 to 1, there is no level 2"),
         ("one_class_svm", {}, 1, "at least 2 normal images"),
         ("isolation_forest", {}, 0, "at least 2 normal images to fit, got 0"),
         ("patch_memory", {}, 0, "at least 1 normal images"),
@@ -439,6 +460,9 @@ def test_too_few_images(name: str, options: dict[str, Any], count: int, message:
         ("knn", {"metric": "manhattan"}, "metric must be cosine or euclidean, not 'manhattan'"),
         ("knn", {"reduce": "sum"}, "reduce must be mean or last"),
         ("knn", {"neighbours": 3}, "no option 'neighbours'"),
+        ("gaussian", {"levels": []}, "levels must be all, or a list"),
+        ("gaussian", {"levels": [-1]}, "levels must be all, or a list"),
+        ("gaussian", {"levels": "some"}, "levels must be all, or a list"),
         ("one_class_svm", {"nu": 0}, "nu must be above 0 and at most 1"),
         ("one_class_svm", {"nu": 1.01}, "nu must be above 0 and at most 1"),
         ("one_class_svm", {"gamma": 0}, "gamma must be above 0"),

@@ -3,82 +3,149 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from gan_uad.data.patches import to_uint8
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.frechet import Gaussian
 from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scores
+from gan_uad.scoring.base import Scores, check_images
 from gan_uad.scoring.features import VectorScorer
+
+
+@dataclass
+class Normals:
+    """The Gaussian of the features of normal images, its covariance shrunk (Ledoit & Wolf 2004): it is singular for few images."""
+
+    gaussian: Gaussian
+    shrinkage: float
+
+    def __post_init__(self) -> None:
+        """Raises `UserError` where no distance can be told."""
+        self.root, failed = torch.linalg.cholesky_ex(torch.from_numpy(shrunk(self.gaussian, self.shrinkage)))
+        if bool(failed):
+            raise UserError(
+                f"the {self.gaussian.n} normal images are so alike that their features have no invertible covariance: "
+                "fit with more, and different, images"
+            )
+
+    def distance(self, vectors: NDArray[np.float32]) -> Tensor:
+        """Mahalanobis distances `[n]`, in float64."""
+        away = torch.from_numpy(vectors - self.gaussian.mean)
+        return torch.linalg.solve_triangular(self.root, away.T, upper=False).norm(dim=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it."""
+        return {
+            "mean": torch.from_numpy(self.gaussian.mean),
+            "cov": torch.from_numpy(self.gaussian.cov),
+            "n": torch.tensor(self.gaussian.n),
+            "shrinkage": torch.tensor(self.shrinkage, dtype=torch.float64),
+        }
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> Normals:
+        """Undoes `tensors`."""
+        gaussian = Gaussian(int(tensors["n"]), tensors["mean"].numpy(), tensors["cov"].numpy())
+        return cls(gaussian, float(tensors["shrinkage"]))
 
 
 @register("gaussian", kind="scorer")
 class GaussianScorer(VectorScorer):
     """Mahalanobis distance of an image's features to those of normal images.
 
-    The covariance is shrunk (Ledoit & Wolf 2004), since it is singular for fewer images than features. Memory of two `[dim, dim]`
-    matrices, however many images.
-    Source: Rippel, Mertens & Merhof 2021 (Gaussians of the features of ImageNet networks).
+    `levels`: instead of the network's vector, its maps of these levels, each averaged over the image (which goes in at its own size) and
+    with a Gaussian of its own; the distances are summed. Memory of two `[dim, dim]` matrices a level, however many images.
+    Source: Rippel, Mertens & Merhof 2021 (Gaussians of each level of ImageNet networks, summed).
     """
 
     name = "gaussian"
 
     def __init__(
-        self, features: str = EMBEDDED, *, net: FeatureNet | None = None, device: torch.device | str = "cpu"
+        self,
+        features: str = EMBEDDED,
+        levels: list[int] | str | None = None,
+        *,
+        net: FeatureNet | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
-        """See `FeatureScorer`."""
+        """`levels`: numbers from 0 (the finest) on, or "all". See `FeatureScorer`. Raises `ValueError`."""
+        if levels not in (None, "all") and not (
+            isinstance(levels, list) and levels and all(isinstance(k, int) and k >= 0 for k in levels)
+        ):
+            raise ValueError(f"levels must be all, or a list of numbers from 0 on such as [1,2], got {levels!r}")
         super().__init__(features, net=net, device=device)
-        self.shrinkage = 0.0
-        self._normal: Gaussian | None = None
+        self.levels = levels
+        self._normals: list[Normals] | None = None
 
     @property
-    def normal(self) -> Gaussian:
-        """The Gaussian of the normal images; raises `UserError` before `fit`."""
-        if self._normal is None:
+    def normals(self) -> list[Normals]:
+        """The Gaussian of each level; raises `UserError` before `fit`."""
+        if self._normals is None:
             raise self.not_fitted()
-        return self._normal
+        return self._normals
+
+    def level_vectors(self, images: Tensor) -> list[NDArray[np.float32]]:
+        """What is compared of images `[n, 3, H, W]`, n ≥ 1: an array `[n, C]` for each level, each image as in any company."""
+        if self.levels is None:
+            return [self.vectors(images)]
+        check_images(images)
+        images = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+        pieces = [self._averaged(part) for part in images.split(self.micro_batch)]
+        found = [np.concatenate(level) for level in zip(*pieces, strict=True)]
+        self.check_finite(all(bool(np.isfinite(level).all()) for level in found))
+        return found
+
+    @torch.no_grad()
+    def _averaged(self, images: Tensor) -> list[NDArray[np.float32]]:
+        count = len(images)
+        padded = torch.cat([images, images.new_zeros(self.micro_batch - count, *images.shape[1:])])
+        maps = self.net.maps(padded.to(self.device))
+        chosen = range(len(maps)) if not isinstance(self.levels, list) else self.levels
+        if max(chosen) >= len(maps):
+            raise UserError(f"{self.features} has the levels 0 to {len(maps) - 1}, there is no level {max(chosen)}")
+        return [maps[level][:count].mean((2, 3)).float().cpu().numpy() for level in chosen]
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """Mean, covariance and shrinkage, batch by batch; a `UserError` where they are too few or too alike for a distance."""
-        moments = ShrinkageMoments(self.net.dim)
+        moments: list[ShrinkageMoments] = []
         for images in train:
             if len(images):
-                moments.update(self.vectors(images))
-        self.check_count(moments.moments.n, 3)
-        self._set(moments.gaussian(), moments.shrinkage())
-
-    def _set(self, normal: Gaussian, shrinkage: float) -> None:
-        root, failed = torch.linalg.cholesky_ex(torch.from_numpy(shrunk(normal, shrinkage)))
-        if bool(failed):
-            raise UserError(
-                f"the {normal.n} normal images are so alike that their features have no invertible covariance: "
-                "fit with more, and different, images"
-            )
-        self._normal, self._root, self.shrinkage = normal, root, shrinkage
+                found = self.level_vectors(images)
+                moments = moments or [ShrinkageMoments(vectors.shape[1]) for vectors in found]
+                for of_level, vectors in zip(moments, found, strict=True):
+                    of_level.update(vectors)
+        self.check_count(moments[0].moments.n if moments else 0, 3)
+        self._normals = [Normals(of_level.gaussian(), of_level.shrinkage()) for of_level in moments]
 
     def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`."""
-        normal = self.normal
-        away = torch.from_numpy(self.vectors(images) - normal.mean)
-        return Scores(torch.linalg.solve_triangular(self._root, away.T, upper=False).norm(dim=0).float())
+        """See `Scorer`; with `levels`, the distance of each is a part."""
+        found = zip(self.normals, self.level_vectors(images), strict=True)
+        distances = [normals.distance(vectors) for normals, vectors in found]
+        parts = {} if self.levels is None else {self._part(k): d.float() for k, d in enumerate(distances)}
+        return Scores(torch.stack(distances).sum(0).float(), parts)
+
+    def _part(self, place: int) -> str:
+        return f"level_{self.levels[place] if isinstance(self.levels, list) else place}"
 
     def tensors(self) -> dict[str, Tensor]:
-        """The Gaussian, the shrinkage, and which features they are of."""
-        normal = self.normal
-        return super().tensors() | {
-            "mean": torch.from_numpy(normal.mean),
-            "cov": torch.from_numpy(normal.cov),
-            "n": torch.tensor(normal.n),
-            "shrinkage": torch.tensor(self.shrinkage, dtype=torch.float64),
-        }
+        """The Gaussians, and which features they are of."""
+        kept = {f"{k}.{name}": value for k, n in enumerate(self.normals) for name, value in n.tensors().items()}
+        return super().tensors() | kept
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `FeatureScorer`."""
         super().take(tensors)
-        mean, cov = tensors["mean"].numpy(), tensors["cov"].numpy()
-        self._set(Gaussian(int(tensors["n"]), mean, cov), float(tensors["shrinkage"]))
+        levels = sorted({int(name.split(".")[0]) for name in tensors if "." in name})
+        self._normals = [
+            Normals.of({name.split(".")[1]: value for name, value in tensors.items() if name.startswith(f"{k}.")})
+            for k in levels
+        ]
