@@ -51,6 +51,12 @@ class DataConfig(_Strict):
     fold: int | None = Field(None, ge=1, description="... and this one of them, from 1 on, is the test split")
     flips: bool = Field(True, description="random horizontal and vertical flips in training")
     turns: bool = Field(True, description="random quarter turns in training")
+    hed_jitter: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="stains changed at random in training, each by up to this share (0.05: little, 0.2: much)",
+    )
     strict: bool = Field(False, description="a broken image is an error instead of being skipped and listed")
 
     @model_validator(mode="after")

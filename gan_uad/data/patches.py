@@ -16,6 +16,7 @@ from torch import Tensor
 from gan_uad.config import DataConfig
 from gan_uad.data.arrays import digest
 from gan_uad.data.cache import Prepared, Progress, prepare
+from gan_uad.data.hed import hed_jitter
 from gan_uad.data.images import BadImage, Mask, Pixels, preprocess, preprocess_mask
 from gan_uad.data.manifest import Manifest
 from gan_uad.data.sources import Source, open_source
@@ -53,6 +54,11 @@ class PatchSet:
     def images(self) -> Pixels:
         """uint8 [N, R, R, 3]: the memory map itself for a whole set, a copy for a selection (`gather` takes a few)."""
         return self._all.images if len(self) == len(self._all.rows) else self._all.images[self._index]
+
+    @property
+    def hed_jitter(self) -> float:
+        """By how much the stains are changed in training (`data.hed_jitter`)."""
+        return self._data.hed_jitter
 
     @property
     def fingerprint(self) -> str:
@@ -205,7 +211,7 @@ class TrainStream:
     """An endless stream of training images without state: what is shown after `nimg` images depends on nothing else.
 
     Image k of all ever shown is element k % N of a permutation drawn for epoch k // N, so that every image is shown
-    once an epoch, and its flip and quarter turn are drawn from k. Each of `world` processes gets every `world`-th image of a
+    once an epoch, and its flip, quarter turn and HED jitter are drawn from k. Each of `world` processes gets every `world`-th image of a
     batch, from its `rank` on.
     """
 
@@ -223,7 +229,15 @@ class TrainStream:
     def at(self, nimg: int, batch: int | None = None) -> Tensor:
         """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]; of another size if `batch` says so."""
         k = self._counted(nimg, batch)
-        return to_tensor(self._patches.gather(self._chosen(k), self._transforms(k)))
+        return to_tensor(self._pictures(k, self._chosen(k)))
+
+    def _pictures(self, k: NDArray[np.int64], rows: NDArray[np.int64]) -> Pixels:
+        """The patches of `rows`, as the images of numbers `k` are shown."""
+        found = self._patches.gather(rows, self._transforms(k))
+        if not (strength := self._patches.hed_jitter):
+            return found
+        bits = _mixed(6 * k[:, None] + np.arange(6), self._seed, stream=2)
+        return hed_jitter(found, strength * (bits / 2.0**63 - 1))
 
     def _counted(self, nimg: int, batch: int | None) -> NDArray[np.int64]:
         return nimg + np.arange(self._rank, batch or self._batch, self._world)
@@ -284,7 +298,7 @@ class LabelledStream(TrainStream):
         k = self._counted(nimg, batch)
         rows = self._chosen(k)
         labels = torch.from_numpy(self._patches.manifest.label[rows].astype(np.int64))
-        return to_tensor(self._patches.gather(rows, self._transforms(k))), labels
+        return to_tensor(self._pictures(k, rows)), labels
 
     @property
     def epoch(self) -> int:
@@ -301,9 +315,9 @@ class LabelledStream(TrainStream):
         return rng.permutation(np.concatenate(picked))
 
 
-def _mixed(k: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """Random bits of each counter value, without state: SplitMix64 (Steele, Lea & Flood, 2014) started from the seed."""
-    start = np.random.SeedSequence((seed, 1)).generate_state(1, np.uint64)[0]
+def _mixed(k: NDArray[np.int64], seed: int, stream: int = 1) -> NDArray[np.uint64]:
+    """Random bits of each counter value, without state: SplitMix64 (Steele, Lea & Flood, 2014) started from seed and stream."""
+    start = np.random.SeedSequence((seed, stream)).generate_state(1, np.uint64)[0]
     z = start + (k.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

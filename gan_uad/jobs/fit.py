@@ -29,9 +29,10 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     `batch` (images read together), `seed`, `device` and `threads` play a part.
     """
     _check(config)
-    if existing is None and (config.data.flips or config.data.turns):
+    if existing is None and (config.data.flips or config.data.turns or config.data.hed_jitter):
         raise UserError(
-            f"the scorer {config.scoring.scorer} is fitted on images as they are: data.flips and data.turns have no use, leave them out"
+            f"the scorer {config.scoring.scorer} is fitted on images as they are: data.flips, data.turns and data.hed_jitter have no use, "
+            "leave them out"
         )
     settings = config.training
     where = device.prepare(settings.device, settings.threads)
