@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ def test_this_environment_passes(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert code == 0
     assert all(set(check) == {"check", "status", "detail", "mend"} for check in checks)
     assert all(bool(check["mend"]) == (check["status"] == "WARN") for check in checks)
-    assert {"python", "torch", "torchvision", "cuda", "packages", "numerics", "presets", "runs folder"} <= set(found)
+    wanted = {"python", "torch", "torchvision", "cuda", "packages", "numerics", "slides", "presets", "runs folder"}
+    assert wanted <= set(found)
     assert "numpy" in found["packages"][0]["detail"]
     assert list(tmp_path.iterdir()) == []
 
@@ -92,6 +94,19 @@ def test_wrong_convolution_fails(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setattr(torch.nn.functional, "conv2d", wrong)
     code, found = findings(capsys)
     assert (code, found["numerics"][0]["status"]) == (1, "FAIL")
+
+
+def test_slides_without_their_library(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (check,) = room._slides()
+    assert check.status == "PASS"
+    assert re.match(r"OpenSlide \d+\.\d+\.\d+, tifffile 20\d\d", check.detail)
+    monkeypatch.setattr("gan_uad.slides.reader.Slide.read", lambda *_: 0)
+    (check,) = room._slides()
+    assert (check.status, check.detail.endswith("a slide is read wrongly")) == ("FAIL", True)
+    monkeypatch.setitem(sys.modules, "openslide", None)
+    code, found = findings(capsys)
+    assert (code, found["slides"][0]["status"]) == (1, "FAIL")
+    assert "openslide-bin" in found["slides"][0]["mend"]
 
 
 def test_folders_and_environment(

@@ -65,6 +65,7 @@ def _probes(data: str | None, out: Path) -> dict[str, Callable[[], Iterable[Chec
         "torch": _torch,
         "packages": _packages,
         "numerics": _numerics,
+        "slides": _slides,
         "presets": _presets,
         "cores": _cores,
         "memory": _memory,
@@ -201,6 +202,37 @@ def _conv_error(torch: Any, name: str) -> float:
     pairs = zip(run(name, torch.float32), run("cpu", torch.float64), strict=True)
     errors = [float((got - want).abs().max() / want.abs().max()) for got, want in pairs]
     return max(errors) if all(error == error for error in errors) else float("inf")
+
+
+def _slides() -> Iterator[Check]:
+    """OpenSlide's library, which is a package of its own, and a slide written by tifffile that it reads back."""
+    mend = "pip install --upgrade openslide-python openslide-bin tifffile"
+    openslide, broken = _import("openslide")
+    if broken:
+        yield Check("slides", "FAIL", f"OpenSlide does not load: {broken}", mend)
+        return
+    import numpy as np
+    import tifffile
+
+    from gan_uad.slides.reader import open_slide
+
+    image = np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)
+    with tempfile.TemporaryDirectory(prefix="gan_uad_doctor") as folder:
+        path = Path(folder) / "slide.tif"
+        tifffile.imwrite(path, image, tile=(64, 64), photometric="rgb", metadata=None)
+        with open_slide(path, mpp=0.5) as slide:
+            right = bool(np.all(slide.read(0, 0, 64, 64, 0.5) == image))
+    versions = f"OpenSlide {openslide.__library_version__}, tifffile {tifffile.__version__}"
+    if not right:
+        yield Check("slides", "FAIL", f"{versions}: a slide is read wrongly", mend)
+        return
+    _, without = _import("imagecodecs")
+    codecs = (
+        "without imagecodecs, which only compressed OME-TIFFs need (pip install imagecodecs)"
+        if without
+        else "imagecodecs"
+    )
+    yield Check("slides", "PASS", f"{versions}, {codecs}")
 
 
 def _presets() -> Iterator[Check]:
