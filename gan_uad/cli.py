@@ -215,18 +215,44 @@ def project(
 
 
 @main.command()
-@click.argument("scores", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
+@click.argument("scores", nargs=-1, required=True, metavar="SCORES...|CONFIG")
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Where figures and pictures go. [default: the first SCORES folder]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Where figures and pictures go. [default: the first SCORES folder; folds/CONFIG]",
 )
 @click.option("--threshold", metavar="RULE", help="Another rule than the scored one, set on the validation scores.")
 @click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
-def evaluate(scores: tuple[Path, ...], out: Path | None, threshold: str | None, resamples: int, seed: int) -> None:
-    """Figures with intervals, tables, ROC and more, from SCORES: folders of `gan-uad score`, or scores.csv files."""
-    from gan_uad.jobs.evaluate import evaluate as job
+@click.option(
+    "--folds", type=click.IntRange(min=2), metavar="K", help="Cross-validate CONFIG instead: K trainings, by group."
+)
+@click.option("--data", metavar="PATH", help="... on these patches, all of them, whatever splits they bring.")
+@click.option("--external", metavar="PATH", help="... and score these patches too with each fold's model.")
+@click.option(
+    "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="... with this setting; {fold} is the fold's number."
+)
+def evaluate(
+    scores: tuple[str, ...], out: Path | None, threshold: str | None, resamples: int, seed: int, folds: int | None,
+    data: str | None, external: str | None, overrides: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Figures with intervals, tables, ROC and more, from SCORES: folders of `gan-uad score`, or scores.csv files.
 
-    job(list(scores), out, threshold, resamples, seed)
+    With --folds K: of the configuration CONFIG, trained K times, each time tested on groups (patients or slides) that it has not seen.
+    """
+    from gan_uad.jobs.generate import refuse
+
+    if folds is None:
+        refuse({"--data": data, "--external": external, "-o": overrides or None}, "goes with --folds only")
+        from gan_uad.jobs.evaluate import evaluate as job
+
+        job([Path(source) for source in scores], out, threshold, resamples, seed)
+        return
+    if len(scores) > 1:
+        raise click.UsageError("--folds takes one CONFIG")
+    from gan_uad.jobs.cross_validate import cross_validate
+
+    cross_validate(scores[0], folds, data, external, out, overrides, threshold, resamples, seed)
 
 
 @main.command()

@@ -22,7 +22,7 @@ def grad_cam(decide: Callable[[Tensor], Tensor], maps: Tensor) -> tuple[Tensor, 
         score = logits[:, 1] - logits[:, 0]
         (gradient,) = torch.autograd.grad(score.sum(), held)
     weights = gradient.float().mean((2, 3), keepdim=True)
-    return score.detach(), F.relu((weights * maps.float()).sum(1))
+    return score.detach(), F.relu((weights * maps.detach().float()).sum(1))
 
 
 def enlarged(heat: Tensor, side: int) -> Tensor:
