@@ -225,6 +225,17 @@ def project(
 @click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option(
+    "--annotations", type=click.Path(path_type=Path), metavar="DIR", help="Of scored slides: what is tumour, by slide name, as in tile."
+)
+@click.option("--class", "classes", multiple=True, callback=cli_slides.classes, metavar="NAME=ROLE", help="... as in tile.")
+@click.option(
+    "--unannotated", type=click.Choice(["normal", "unknown"]), default="unknown", show_default=True,
+    help="... what slides without annotation are.",
+)  # fmt: skip
+@click.option(
+    "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Of scored slides: a CSV file with columns slide and label (0, 1)."
+)
+@click.option(
     "--folds", type=click.IntRange(min=2), metavar="K", help="Cross-validate CONFIG instead: K trainings, by group."
 )
 @click.option("--data", metavar="PATH", help="... on these patches, all of them, whatever splits they bring.")
@@ -233,10 +244,11 @@ def project(
     "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="... with this setting; {fold} is the fold's number."
 )
 def evaluate(
-    scores: tuple[str, ...], out: Path | None, threshold: str | None, resamples: int, seed: int, folds: int | None,
-    data: str | None, external: str | None, overrides: tuple[str, ...],
+    scores: tuple[str, ...], out: Path | None, threshold: str | None, resamples: int, seed: int, annotations: Path | None,
+    classes: dict[str, str], unannotated: str, labels: Path | None, folds: int | None, data: str | None, external: str | None,
+    overrides: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Figures with intervals, tables, ROC and more, from SCORES: folders of `gan-uad score`, or scores.csv files.
+    """Figures with intervals, tables, ROC and more, from SCORES: folders of `gan-uad score` or `gan-uad score-slide`, or scores.csv files.
 
     With --folds K: of the configuration CONFIG, trained K times, each time tested on groups (patients or slides) that it has not seen.
     """
@@ -244,9 +256,19 @@ def evaluate(
 
     if folds is None:
         refuse({"--data": data, "--external": external, "-o": overrides or None}, "goes with --folds only")
+        from gan_uad.jobs.slide_tasks import holds_slides
+
+        folders = [Path(source) for source in scores]
+        if all(map(holds_slides, folders)):
+            from gan_uad.jobs.evaluate_slides import evaluate_slides
+
+            refuse({"--threshold": threshold}, "has no use for slides, which are ranked")
+            evaluate_slides(folders, out, annotations, labels, classes, unannotated, resamples, seed)
+            return
+        refuse({"--annotations": annotations, "--labels": labels}, "goes with folders of score-slide only")
         from gan_uad.jobs.evaluate import evaluate as job
 
-        job([Path(source) for source in scores], out, threshold, resamples, seed)
+        job(folders, out, threshold, resamples, seed)
         return
     if len(scores) > 1:
         raise click.UsageError("--folds takes one CONFIG")
@@ -485,9 +507,15 @@ def verify(what: str | None) -> None:
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="A reduced form of under a minute, for tests; its figures mean little.")
+@click.option("--slide", is_flag=True, help="The way of whole slides instead: tiles, detector, heatmaps, figures with FROC.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def demo(out: Path, quick: bool, seed: int) -> None:
+def demo(out: Path, quick: bool, slide: bool, seed: int) -> None:
     """The whole way on made-up tissue: patches, WGAN-GP, izi_f encoder, scores, ROC, pictures; a few minutes on 2 CPU cores."""
+    if slide:
+        from gan_uad.jobs.demo_slide import demo_slide
+
+        demo_slide(out, quick, seed)
+        return
     from gan_uad.jobs.demo import demo as job
 
     job(out, quick, seed)

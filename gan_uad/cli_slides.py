@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 
-def _classes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+def classes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`--class NAME=ROLE`, any number of times, as a mapping."""
     from gan_uad.slides.annotations import ROLES
 
     pairs = [value.rpartition("=") for value in values]
@@ -90,7 +91,7 @@ class _Count(click.ParamType):
     help="Annotations by slide name: ASAP XML, QuPath GeoJSON.",
 )
 @click.option(
-    "--class", "classes", multiple=True, callback=_classes, metavar="NAME=ROLE",
+    "--class", "classes", multiple=True, callback=classes, metavar="NAME=ROLE",
     help="What an annotated class is: tumour, excluded (from tumour) or ignored. CAMELYON's are known.",
 )  # fmt: skip
 @click.option(
@@ -187,10 +188,10 @@ def tile(
 @click.option(
     "--tissue",
     type=click.FloatRange(0, 1),
-    default=0.5,
+    default=0.9,
     show_default=True,
     metavar="SHARE",
-    help="Least share of tissue.",
+    help="Least share of tissue; that of the patches which calibrate, or tiles at the rim seem rare for their glass.",
 )
 @click.option(
     "--rule",

@@ -37,7 +37,7 @@ def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, float]:
     Run again into the same folder, it goes on where it stopped. `quick` trains for seconds only: its figures mean little.
     """
     start = time.monotonic()
-    _settle(out, quick, seed)
+    settle(out, {"quick": quick, "seed": seed})
     train_size, val, test = QUICK if quick else FULL
     bar = console.counter("making patches")
     patches = write_phantom(
@@ -58,9 +58,8 @@ def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, float]:
     return result
 
 
-def _settle(out: Path, quick: bool, seed: int) -> None:
+def settle(out: Path, wanted: dict[str, object]) -> None:
     """A demo goes on only with what it began."""
-    wanted = {"quick": quick, "seed": seed}
     described = out / "demo.json"
     if described.is_file():
         if json.loads(described.read_text(encoding="utf-8")) != wanted:

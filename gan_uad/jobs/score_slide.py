@@ -25,13 +25,13 @@ from gan_uad.jobs.score import calibrate
 from gan_uad.jobs.score_rows import CHUNK, write_csv
 from gan_uad.jobs.score_sets import some, told_anew
 from gan_uad.jobs.slide_scores import Cut, Judge, finished, score_slide
-from gan_uad.jobs.slide_tasks import Task, reason_of, tasks_of
+from gan_uad.jobs.slide_tasks import SLIDES, Task, reason_of, tasks_of
 from gan_uad.metrics.detection import fit_threshold
 from gan_uad.metrics.tails import LEAST, Tail
 from gan_uad.scoring.base import Scorer
 
 QUANTILE = 0.99  # of held-out normals: a tile beyond it is called anomalous
-SETTINGS, SLIDES, NORMALS = "score_slide.json", "slides.csv", "normals.csv"
+SETTINGS, NORMALS = "score_slide.json", "normals.csv"
 COLUMNS = ("slide", "file", "tiles", "max", "top_k", "share", "model")
 NO_NORMALS = "nothing tells how normal tiles score: name patches of held-out normal tissue with --normals DATA"
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -137,34 +136,51 @@ def _fitted_stain(tissue: Tissue, cut: Cut) -> StainNormaliser | None:
 def _tile_rows(
     slide: Slide, tiles: list[Tile], task: Task, stain: StainNormaliser | None, judge: Judge, cut: Cut, partial: Path, workers: int,
 ) -> list[Row]:  # fmt: skip
-    """`{score, parts...}` of each tile, in order; reading runs ahead of scoring."""
+    """`{score, parts...}` of each tile, in order."""
     chunk = judge.scorer.chunk or CHUNK
-    group = math.ceil(chunk / (AHEAD * workers))  # so that a whole chunk is read while another is scored
 
-    def read(part: list[Tile]) -> list[Pixels]:
-        pictures = [slide.read(tile.x, tile.y, cut.size, cut.size, cut.mpp) for tile in part]
-        return [judge.prepare(picture if stain is None else stain.transform(picture)) for picture in pictures]
+    def prepare(picture: Pixels) -> Pixels:
+        return judge.prepare(picture if stain is None else stain.transform(picture))
 
     def chunks(start: int) -> Iterator[Tensor]:
-        parts = (tiles[first : first + group] for first in range(start, len(tiles), group))
-        held: list[Pixels] = []
-        for pictures in ahead(read, parts, workers):
-            held += pictures
-            while len(held) >= chunk:
-                yield to_tensor(np.stack(held[:chunk]))
-                held = held[chunk:]
-        if held:
-            yield to_tensor(np.stack(held))
+        return read_chunks(slide, tiles[start:], cut.size, cut.mpp, prepare, chunk, workers)
 
     def rows_of(images: Tensor, start: int) -> list[Row]:
-        with torch.inference_mode():
-            measured = judge.scorer.measure(images)
-            as_rows(measured)  # NaN of a broken model is told as such, before anything is made of it
-            return as_rows(judge.scorer.settle(measured))
+        measured = judge.scorer.measure(images)
+        as_rows(measured)  # NaN of a broken model is told as such, before anything is made of it
+        return as_rows(judge.scorer.settle(measured))
 
-    return resumed_from(
-        chunks, len(tiles), partial, {"key": judge.key, "identity": task.identity}, task.name, chunk, rows_of, "tiles"
-    )
+    header = {"key": judge.key, "identity": task.identity}
+    return resumed_from(chunks, len(tiles), partial, header, task.name, chunk, rows_of, "tiles")
+
+
+def read_chunks(
+    slide: Slide,
+    tiles: list[Tile],
+    size: int,
+    mpp: float,
+    prepare: Callable[[Pixels], Pixels],
+    chunk: int,
+    workers: int,
+) -> Iterator[Tensor]:
+    """The tiles as `prepare` makes them, in order, `chunk` at a time: float32 `[n, 3, R, R]` in [-1, 1].
+
+    While one chunk is used, the next is read on `workers` threads; no more than two are in memory beside it.
+    """
+    group = math.ceil(chunk / (AHEAD * workers))
+
+    def read(part: list[Tile]) -> list[Pixels]:
+        return [prepare(slide.read(tile.x, tile.y, size, size, mpp)) for tile in part]
+
+    parts = (tiles[first : first + group] for first in range(0, len(tiles), group))
+    held: list[Pixels] = []
+    for pictures in ahead(read, parts, workers):
+        held += pictures
+        while len(held) >= chunk:
+            yield to_tensor(np.stack(held[:chunk]))
+            held = held[chunk:]
+    if held:
+        yield to_tensor(np.stack(held))
 
 
 def _write(

@@ -15,6 +15,7 @@ import click
 from gan_uad import console
 from gan_uad.errors import UserError
 
+SLIDES = "slides.csv"  # of `gan-uad score-slide`: a row a slide
 PROBED = 1 << 20  # bytes at each end of a slide file that tell it from others
 
 
@@ -59,6 +60,11 @@ def tasks_of(
         plain = there == identity or (there is None and only)
         tasks.append(Task(path, name if plain else f"{name}-{identity[:6]}", identity, only))
     return tasks
+
+
+def holds_slides(folder: Path) -> bool:
+    """Whether a folder was written by `gan-uad score-slide`."""
+    return (folder / SLIDES).is_file()
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
