@@ -251,12 +251,11 @@ class _Painter:
             return None
         out = np.full((TILE, TILE, 3), WHITE, np.uint8)
         for outline, filling in found:
-            if outline.contains(box):
-                inside = np.ones((TILE, TILE), bool)
-            else:
-                inside = _covered(outline, x, y)
             colour = filling.cut(x, y, TILE, TILE) if isinstance(filling, _Texture) else filling
-            out = np.where(inside[..., None], colour, out)
+            if outline.contains(box):
+                out[:] = colour
+            else:
+                out = np.where(_covered(outline, x, y)[..., None], colour, out)
         return out
 
 
@@ -303,9 +302,8 @@ class _Pyramid:
             tiles = max(self._grid(level)[0], -(-self._grid(level - 1)[0] // STEP))
             band = self.bands[level] = np.full((TILE, tiles * TILE, 3), WHITE, np.uint8)
         part = TILE // STEP
-        small = tile.reshape(part, STEP, part, STEP, 3).mean((1, 3))
         top, left = row % STEP * part, column * part
-        band[top : top + part, left : left + part] = np.rint(small)
+        band[top : top + part, left : left + part] = Image.fromarray(tile).reduce(STEP)
 
     def _row_done(self, level: int, row: int, rows: int) -> None:
         """A row of tiles of the level above is whole: with the fourth of them, or the last, so is one here."""

@@ -92,7 +92,7 @@ def cut_slide(
         chosen = choose(slide, tissue, drawn, s, identity)
         normaliser = stain_normaliser(s.stain).fit(sample_pixels(tissue, s.mpp, s.seed)) if s.stain else None
         labels = _labels(chosen, drawn, s)
-        shown = _write_tiles(slide, chosen, name, folder, s, normaliser, workers)
+        shown = write_tiles(slide, chosen, name, folder, s, normaliser, workers)
         _write_rows(folder / ROWS, name, group, chosen, labels, drawn is not None, tiles.level_of(slide, s.mpp), s)
         tissue.save(folder / MASK)
         _write_sheet(folder / SHEET, slide, tissue, chosen, drawn, shown, name, s)
@@ -158,25 +158,27 @@ def _file(name: str, tile: Tile) -> str:
     return f"{name}_x{tile.x}_y{tile.y}.png"
 
 
-def _write_tiles(
+def write_tiles(
     slide: Slide, chosen: list[Tile], name: str, folder: Path, s: TileSettings, normaliser: StainNormaliser | None, workers: int
 ) -> list[Pixels]:  # fmt: skip
-    """Write all tiles; returns some of them."""
+    """Write all tiles into `folder`; returns some of them."""
 
-    def write(tile: Tile) -> Pixels:
+    wanted = set(np.linspace(0, len(chosen) - 1, min(SAMPLES, len(chosen))).round().astype(int).tolist())
+
+    def write(numbered: tuple[int, Tile]) -> Pixels | None:
+        number, tile = numbered
         image = slide.read(tile.x, tile.y, s.size, s.size, s.mpp)
         if normaliser is not None:
             image = normaliser.transform(image)
         path = folder / _file(name, tile)
         with explained(path):
             path.write_bytes(tiles.encode_png(image, s.compress))
-        return image
+        return image if number in wanted else None
 
-    wanted = set(np.linspace(0, len(chosen) - 1, min(SAMPLES, len(chosen))).round().astype(int).tolist())
     shown = []
     with console.progress(f"tiling {name}", len(chosen), "tiles") as bar:
-        for k, image in enumerate(tiles.ahead(write, chosen, workers)):
-            if k in wanted:
+        for k, image in enumerate(tiles.ahead(write, enumerate(chosen), workers)):
+            if image is not None:
                 shown.append(image)
             bar.update(k + 1)
     return shown
