@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import struct
 import subprocess
@@ -224,13 +225,27 @@ def test_transparent_is_white(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found[120:], LEVELS[0][120:])
 
 
+@pytest.mark.parametrize("ome", [False, True])
+def test_tiles_that_the_file_leaves_out_are_white(tmp_path: Path, ome: bool) -> None:
+    base = picture(128, 192)
+    tiles = [base[y : y + 64, x : x + 64] for y in (0, 64) for x in (0, 64, 128)]
+    tiles[1] = tiles[5] = None
+    with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=ome) as tiff:
+        tiff.write(
+            iter(tiles), shape=base.shape, dtype=base.dtype, **TILED | {"tile": (64, 64)}, metadata={} if ome else None
+        )
+    found = open_slide(tmp_path / "a.ome.tif", 0.5).read(0, 0, 192, 128, 0.5)
+    base[:64, 64:128] = base[64:, 128:] = 255
+    np.testing.assert_array_equal(found, base)
+
+
 GREY = LEVELS[0][..., 0]
 LAYOUTS: dict[str, tuple[Array, dict[str, Any], Array]] = {
-    "16 bit": (LEVELS[0].astype(np.uint16) * 257, {}, LEVELS[0]),
+    "16 bit": (LEVELS[0].astype(np.uint16) * 257 + 128, {}, LEVELS[0]),  # 257 · v ± 128 is v
     "planes": (np.moveaxis(LEVELS[0], 2, 0), {"planarconfig": "separate"}, LEVELS[0]),
     "grey": (GREY, {"photometric": "minisblack"}, np.repeat(GREY[..., None], 3, 2)),
     "one strip, not compressed": (LEVELS[0], {"compression": None, "rowsperstrip": 203}, LEVELS[0]),
-    "big endian": (LEVELS[0].astype(np.uint16) * 257, {"byteorder": ">", "compression": None}, LEVELS[0]),
+    "big endian": (LEVELS[0].astype(np.uint16) * 257 - 128, {"byteorder": ">", "compression": None}, LEVELS[0]),
 }
 
 
@@ -347,6 +362,20 @@ def test_many_threads_read_the_same(slide: Slide) -> None:
         np.testing.assert_array_equal(a, b)
 
 
+def test_threads_do_not_disturb_each_other_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gan_uad.slides.backends.TIFF_CACHE", 0)  # so that all is read from the file again and again
+    slide = KINDS["striped"](tmp_path)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda k: slide.read(0, 20 * (k % 10), 331, 2, 0.5), range(1500)))
+    finally:
+        sys.setswitchinterval(before)
+    for k, pixels in enumerate(found):
+        np.testing.assert_array_equal(pixels, LEVELS[0][20 * (k % 10) :][:2])
+
+
 def test_pickle_takes_no_handle_along_and_needs_the_file_only_to_read(slide: Slide) -> None:
     pixels = slide.read(10, 10, 20, 20, 0.5)
     stored = pickle.dumps(slide)
@@ -360,7 +389,8 @@ def test_pickle_takes_no_handle_along_and_needs_the_file_only_to_read(slide: Sli
 
 
 def _in_child(slide: Slide, connection: Any) -> None:
-    connection.send(slide.read(10, 10, 200, 150, 0.5))
+    pixels = slide.read(10, 10, 200, 150, 0.5)
+    connection.send((pixels, slide._handle is not None and slide._handle[0] == os.getpid()))
     connection.close()
 
 
@@ -373,7 +403,9 @@ def test_a_forked_child_opens_its_own_handle(slide: Slide) -> None:
     child.start()
     np.testing.assert_array_equal(slide.read(10, 10, 200, 150, 0.5), wanted)
     assert ours.poll(30)
-    np.testing.assert_array_equal(ours.recv(), wanted)
+    pixels, its_own = ours.recv()
+    np.testing.assert_array_equal(pixels, wanted)
+    assert its_own
     child.join()
     assert slide._handle is before
 

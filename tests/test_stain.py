@@ -81,6 +81,16 @@ def test_macenko_finds_the_stains_that_were_mixed() -> None:
     np.testing.assert_allclose(moved, default.to_dict()["target"]["stains"], atol=0.03)
 
 
+def test_macenko_finds_stains_that_take_each_others_place() -> None:
+    """Where the sum of both is almost constant, what varies most is the mix: angles are measured from the other eigenvector."""
+    share, total = np.random.default_rng(0).uniform(0, 1, (2, 150, 150, 1))
+    amounts = np.concatenate([share, 1 - share], axis=2) * (1.5 + 0.2 * total)
+    image = np.round(240 * np.exp(-(amounts @ STAINS["b"]))).astype(np.uint8)
+    found = np.array(Macenko().fit(image).to_dict()["source"]["stains"])
+    pure = STAINS["b"] / np.linalg.norm(STAINS["b"], axis=1, keepdims=True)
+    assert (np.degrees(np.arccos(np.clip((found * pure).sum(1), -1, 1))) < 3).all()
+
+
 def test_reinhard_gives_the_target_its_mean_and_deviation() -> None:
     target = patch("b", 3)
     normaliser = Reinhard(target).fit(patch("a", 4, 0.9))

@@ -38,7 +38,7 @@ class Backend(Protocol):
     mpp: tuple[float, float] | None  # µm per level-0 px along x and y, where the file states it
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """uint8 [height, width, 3] of a region of `level` in its own pixels, wholly inside it; transparent is white."""
+        """uint8 [height, width, 3] of a region of `level` in its own pixels, wholly inside it; transparent is white. May be read-only."""
 
     def close(self) -> None: ...
 
@@ -89,7 +89,7 @@ class OpenSlideBackend:
         lowest, _ = image.getchannel("A").getextrema()
         if lowest != 255:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.array(image.convert("RGB"))
+        return np.asarray(image.convert("RGB"))
 
     def close(self) -> None:
         self._slide.close()

@@ -66,7 +66,7 @@ class Slide:
         return sum(ratios) / 2
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Pixels:
-        """uint8 [height, width, 3], RGB: the region of `width` × `height` px of `mpp` µm whose top left corner is (x, y).
+        """uint8 [height, width, 3], RGB, maybe read-only: the region of `width` × `height` px of `mpp` µm whose top left corner is (x, y).
 
         Pixels are those of a level where one has this µm/px (to 0.1 %; the corner then moves to its nearest pixel), else they are
         resampled from the nearest finer level, bicubic and antialiased, at the exact position: overlapping regions agree in
@@ -129,7 +129,7 @@ class Slide:
         if any(map(any, missing)):
             source = np.pad(source, missing, mode="edge")
         box = (left - x0, top - y0, left - x0 + width * scale, top - y0 + height * scale)
-        return np.array(Image.fromarray(source).resize((width, height), Image.Resampling.BICUBIC, box=box))
+        return np.asarray(Image.fromarray(source).resize((width, height), Image.Resampling.BICUBIC, box=box))
 
     def _backend(self) -> Backend:
         handle = self._handle
