@@ -181,26 +181,34 @@ def test_tables_and_pictures(mean_color: Path) -> None:
     assert not (mean_color / "reliability.png").exists(), "no probabilities"
 
 
-def test_a_classifier_with_its_reliability(
-    cli: Any, labelled_patches: Path, classifier_preset: Path, tmp_path: Path
-) -> None:
-    """Log-odds are pooled as they are, and say how far probabilities can be believed."""
+@pytest.fixture(scope="module")
+def classifiers(
+    cli: Any, labelled_patches: Path, classifier_preset: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two folds of a classifier. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("classifiers") / "folds"
     short = ("-o", "training.total_kimg=0.128", "-o", "training.judge_kimg=0.064", *WORDS)
-    result = cli("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", tmp_path, *short)
+    result = cli("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", out, *short)
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "metrics.json").read_text())["models"]["tiny_classifier/classifier"]
-    parts = [columns(tmp_path / f"fold-{fold}" / "scores" / "scores.csv") for fold in (1, 2)]
+    (out / "printed.txt").write_text(result.stdout)
+    return out
+
+
+def test_a_classifier_with_its_reliability(cli: Any, classifiers: Path, tmp_path: Path) -> None:
+    """Log-odds are pooled as they are, and say how far probabilities can be believed."""
+    found = json.loads((classifiers / "metrics.json").read_text())["models"]["tiny_classifier/classifier"]
+    parts = [columns(classifiers / f"fold-{fold}" / "scores" / "scores.csv") for fold in (1, 2)]
     truth, scores = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
     assert found["pooled"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, scores))
     assert found["reliability"]["brier"] == pytest.approx(np.mean((expit(scores) - truth) ** 2))
     bins = np.minimum((expit(scores) * 10).astype(int), 9)
     gaps = [abs(expit(scores[bins == b]).sum() - truth[bins == b].sum()) for b in range(10)]
     assert found["reliability"]["ece"] == pytest.approx(sum(gaps) / len(truth))
-    assert f"expected calibration error {found['reliability']['ece']:.3f}" in result.stdout
-    assert (tmp_path / "reliability.png").is_file()
+    assert f"expected calibration error {found['reliability']['ece']:.3f}" in (classifiers / "printed.txt").read_text()
+    assert (classifiers / "reliability.png").is_file()
     # The same of one score folder, by the plain verb.
     out = tmp_path / "plain"
-    assert cli("evaluate", tmp_path / "fold-1" / "scores", "--out", out, *WORDS).exit_code == 0
+    assert cli("evaluate", classifiers / "fold-1" / "scores", "--out", out, *WORDS).exit_code == 0
     alone = json.loads((out / "metrics.json").read_text())
     assert (out / "reliability.png").is_file()
     expected = np.mean((expit(parts[0][1]) - parts[0][0]) ** 2)
@@ -284,23 +292,20 @@ def test_what_cannot_be_cross_validated(cli: Any, labelled_patches: Path, traine
 
 
 def test_a_run_that_has_seen_the_test_fold_is_no_start(
-    cli: Any, classifier: Path, classifier_preset: Path, labelled_patches: Path, tmp_path: Path
+    cli: Any, classifiers: Path, classifier: Path, classifier_preset: Path, labelled_patches: Path, tmp_path: Path
 ) -> None:
     """It was trained on other splits of the same set. One of the same fold is, and {fold} names it."""
-    words = ("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", tmp_path / "out", *WORDS)
+    short = ("-o", "training.total_kimg=0.016", "-o", "training.judge_kimg=0.016", *WORDS)
+    words = ("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", tmp_path, *short)
     fails(cli(*words, "-o", f"initial={classifier}"), f"initial={classifier} was trained on images of the test fold")
-    assert not list((tmp_path / "out").glob("fold-1/0*"))
-    raw = yaml.safe_load(classifier_preset.read_text())
-    raw["training"] |= {"total_kimg": 0.016, "judge_kimg": 0.016}
-    (tmp_path / "again.yaml").write_text(yaml.safe_dump(raw))
-    words = ("evaluate", tmp_path / "again.yaml", "--folds", 2, "--data", labelled_patches, *WORDS)
-    assert cli(*words, "--out", tmp_path / "first").exit_code == 0
-    start = tmp_path / "first" / "fold-{fold}" / "00000-again"
-    result = cli(*words, "--out", tmp_path / "second", "-o", f"initial={start}")
+    assert not list(tmp_path.glob("fold-1/0*"))
+    start = str(classifiers / "fold-{fold}" / "00000-tiny_classifier")
+    shutil.rmtree(tmp_path)
+    result = cli(*words, "-o", f"initial={start}")
     assert result.exit_code == 0, result.output
     for fold in (1, 2):
-        config = Run(tmp_path / "second" / f"fold-{fold}" / "00000-again").config
-        assert config.initial == str(tmp_path / "first" / f"fold-{fold}" / "00000-again")
+        config = Run(tmp_path / f"fold-{fold}" / "00000-tiny_classifier").config
+        assert config.initial == start.replace("{fold}", str(fold))
 
 
 def test_flips_and_turns_have_no_use_in_a_fit(cli: Any, labelled_patches: Path, tmp_path: Path) -> None:
