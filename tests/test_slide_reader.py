@@ -139,6 +139,7 @@ def test_the_nearest_finer_level_is_read(tmp_path: Path) -> None:
     levels = [np.full((256 // by, 256 // by, 3), 10 * by, np.uint8) for by in (1, 4, 16)]
     slide = open_slide(write_pyramid(tmp_path / "a.tif", levels, tile=(16, 16)))
     seen = {mpp: int(slide.read(64, 64, 2, 2, mpp)[0, 0, 0]) for mpp in (0.25, 0.5, 1.0, 1.9, 2.0, 3.0, 7.9, 8.0, 20.0)}
+    assert [slide.level_for(mpp) for mpp in seen] == [0, 0, 0, 0, 1, 1, 1, 2, 2]
     assert seen == {0.25: 10, 0.5: 10, 1.0: 10, 1.9: 10, 2.0: 40, 3.0: 40, 7.9: 40, 8.0: 160, 20.0: 160}
 
 

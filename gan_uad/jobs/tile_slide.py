@@ -93,7 +93,7 @@ def cut_slide(
         normaliser = stain_normaliser(s.stain).fit(sample_pixels(tissue, s.mpp, s.seed)) if s.stain else None
         labels = _labels(chosen, drawn, s)
         shown = write_tiles(slide, chosen, name, folder, s, normaliser, workers)
-        _write_rows(folder / ROWS, name, group, chosen, labels, drawn is not None, tiles.level_of(slide, s.mpp), s)
+        _write_rows(folder / ROWS, name, group, chosen, labels, drawn is not None, slide.level_for(s.mpp), s)
         tissue.save(folder / MASK)
         _write_sheet(folder / SHEET, slide, tissue, chosen, drawn, shown, name, s)
         return {

@@ -75,13 +75,16 @@ class Slide:
         """
         if not (width > 0 and height > 0 and math.isfinite(mpp) and mpp > 0):
             raise ValueError(f"cannot read {width} × {height} px at {mpp} µm/px")
-        wanted = mpp / self.mpp
-        level = max((k for k, down in enumerate(self.levels) if down <= wanted * (1 + SAME)), default=0)
-        scale = wanted / self.levels[level]
+        level = self.level_for(mpp)
+        scale = mpp / self.mpp / self.levels[level]
         left, top = x / self.levels[level], y / self.levels[level]
         if abs(scale - 1) <= SAME:
             return self._cut(level, math.floor(left + 0.5), math.floor(top + 0.5), width, height)
         return self._resample(level, left, top, width, height, scale)
+
+    def level_for(self, mpp: float) -> int:
+        """The level that is read for this µm/px: the coarsest that is not coarser."""
+        return max((k for k, down in enumerate(self.levels) if down <= mpp / self.mpp * (1 + SAME)), default=0)
 
     def thumbnail(self, mpp: float) -> Pixels:
         """The whole slide at `mpp` µm/px, uint8 [H, W, 3], its sides rounded to whole pixels."""

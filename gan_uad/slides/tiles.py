@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gan_uad.data.images import Pixels
 from gan_uad.data.manifest import ANOMALOUS, NORMAL, UNKNOWN
 from gan_uad.slides.annotations import Annotations
-from gan_uad.slides.reader import SAME, Slide
+from gan_uad.slides.reader import Slide
 from gan_uad.slides.tissue import Tissue
 
 T = TypeVar("T")
@@ -133,11 +133,6 @@ def labels(annotations: Annotations, x: Positions, y: Positions, side: float, tu
     anomalous = annotations.fraction(x, y, side) >= tumour - EXACT
     normal = ~annotations.touches(x, y, side)
     return np.where(normal, NORMAL, np.where(anomalous, ANOMALOUS, UNKNOWN)).astype(np.int8)
-
-
-def level_of(slide: Slide, mpp: float) -> int:
-    """The level that is read for this µm/px: the coarsest that is not coarser."""
-    return max((k for k, down in enumerate(slide.levels) if down <= mpp / slide.mpp * (1 + SAME)), default=0)
 
 
 def read_tiles(
