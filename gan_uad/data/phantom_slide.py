@@ -303,7 +303,7 @@ class _Pyramid:
             band = self.bands[level] = np.full((TILE, tiles * TILE, 3), WHITE, np.uint8)
         part = TILE // STEP
         top, left = row % STEP * part, column * part
-        band[top : top + part, left : left + part] = Image.fromarray(tile).reduce(STEP)
+        band[top : top + part, left : left + part] = np.asarray(Image.fromarray(tile).reduce(STEP))
 
     def _row_done(self, level: int, row: int, rows: int) -> None:
         """A row of tiles of the level above is whole: with the fourth of them, or the last, so is one here."""
