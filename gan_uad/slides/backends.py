@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 import threading
 import warnings
 from collections import OrderedDict
@@ -108,6 +109,8 @@ class TiffBackend:
         self._held = 0
         self._lock = threading.Lock()
         try:
+            if _ends_early(path):
+                raise ValueError("the file ends too early")
             self._tiff = tifffile.TiffFile(path)
             self._levels = self._find_levels()
             self.mpp = self._find_mpp()
@@ -268,6 +271,30 @@ def _is_ome(path: Path) -> bool:
             return bool(tiff.is_ome)
     except Exception as error:  # a damaged file may raise anything
         raise UserError(damaged(path, error)) from None
+
+
+def _ends_early(path: Path) -> bool:
+    """Whether the chain of a TIFF's directories leads beyond its end; what tifffile finds before that it takes for the whole."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(16).ljust(16, b"\0")
+        order = "<" if start[:2] == b"II" else ">"
+        big = struct.unpack(f"{order}H", start[2:4])[0] == 43
+        counter, entry, pointer = (f"{order}Q", 20, f"{order}Q") if big else (f"{order}H", 12, f"{order}I")
+        (offset,) = struct.unpack_from(pointer, start, 8 if big else 4)
+        seen: set[int] = set()
+        while offset not in seen and offset:
+            seen.add(offset)
+            file.seek(offset)
+            count = file.read(struct.calcsize(counter))
+            if len(count) < struct.calcsize(counter):
+                return True
+            end = offset + len(count) + struct.unpack(counter, count)[0] * entry
+            if end + struct.calcsize(pointer) > size:
+                return True
+            file.seek(end)
+            (offset,) = struct.unpack(pointer, file.read(struct.calcsize(pointer)))
+    return not seen  # a writer puts the first offset in last
 
 
 def _plausible(x: object, y: object) -> tuple[float, float] | None:
