@@ -225,15 +225,23 @@ def project(
 @click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
 @click.option(
-    "--annotations", type=click.Path(path_type=Path), metavar="DIR", help="Of scored slides: what is tumour, by slide name, as in tile."
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Of scored slides: what is tumour, by slide name, as in tile.",
 )
-@click.option("--class", "classes", multiple=True, callback=cli_slides.classes, metavar="NAME=ROLE", help="... as in tile.")
+@click.option(
+    "--class", "classes", multiple=True, callback=cli_slides.classes, metavar="NAME=ROLE", help="... as in tile."
+)
 @click.option(
     "--unannotated", type=click.Choice(["normal", "unknown"]), default="unknown", show_default=True,
     help="... what slides without annotation are.",
 )  # fmt: skip
 @click.option(
-    "--labels", type=click.Path(path_type=Path), metavar="FILE", help="Of scored slides: a CSV file with columns slide and label (0, 1)."
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Of scored slides: a CSV file with columns slide and label (0, 1).",
 )
 @click.option(
     "--folds", type=click.IntRange(min=2), metavar="K", help="Cross-validate CONFIG instead: K trainings, by group."
@@ -507,7 +515,9 @@ def verify(what: str | None) -> None:
 @main.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="A reduced form of under a minute, for tests; its figures mean little.")
-@click.option("--slide", is_flag=True, help="The way of whole slides instead: tiles, detector, heatmaps, figures with FROC.")
+@click.option(
+    "--slide", is_flag=True, help="The way of whole slides instead: tiles, detector, heatmaps, figures with FROC."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 def demo(out: Path, quick: bool, slide: bool, seed: int) -> None:
     """The whole way on made-up tissue: patches, WGAN-GP, izi_f encoder, scores, ROC, pictures; a few minutes on 2 CPU cores."""

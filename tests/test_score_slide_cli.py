@@ -24,6 +24,8 @@ import gan_uad
 from gan_uad.data.patches import to_tensor
 from gan_uad.metrics.tails import Tail
 from gan_uad.report.overlay import overlay
+from gan_uad.slides.annotations import read_annotations
+from gan_uad.slides.tiles import labels
 
 TISSUE = (64, 64, 704, 512)  # left, top, right, bottom in px of 1 µm: 10 × 7 tiles of 64
 LESION = (320, 192, 640, 384)  # 5 × 3 tiles
@@ -411,9 +413,9 @@ def near_lesion(table: list[dict[str, str]]) -> np.ndarray:
 
 
 def test_labels_from_a_file(cli: Any, bench: Bench, tmp_path: Path) -> None:
-    labels = tmp_path / "labels.csv"
-    labels.write_text(f"slide,label\n{UNICODE},tumor\nb.tif,1\nc,normal\n", encoding="utf-8")
-    result = cli("evaluate", bench.out, "--labels", labels, "--out", tmp_path / "out", "--resamples", 100)
+    file = tmp_path / "labels.csv"
+    file.write_text(f"slide,label\n{UNICODE},tumor\nb.tif,1\nc,normal\n", encoding="utf-8")
+    result = cli("evaluate", bench.out, "--labels", file, "--out", tmp_path / "out", "--resamples", 100)
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["mean_color/mean_color"]
     assert metrics["slides"] == {"normal": 1, "anomalous": 2}
@@ -427,11 +429,11 @@ def test_labels_from_a_file(cli: Any, bench: Bench, tmp_path: Path) -> None:
         ("slide,label\nx,1\n", ("no scored slide has a label",)),
         ("slide,label\nb,1\n", ("both kinds", "0 normal and 1 anomalous")),
     ):
-        labels.write_text(text)
-        fails(cli("evaluate", bench.out, "--labels", labels), *messages)
-    labels.write_text("slide,label\nb,0\nc,1\n")
-    fails(cli("evaluate", bench.out, "--labels", labels, "--annotations", bench.annotations), "b is labelled normal")
-    fails(cli("evaluate", bench.out, "--labels", labels, "--threshold", "fpr:0.1"), "--threshold")
+        file.write_text(text)
+        fails(cli("evaluate", bench.out, "--labels", file), *messages)
+    file.write_text("slide,label\nb,0\nc,1\n")
+    fails(cli("evaluate", bench.out, "--labels", file, "--annotations", bench.annotations), "b is labelled normal")
+    fails(cli("evaluate", bench.out, "--labels", file, "--threshold", "fpr:0.1"), "--threshold")
 
 
 def test_an_annotation_of_another_slide(cli: Any, bench: Bench, tmp_path: Path) -> None:
@@ -444,3 +446,21 @@ def test_an_annotation_of_another_slide(cli: Any, bench: Bench, tmp_path: Path) 
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the overlay, which most of a small slide's time goes into."""
     monkeypatch.setattr("gan_uad.jobs.slide_scores.overlay", lambda *_: None)
+
+
+def test_the_demo_of_slides(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From nothing to figures: the tumour of a phantom slide is found, and its tiles rank above the normal ones beside them."""
+    monkeypatch.setattr("gan_uad.jobs.tile_slide._write_sheet", lambda *_: None)
+    out = tmp_path / "demo"
+    result = cli("demo", "--slide", "--quick", "--out", out)
+    assert result.exit_code == 0, result.output
+    figures = json.loads((out / "result.json").read_text())
+    assert figures["froc"] == 1.0
+    table = tiles(out / "scores", "test_0")
+    x, y = (column(table, name).astype(np.int64) for name in "xy")
+    label = labels(read_annotations(out / "test" / "test_0.xml"), x, y, 64, 0.5)
+    assert (label == 1).sum() >= 5
+    assert roc_auc_score(label[label >= 0], column(table, "rarity")[label >= 0]) > 0.9
+    assert f"{figures['tile_auroc']:.3f}  AUROC of tiles" in result.stdout
+    assert (out / "scores" / "test_0" / "overlay.png").is_file()
+    fails(cli("demo", "--slide", "--out", out), "demo with other settings")

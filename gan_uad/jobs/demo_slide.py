@@ -21,14 +21,9 @@ from gan_uad.jobs.train import train
 from gan_uad.run import Run
 
 SIZE, MPP = 64, 1.0  # of the tiles
-FULL = (
-    "knn",
-    4096,
-    3072,
-    5,
-    3,
-)  # preset, width and height of a slide in px of 0.5 µm, normal slides, test slides of a kind
-QUICK = ("mean_color", 2048, 1536, 4, 2)
+# Preset; width, height and µm/px of a slide; normal slides; test slides of a kind.
+FULL = ("knn", (4096, 3072, 0.5), 5, 3)
+QUICK = ("mean_color", (1024, 1024, 1.0), 4, 1)
 
 
 def demo_slide(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
@@ -38,11 +33,11 @@ def demo_slide(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     """
     start = time.monotonic()
     settle(out, {"slide": True, "quick": quick, "seed": seed})
-    preset, width, height, normals, tests = QUICK if quick else FULL
+    preset, shape, normals, tests = QUICK if quick else FULL
     first = 1000 * seed
-    normal = _slides(out / "normal", {f"normal_{k}": (first + k, False) for k in range(normals)}, width, height)
+    normal = _slides(out / "normal", {f"normal_{k}": (first + k, False) for k in range(normals)}, shape)
     wanted = {f"test_{k}": (first + normals + k, k < tests) for k in range(2 * tests)}
-    test = _slides(out / "test", wanted, width, height)
+    test = _slides(out / "test", wanted, shape)
     settings = TileSettings(size=SIZE, mpp=MPP, per_slide=400, seed=seed)
     patches = tile(normal, out / "tiles", settings, out / "normal", workers=device.cores())
     run = _fitted(preset, out, patches, seed)
@@ -68,7 +63,7 @@ def demo_slide(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     return result
 
 
-def _slides(folder: Path, wanted: dict[str, tuple[int, bool]], width: int, height: int) -> list[Path]:
+def _slides(folder: Path, wanted: dict[str, tuple[int, bool]], shape: tuple[int, int, float]) -> list[Path]:
     """Phantom slides by name, of (seed, with tumour); those that are there are left as they are."""
     make_folder(folder)
     paths = []
@@ -76,7 +71,7 @@ def _slides(folder: Path, wanted: dict[str, tuple[int, bool]], width: int, heigh
         path = folder / f"{name}.tif"
         if not path.is_file():
             bar = console.counter(f"painting {path.name}", "tiles")
-            write_phantom_slide(path, width, height, seed=seed, tumour=tumour, progress=bar)
+            write_phantom_slide(path, *shape, seed=seed, tumour=tumour, progress=bar)
         paths.append(path)
     return paths
 
