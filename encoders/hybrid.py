@@ -240,7 +240,7 @@ class HybridInverter(LatentSearch):
     """
 
     space = "ws"
-    explore, noise_weight = 0.0, NOISE_WEIGHT
+    explore = 0.0
 
     def __init__(
         self,
@@ -251,6 +251,7 @@ class HybridInverter(LatentSearch):
         perceptual: str = "efficientnet_lite0",
         settle: float = 0.0,
         seed: int = 0,
+        noise_weight: float = NOISE_WEIGHT,
         kappa: float = 1.0,
         micro_batch: int = 8,
     ) -> None:
@@ -261,7 +262,7 @@ class HybridInverter(LatentSearch):
             )
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
-        super().__init__(nets, device, max(steps, 1), lr, perceptual, settle, 1, seed, kappa, micro_batch)
+        super().__init__(nets, device, max(steps, 1), lr, perceptual, settle, 1, seed, noise_weight, kappa, micro_batch)
         self.steps = steps
 
     def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:

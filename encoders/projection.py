@@ -66,13 +66,16 @@ class LatentSearch(Inverter):
     distance goes down by less than this share over 5 % of the steps goes on with the fall of the learning rate (see `Schedule`), so
     that it ends early; 0: never, the reference. `restarts` k > 1: from each of the centres of k clusters of w (in z: from k draws);
     the closest image is kept. `micro_batch` images are searched for side by side; when one is done, the next takes its place. Random
-    numbers depend only on `seed` and the image's own pixels. `kappa`: see `EncoderInverter`.
+    numbers depend only on `seed` and the image's own pixels. `noise_weight`: of the maps' whiteness against the distance. The reference's
+    1e5 is for maps of up to 1024 px: white noise of n × n px has correlations whose square is about 1/n², so that small maps, as of a 64 px
+    generator, outweigh the distance by far and are hardly searched for at all; about 0.1 lets the search find them. `kappa`: see
+    `EncoderInverter`.
 
     `loss_history` is the distance at each step, of the image with noise on its latent and unclamped, without the regulariser.
     Generators without noise maps are searched for their z alone.
     """
 
-    explore, noise_weight = EXPLORE, NOISE_WEIGHT
+    explore = EXPLORE
 
     def __init__(
         self,
@@ -84,10 +87,13 @@ class LatentSearch(Inverter):
         settle: float = 0.0,
         restarts: int = 1,
         seed: int = 0,
+        noise_weight: float = NOISE_WEIGHT,
         kappa: float = 1.0,
         micro_batch: int = 8,
     ) -> None:
         """Raises `ValueError` for options, and `UserError` where weights are missing."""
+        if not 0 <= noise_weight < math.inf:
+            raise ValueError(f"noise_weight must not be negative, got {noise_weight}")
         if steps < 1 or not 0 < lr < math.inf:
             raise ValueError(f"steps must be at least 1 and lr above 0, got {steps} and {lr}")
         if not 0 <= settle < 1 or not 1 <= restarts <= MOST_RESTARTS:
@@ -99,7 +105,7 @@ class LatentSearch(Inverter):
             raise ValueError("this generator has no w (StyleGAN and StyleGAN2 have one): search in z, --inverter z")
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
         self.schedule, self.restarts, self.seed = Schedule(steps, lr, settle), restarts, seed
-        self.steps = steps
+        self.steps, self.noise_weight = steps, noise_weight
         self.frames = 0  # pictures to keep of the way to each image
         try:
             found = perceptual_distance(perceptual)

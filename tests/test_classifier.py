@@ -367,7 +367,8 @@ def test_the_score_is_the_logit_and_depends_on_no_other_image(scorer: Any, patch
         logits = scorer.net(images)
     whole = scorer.score(images)
     torch.testing.assert_close(whole.image, logits[:, 1] - logits[:, 0], rtol=1e-4, atol=1e-6)
-    assert whole.map is not None and whole.map.shape == (len(images), 16, 16)
+    assert whole.map is not None
+    assert whole.map.shape == (len(images), 16, 16)
     assert whole.reconstruction is None
     for size in (1, 5, 16):
         pieces = torch.cat([scorer.score(part).image for part in images.split(size)])

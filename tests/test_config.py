@@ -96,7 +96,7 @@ def test_the_last_override_wins() -> None:
         ("training.bacth=8", "unknown key 'training.bacth': did you mean 'batch'?"),
         ("trainin.batch=8", "unknown key 'trainin': did you mean 'training'?"),
         ("data.corp=center", "unknown key 'data.corp': did you mean 'crop'?"),
-        ("zzz=1", "unknown key 'zzz': known: data, generator, model"),
+        ("zzz=1", "unknown key 'zzz': known: data, generator, initial, model"),
         ("training.batch=0", "training.batch: input should be greater than or equal to 1, got 0"),
         ("training.batch=many", "training.batch: input should be a valid integer.*got 'many'"),
         ("training.batch=2.5", "training.batch: .*got 2.5"),

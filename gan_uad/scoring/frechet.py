@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gan_uad.console import say
 from gan_uad.errors import UserError
+from gan_uad.features.base import FeatureNet
+from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.frechet import Moments, frechet_distance
 from gan_uad.registry import register
 from gan_uad.scoring.gaussian import GaussianScorer
@@ -25,13 +28,19 @@ class FrechetScorer(GaussianScorer):
 
     name = "fid"
 
+    def __init__(
+        self, features: str = EMBEDDED, *, net: FeatureNet | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        """See `FeatureScorer`."""
+        super().__init__(features, net=net, device=device)
+
     def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """Fréchet distance of a set `[N, 3, H, W]` in [-1, 1], N ≥ 2, to the normal images; `labels` play no part.
 
         `frechet_distance`, `figure` (what it is called), `features`, `weights`, `preprocessing`, `n`, `n_normal`, and `warning`:
         what must be said with the figure, also printed, or an empty text.
         """
-        normal = self.normal
+        normal = self.normals[0].gaussian
         moments = Moments(self.net.dim)
         for part in images.split(self.micro_batch):
             moments.update(self.vectors(part))
