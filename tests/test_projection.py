@@ -134,7 +134,7 @@ def test_when_a_loss_has_settled() -> None:
 
 
 def plain_search(
-    G: Any, space: str, image: Tensor, steps: int, rng: torch.Generator
+    G: Any, space: str, image: Tensor, steps: int, rng: torch.Generator, noise_weight: float
 ) -> tuple[Tensor, list[Tensor], list[float]]:
     """One image, one network pass at a time, with torch's Adam, written after METHODS' description of the original."""
     distance = colour_distance()
@@ -167,7 +167,7 @@ def plain_search(
                     break
                 octave = F.avg_pool2d(octave, 2)
         optimizer.zero_grad()
-        (reached.sum() + 1e5 * regulariser).backward()
+        (reached.sum() + noise_weight * regulariser).backward()
         optimizer.step()
         losses.append(reached.item())
         with torch.no_grad():
@@ -178,15 +178,19 @@ def plain_search(
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize(("name", "space"), [("w", "w"), ("w_plus", "ws")])
-def test_the_search_is_the_published_one(nets: dict[str, Any], name: str, space: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "space", "weight", "options"), [("w", "w", 1e5, {}), ("w_plus", "ws", 0.1, {"noise_weight": 0.1})]
+)
+def test_the_search_is_the_published_one(
+    nets: dict[str, Any], name: str, space: str, weight: float, options: dict[str, Any]
+) -> None:
     images, steps = made(nets, 3), 14
-    found = search(nets, name, steps=steps).invert(images)
+    found = search(nets, name, steps=steps, **options).invert(images)
     assert found.space == space
     assert found.steps.tolist() == [steps] * 3
     for i in (0, 2) if space == "w" else (2,):
         rng = torch.Generator().manual_seed(pixel_seed(images[i], 0) + (1 << 32))
-        latent, noise, losses = plain_search(nets["gan"].G, space, images[i : i + 1], steps, rng)
+        latent, noise, losses = plain_search(nets["gan"].G, space, images[i : i + 1], steps, rng, weight)
         torch.testing.assert_close(found.loss_history[:, i], torch.tensor(losses), rtol=1e-3, atol=1e-6)
         torch.testing.assert_close(found.latent[i : i + 1], latent, rtol=1e-2, atol=1e-3)
         for ours, theirs in zip(found.noise, noise, strict=True):
@@ -343,6 +347,7 @@ def test_with_a_real_network(nets: dict[str, Any]) -> None:
         ({"settle": 1.0}, r"settle must be in \[0, 1\)"),
         ({"restarts": 0}, r"restarts in \[1, 100\]"),
         ({"restarts": 101}, r"restarts in \[1, 100\]"),
+        ({"noise_weight": -0.1}, "noise_weight must not be negative"),
         ({"kappa": float("nan")}, "must not be negative, NaN or infinite"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
         ({"step": 5}, "did you mean 'steps'"),
