@@ -188,7 +188,12 @@ def classifiers(
     """Two folds of a classifier. Nobody writes into it."""
     out = tmp_path_factory.mktemp("classifiers") / "folds"
     short = ("-o", "training.total_kimg=0.128", "-o", "training.judge_kimg=0.064", *WORDS)
-    result = cli("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", out, *short)
+    with pytest.MonkeyPatch.context() as patch:
+        # Without the pictures that other tests look at.
+        patch.setattr("gan_uad.report.plots.learning_curves", lambda *_: None)
+        for name in ("roc", "pr", "histogram", "confusion"):
+            patch.setattr(f"gan_uad.report.plots.{name}", lambda *_: None)
+        result = cli("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", out, *short)
     assert result.exit_code == 0, result.output
     (out / "printed.txt").write_text(result.stdout)
     return out
@@ -225,6 +230,7 @@ def again(cli: Any, out: Path, data: Path, *words: object) -> Any:
     )
 
 
+@pytest.mark.usefixtures("fast")
 def test_what_is_done_is_not_done_again(cli: Any, mean_color: Path, labelled_patches: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(mean_color, tmp_path / "folds"))
     third = out / "fold-3"
@@ -291,6 +297,7 @@ def test_what_cannot_be_cross_validated(cli: Any, labelled_patches: Path, traine
     assert "--folds takes one CONFIG" in cli("evaluate", "a", "b", "--folds", 3).stderr
 
 
+@pytest.mark.usefixtures("fast")
 def test_a_run_that_has_seen_the_test_fold_is_no_start(
     cli: Any, classifiers: Path, classifier: Path, classifier_preset: Path, labelled_patches: Path, tmp_path: Path
 ) -> None:

@@ -32,10 +32,13 @@ def pixels(path: Path, level: int = 0) -> np.ndarray:
 
 def inside(geometry: shapely.Geometry, shrink: float = 0.0) -> np.ndarray:
     """Pixels whose centre lies in the geometry, made smaller by some px on all sides. [HEIGHT, WIDTH]"""
-    x, y = np.meshgrid(np.arange(WIDTH) + 0.5, np.arange(HEIGHT) + 0.5)
     smaller = geometry.buffer(-shrink)
     shapely.prepare(smaller)
-    return shapely.contains_xy(smaller, x, y)
+    left, top, right, bottom = (max(int(edge), 0) for edge in smaller.bounds)  # nothing beyond can lie in it
+    x, y = np.meshgrid(np.arange(left, min(right + 1, WIDTH)) + 0.5, np.arange(top, min(bottom + 1, HEIGHT)) + 0.5)
+    found = np.zeros((HEIGHT, WIDTH), bool)
+    found[top : bottom + 1, left : right + 1] = shapely.contains_xy(smaller, x, y)
+    return found
 
 
 def test_openslide_knows_levels_and_scale(phantom: tuple[Path, SlideGeometry]) -> None:

@@ -274,6 +274,7 @@ def test_slides_join_a_folder_of_the_same_settings_alone(cli: Any, bench: Bench,
     fails(cli(*command, "--mpp", 1, "--tissue", 0.6), str(out), "another model, calibration or setting", "--out")
 
 
+@pytest.mark.usefixtures("bare")
 def test_normals_are_needed(cli: Any, bench: Bench, tmp_path: Path) -> None:
     slide = bench.slides[0]
     moved = Path(f"{bench.patches}-moved")
@@ -299,6 +300,7 @@ def test_normals_are_needed(cli: Any, bench: Bench, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.usefixtures("bare")
 def test_overlapping_tiles_and_stain(cli: Any, bench: Bench, tmp_path: Path) -> None:
     options = ("--mpp", 1, "--tissue", 0.9, "--stride", 0.5, "--stain", "reinhard", "--out", tmp_path)
     assert cli("score-slide", bench.run, bench.slides[1], *options).exit_code == 0
@@ -451,6 +453,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_of_slides(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From nothing to figures: the tumour of a phantom slide is found, and its tiles rank above the normal ones beside them."""
     monkeypatch.setattr("gan_uad.jobs.tile_slide._write_sheet", lambda *_: None)
+    monkeypatch.setattr("gan_uad.jobs.slide_scores.overlay", lambda *a: overlay(*a) if "test_0" in str(a[3]) else None)
     out = tmp_path / "demo"
     result = cli("demo", "--slide", "--quick", "--out", out)
     assert result.exit_code == 0, result.output
@@ -464,3 +467,28 @@ def test_the_demo_of_slides(cli: Any, tmp_path: Path, monkeypatch: pytest.Monkey
     assert f"{figures['tile_auroc']:.3f}  AUROC of tiles" in result.stdout
     assert (out / "scores" / "test_0" / "overlay.png").is_file()
     fails(cli("demo", "--slide", "--out", out), "demo with other settings")
+
+
+@pytest.mark.usefixtures("bare")
+def test_normals_are_prepared_as_the_tiles_are(cli: Any, bench: Bench, tmp_path: Path) -> None:
+    """What `-o data.*` changes of the tiles it changes of the run's own normals too, and it is another calibration."""
+    command, out = ("score-slide", bench.run, bench.slides[2], *OPTIONS), tmp_path / "grey"
+    assert cli(*command, "-o", "data.grayscale=true", "--out", out).exit_code == 0
+    grey = column(tiles(out, "c"), "rarity")
+    assert np.median(grey) < 1  # a normal slide, against normals in grey
+    fails(cli(*command, "--out", out), "another model, calibration or setting")
+
+
+@pytest.mark.usefixtures("bare")
+def test_normals_that_were_cut_otherwise_are_refused(cli: Any, bench: Bench, tmp_path: Path) -> None:
+    normal = paint(tmp_path / "normal.tif", 60)
+    cut = ("tile", normal, "--size", 64, "--mpp", 1, "--tissue", 0.5, "--grid", "--unannotated", "normal")
+    assert cli(*cut, "--out", tmp_path / "normals").exit_code == 0
+    command = ("score-slide", bench.run, bench.slides[2], "--normals", tmp_path / "normals", "--out", tmp_path / "out")
+    for options, message in (
+        (("--mpp", 2), "--mpp 1.0"), ((*OPTIONS, "--size", 32), "--size 64"), ((*OPTIONS, "--stain", "macenko"), "--stain none"),
+    ):  # fmt: skip
+        fails(cli(*command, *options), message)
+    result = cli(*command, "--mpp", 1, "--tissue", 0.6)
+    assert result.exit_code == 0, result.output
+    assert "--tissue 0.5, not 0.6" in result.stderr

@@ -50,6 +50,12 @@ def run(cli: Run, tmp_path: Path) -> Run:
     return call
 
 
+@pytest.fixture
+def no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the contact sheet, which most of a small slide's time goes into."""
+    monkeypatch.setattr("gan_uad.jobs.tile_slide._write_sheet", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A slide whose tissue is one rectangle, and its annotation, in a folder."""
@@ -67,6 +73,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, SlideGeomet
 # ---------------------------------------------------------------- what is cut
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_every_tile_and_label_by_hand(run: Run, rectangles: Path, tmp_path: Path) -> None:
     result = run(rectangles, "--annotations", rectangles.parent, *GRID)
     assert result.stdout.strip() == str(tmp_path / "out")
@@ -99,6 +106,7 @@ def test_every_tile_and_label_by_hand(run: Run, rectangles: Path, tmp_path: Path
     assert (float(first["mpp"]), float(first["side"]), first["stain"]) == (1, 64, "")
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_tiles_are_the_pixels_of_the_slide(run: Run, rectangles: Path, tmp_path: Path) -> None:
     run(rectangles, *GRID)
     with openslide.OpenSlide(rectangles) as slide:
@@ -110,6 +118,7 @@ def test_tiles_are_the_pixels_of_the_slide(run: Run, rectangles: Path, tmp_path:
     assert {row["tumour"] for row in index(tmp_path / "out")} == {""}
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_phantom_against_its_geometry(run: Run, phantom: tuple[Path, SlideGeometry], tmp_path: Path) -> None:
     """Positions and labels exactly; tissue up to what a mask of 16 µm can see of its edge."""
     path, geometry = phantom
@@ -159,6 +168,7 @@ def test_random_tiles_lie_apart_on_tissue_and_are_seeded(run: Run, rectangles: P
     assert places != [corner(row) for row in index(tmp_path / "other")]
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_draw_from_the_grid_and_only_one_label(run: Run, rectangles: Path, tmp_path: Path) -> None:
     words = (rectangles, "--annotations", rectangles.parent, *GRID, "--per-slide", 10)
     for label, text in (("normal", "0"), ("tumour", "1")):
@@ -186,6 +196,7 @@ def test_draw_from_the_grid_and_only_one_label(run: Run, rectangles: Path, tmp_p
     }
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_coarser_tiles_overlapping_tiles_and_stated_scale(run: Run, rectangles: Path, tmp_path: Path) -> None:
     words = ("--grid", "--per-slide", "all", "--size", SIZE)
     run(rectangles, *words, "--mpp", 2, out=tmp_path / "coarse")
@@ -206,6 +217,7 @@ def test_coarser_tiles_overlapping_tiles_and_stated_scale(run: Run, rectangles: 
     )
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_stain_is_recorded_and_compression_loses_nothing(run: Run, rectangles: Path, tmp_path: Path) -> None:
     run(rectangles, *GRID)
     run(rectangles, *GRID, "--stain", "reinhard", out=tmp_path / "stained")
@@ -266,6 +278,7 @@ def test_real_slide(run: Run, shared_data: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what it is good for
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_the_set_can_be_checked_and_trained_on(run: Run, cli: Run, tiny: Any, tmp_path: Path) -> None:
     slides = [write_slide(tmp_path / f"patient_{k}_node.tif", 512, 512, [(0, 0, 512, 512)], seed=k) for k in range(4)]
     asap(tmp_path / "xml" / "patient_3_node.xml", ("_0", corners((0, 0, 512, 256))))
@@ -329,6 +342,7 @@ def test_bad_slides_stop_nothing_and_are_listed_last(run: Run, rectangles: Path,
     assert (tmp_path / "out" / "glass" / "contact_sheet.jpg").is_file()
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_again_leaves_what_is_there_and_mends_what_failed(run: Run, rectangles: Path, tmp_path: Path) -> None:
     slides = bad_batch(tmp_path, rectangles)
     words = (slides["truncated"], slides["good"], "--annotations", tmp_path, *GRID)
@@ -401,6 +415,7 @@ def test_shards_together_make_the_same_set(
         fails(run(*words, "--shard", shard, code=2), "--shard", "2/8")
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_two_slides_of_one_name(run: Run, tmp_path: Path) -> None:
     slides = []
     for k, folder in enumerate(("left", "right")):
@@ -440,6 +455,7 @@ def test_names_with_spaces_commas_and_unicode(run: Run, cli: Run, tmp_path: Path
     assert source.read(0).shape == (SIZE, SIZE, 3)
 
 
+@pytest.mark.usefixtures("no_sheet")
 def test_settings_of_a_folder_stay(run: Run, rectangles: Path, tmp_path: Path) -> None:
     run(rectangles, *GRID, "--per-slide", 3)
     fails(run(rectangles, *GRID, "--per-slide", 4, code=2), "per_slide 3, not 4", "another folder")
