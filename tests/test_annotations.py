@@ -237,7 +237,9 @@ def test_the_file_that_belongs_to_a_slide(tmp_path: Path) -> None:
     own = asap(folder / "tumör 1_annotation.xml")
     asap(folder / "tumör 10.xml")
     assert find_annotation(folder, slide) == own
-    assert find_annotation(folder, slide, alone=False) is None
+    with pytest.raises(UserError, match=r"may be of any of the slides called tumör 1; .*hospital a"):
+        find_annotation(folder, slide, alone=False)
+    assert find_annotation(folder, slide.with_name("other.svs"), alone=False) is None
     nearer = asap(folder / "hospital a" / "tumör 1.xml")
     assert find_annotation(folder, slide) == nearer
     assert find_annotation(folder, slide, alone=False) == nearer

@@ -175,7 +175,8 @@ def _scored(folder: Path, truth: Truth) -> Scored:
     if truth.labels is None:
         label = truth.unannotated if annotation is None else int(tumour)
     else:
-        label = truth.labels.get(name, truth.labels.get(Path(about["file"]).name, -1))
+        by_file = truth.labels.get(Path(about["file"]).name, -1) if about["alone"] else -1
+        label = truth.labels.get(name, by_file)
         if label == 0 and tumour:
             raise UserError(
                 f"{name} is labelled normal, but its annotation in {truth.annotations} has tumour: which is right?"

@@ -127,16 +127,22 @@ def read_annotations(path: Path, classes: Mapping[str, str] | None = None) -> An
 def find_annotation(folder: Path, slide: Path, alone: bool = True) -> Path | None:
     """The annotation of a slide in a folder: `<stem>.xml`, .geojson or .json, also with `_annotation` or `_annotations` after the stem.
 
-    Looked for in the folder's subfolder of the name of the slide's folder first, and then, where the slide's name is `alone`, in
-    `folder` itself. None where there is none; raises `UserError` where there are several.
+    Looked for in the folder's subfolder of the name of the slide's folder first, and then in `folder` itself. None where there is none;
+    raises `UserError` where there are several, and for one in `folder` itself where the slide's name is not `alone`: it may be of
+    another slide, and to leave it out would make tumour normal.
     """
     stems = [slide.stem + ending for ending in ("", "_annotation", "_annotations")]
-    for place in [folder / slide.resolve().parent.name] + ([folder] if alone else []):
+    parent = slide.resolve().parent.name
+    for place in (folder / parent, folder):
         found = [
             place / (stem + suffix) for stem in stems for suffix in SUFFIXES if (place / (stem + suffix)).is_file()
         ]
         if len(found) > 1:
             raise UserError(f"{slide.name} has two annotations, {found[0]} and {found[1].name}: keep one of them there")
+        if found and place == folder and not alone:
+            raise UserError(
+                f"{found[0]} may be of any of the slides called {slide.stem}; for that in {slide.parent} put its own into {folder / parent}"
+            )
         if found:
             return found[0]
     return None
