@@ -23,9 +23,10 @@ from gan_uad.jobs.fit import fit_on
 from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
 from gan_uad.jobs.score import calibrate
 from gan_uad.jobs.score_rows import CHUNK, write_csv
-from gan_uad.jobs.score_sets import some, told_anew
+from gan_uad.jobs.score_sets import DEALT_BY, some, told_anew
 from gan_uad.jobs.slide_scores import Cut, Judge, finished, score_slide
 from gan_uad.jobs.slide_tasks import SLIDES, Task, reason_of, tasks_of
+from gan_uad.jobs.tile import settings_of
 from gan_uad.metrics.detection import fit_threshold
 from gan_uad.metrics.tails import LEAST, Tail
 from gan_uad.scoring.base import Scorer
@@ -33,6 +34,7 @@ from gan_uad.scoring.base import Scorer
 QUANTILE = 0.99  # of held-out normals: a tile beyond it is called anomalous
 SETTINGS, NORMALS = "score_slide.json", "normals.csv"
 COLUMNS = ("slide", "file", "tiles", "max", "top_k", "share", "model")
+PREPARED_BY = ("crop", "crop_size", "resize", "grayscale")  # what of DataConfig a tile's preparation rests on
 NO_NORMALS = "nothing tells how normal tiles score: name patches of held-out normal tissue with --normals DATA"
 
 
@@ -61,8 +63,8 @@ def score_slides(
     config = model.config = told_anew(model, overrides, inverter)
     scorer = make_scorer(model)
     cut = _checked(cut, config.data, model.resolution)
-    held_out, train = _normals(model, trained_on, scorer, normals)
-    key = _key(run, scorer, held_out, train, cut, top_k)
+    held_out, train = _normals(model, trained_on, scorer, normals, cut)
+    key = _key(run, scorer, held_out, train, config.data, cut, top_k)
     found_by = getattr(scorer, "inverter", None)
     label = f"{model.name}/{(scorer if found_by is None else found_by).spec['name']}"
     make_folder(out)
@@ -106,7 +108,7 @@ def _checked(cut: Cut, data: DataConfig, resolution: int) -> Cut:
 
 
 def _normals(
-    model: Model, trained_on: DataConfig, scorer: Scorer, normals: str | None
+    model: Model, trained_on: DataConfig, scorer: Scorer, normals: str | None, cut: Cut
 ) -> tuple[PatchSet, PatchSet | None]:
     """Held-out normals, and those to learn from for a scorer that is still to be fitted."""
     own = model.config.data
@@ -115,12 +117,12 @@ def _normals(
         raise UserError(f"{model.path} does not name the patches that it was trained on, so {NO_NORMALS}")
     if normals is None and not Path(path).exists():
         raise UserError(f"{path}, which {model.path} was trained on, is not there, so {NO_NORMALS}")
+    _check_alike(Path(path), own, cut)
     same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
-    patches = load_patches(
-        (trained_on if same else own).model_copy(update={"path": path}),
-        model.resolution,
-        progress=console.counter("reading patches"),
-    )
+    # Dealt as for the training, lest it be calibrated on what was trained on; prepared as the tiles are.
+    dealt = {name: getattr(trained_on, name) for name in DEALT_BY} if same else {}
+    settings = own.model_copy(update={"path": path, **dealt})
+    patches = load_patches(settings, model.resolution, progress=console.counter("reading patches"))
     for note in patches.notes:
         console.say(f"note: {note}")
     kept = patches if normals and not (same or patches.brings_splits) else patches.select("val")
@@ -136,6 +138,25 @@ def _normals(
     return some(kept, model.config.scoring.calibration_images, 0), train
 
 
+def _check_alike(path: Path, data: DataConfig, cut: Cut) -> None:
+    """Raises `UserError` where `gan-uad tile` cut the normals otherwise than the slides are to be: p would be of something else."""
+    made = settings_of(path)
+    if made is None:
+        return
+    wanted = {"mpp": cut.mpp, "stain": cut.stain or None} | ({"size": cut.size} if data.crop == "none" else {})
+    for name, value in wanted.items():
+        if made.get(name) != value:
+            raise UserError(
+                f"{path} was cut with --{name} {made.get(name) or 'none'}, and slides would be with {value or 'none'}: "
+                "tiles are only told from normals like them"
+            )
+    for name, share in (("rule", cut.rule), ("tissue", cut.tissue)):
+        if made.get(name) != share:
+            console.say(
+                f"note: {path} was cut with --{name} {made.get(name)}, not {share}: rims of tissue may seem rare"
+            )
+
+
 def _as_normals(patches: PatchSet, told: bool) -> PatchSet:
     """Those of label 0; where the user has told that a set is of normals, also those without a label."""
     if not told:
@@ -145,10 +166,13 @@ def _as_normals(patches: PatchSet, told: bool) -> PatchSet:
     return kept
 
 
-def _key(run: str, scorer: Scorer, held_out: PatchSet, train: PatchSet | None, cut: Cut, top_k: int) -> str:
+def _key(
+    run: str, scorer: Scorer, held_out: PatchSet, train: PatchSet | None, data: DataConfig, cut: Cut, top_k: int
+) -> str:
     found_by = getattr(scorer, "inverter", None)
     spec = [scorer.spec, None if found_by is None else found_by.spec, scorer.rests_on]
-    parts = [spec, held_out.fingerprint, None if train is None else train.fingerprint, asdict(cut), top_k]
+    prepared = [getattr(data, name) for name in PREPARED_BY]
+    parts = [spec, held_out.fingerprint, None if train is None else train.fingerprint, prepared, asdict(cut), top_k]
     hashed = hashlib.sha256(model_file(run).read_bytes())
     hashed.update(json.dumps(parts, sort_keys=True).encode())
     return hashed.hexdigest()

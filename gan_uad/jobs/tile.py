@@ -43,14 +43,14 @@ def tile(
     A slide that was cut from the same file and annotation is left as it is. One that fails is told of at the end, and does not keep the
     others from being cut: `JobFailed` after all of them. Raises `UserError` where `out` holds tiles of other settings.
     """
-    out = make_folder(out)
-    _settle(out, settings)
     if annotations is not None and not annotations.exists():
         raise UserError(f"--annotations {annotations}: no such file or folder")
     if annotations is not None and annotations.is_file() and len(slides) > 1:
         raise UserError(
             f"--annotations {annotations}: one file for {len(slides)} slides; give the folder that holds theirs"
         )
+    out = make_folder(out)
+    _settle(out, settings)
     failures: list[tuple[Path, str]] = []
     tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
     done: Counter[str] = Counter()
@@ -86,6 +86,15 @@ def check_settings(settings: TileSettings) -> None:
         raise UserError("--per-slide all goes with --grid only: tiles at random places have no end")
     if settings.choice == "random" and settings.stride != 1.0:
         raise UserError("--stride goes with --grid only")
+
+
+def settings_of(folder: Path) -> dict[str, Any] | None:
+    """What the patches of a folder were cut with, `TileSettings` by name; None where it was not written by `tile`."""
+    try:
+        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _settle(out: Path, settings: TileSettings) -> None:
