@@ -181,6 +181,19 @@ def test_tables_and_pictures(mean_color: Path) -> None:
     assert not (mean_color / "reliability.png").exists(), "no probabilities"
 
 
+def undrawn(patch: pytest.MonkeyPatch) -> None:
+    """Without the pictures that other tests look at; reliability.png is drawn."""
+    for name in (
+        "plots.learning_curves",
+        "plots.roc",
+        "plots.pr",
+        "plots.histogram",
+        "plots.confusion",
+        "pictures.triplets",
+    ):
+        patch.setattr(f"gan_uad.report.{name}", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def classifiers(
     cli: Any, labelled_patches: Path, classifier_preset: Path, tmp_path_factory: pytest.TempPathFactory
@@ -189,17 +202,16 @@ def classifiers(
     out = tmp_path_factory.mktemp("classifiers") / "folds"
     short = ("-o", "training.total_kimg=0.128", "-o", "training.judge_kimg=0.064", *WORDS)
     with pytest.MonkeyPatch.context() as patch:
-        # Without the pictures that other tests look at.
-        patch.setattr("gan_uad.report.plots.learning_curves", lambda *_: None)
-        for name in ("roc", "pr", "histogram", "confusion"):
-            patch.setattr(f"gan_uad.report.plots.{name}", lambda *_: None)
+        undrawn(patch)
         result = cli("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", out, *short)
     assert result.exit_code == 0, result.output
     (out / "printed.txt").write_text(result.stdout)
     return out
 
 
-def test_a_classifier_with_its_reliability(cli: Any, classifiers: Path, tmp_path: Path) -> None:
+def test_a_classifier_with_its_reliability(
+    cli: Any, classifiers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Log-odds are pooled as they are, and say how far probabilities can be believed."""
     found = json.loads((classifiers / "metrics.json").read_text())["models"]["tiny_classifier/classifier"]
     parts = [columns(classifiers / f"fold-{fold}" / "scores" / "scores.csv") for fold in (1, 2)]
@@ -212,6 +224,7 @@ def test_a_classifier_with_its_reliability(cli: Any, classifiers: Path, tmp_path
     assert f"expected calibration error {found['reliability']['ece']:.3f}" in (classifiers / "printed.txt").read_text()
     assert (classifiers / "reliability.png").is_file()
     # The same of one score folder, by the plain verb.
+    undrawn(monkeypatch)
     out = tmp_path / "plain"
     assert cli("evaluate", classifiers / "fold-1" / "scores", "--out", out, *WORDS).exit_code == 0
     alone = json.loads((out / "metrics.json").read_text())
