@@ -91,7 +91,7 @@ def test_layers_of_the_skin_vae_and_of_the_cnn_vae() -> None:
     skin, hybrid = network("skin_vae"), network("cnn_vae")
     assert kinds(skin.E) == "C r C r Flatten L r L"
     assert kinds(skin.G.layers) == "L r L r Unflatten T r T Halve"
-    assert kinds(hybrid.E) == "Sequential C r Flatten L"
+    assert kinds(hybrid.E) == "Trunk C r Flatten L"
     assert kinds(hybrid.E[0]) == "C r MaxPool2d C r MaxPool2d"
     assert kinds(hybrid.G.layers) == "L Unflatten r T r T r T"
 
