@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from gan_uad.errors import JobFailed, UserError
@@ -85,9 +86,8 @@ def make_folder(path: Path) -> Path:
     """Make a folder and its parents; raises `UserError` when that is not allowed or a file is in the way."""
     with explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write_test.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with NamedTemporaryFile(prefix=".write_test.", dir=path):  # a name of its own for every thread and machine
+            pass
     return path
 
 

@@ -104,8 +104,8 @@ def group(size: int, folder: Path, arguments: list[str], memory: int | None) -> 
             os.dup2(output, 2)
             try:
                 if memory is not None:
-                    now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-                    resource.setrlimit(resource.RLIMIT_AS, (now + memory, -1))
+                    now = int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+                    resource.setrlimit(resource.RLIMIT_DATA, (now + memory, -1))
                 if arguments[0] == "steps":
                     work(folder, json.loads(arguments[1]))
                 else:
