@@ -6,16 +6,16 @@ from pathlib import Path
 
 import click
 
-
-def classes(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """`--class NAME=ROLE`, any number of times, as a mapping."""
-    from gan_uad.slides.annotations import ROLES
-
-    pairs = [value.rpartition("=") for value in values]
-    for name, _equals, role in pairs:
-        if not name or role not in ROLES:
-            raise click.BadParameter(f"expected NAME={'|'.join(ROLES)}, such as Stroma=ignored")
-    return {name.strip(): role for name, _equals, role in pairs}
+from gan_uad.cli_options import (
+    annotations_option,
+    class_option,
+    device_option,
+    rule_option,
+    shard_option,
+    slide_mpp_option,
+    stain_option,
+    unannotated_option,
+)
 
 
 class _Count(click.ParamType):
@@ -47,12 +47,7 @@ class _Count(click.ParamType):
     metavar="UM",
     help="µm per px of the tiles.",
 )
-@click.option(
-    "--slide-mpp",
-    type=click.FloatRange(0.01, 1000),
-    metavar="UM",
-    help="µm per px of slides that do not say, or say wrong.",
-)
+@slide_mpp_option
 @click.option(
     "--tissue",
     type=click.FloatRange(0, 1),
@@ -61,13 +56,7 @@ class _Count(click.ParamType):
     metavar="SHARE",
     help="Least share of tissue.",
 )
-@click.option(
-    "--rule",
-    type=click.Choice(["mask", "keep_tile", "otsu"]),
-    default="mask",
-    show_default=True,
-    help="What tissue is.",
-)
+@rule_option
 @click.option(
     "--per-slide",
     type=_Count(),
@@ -84,24 +73,13 @@ class _Count(click.ParamType):
     metavar="SIDES",
     help="... of the grid.",
 )
-@click.option(
-    "--annotations",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Annotations by slide name: ASAP XML, QuPath GeoJSON.",
-)
-@click.option(
-    "--class", "classes", multiple=True, callback=classes, metavar="NAME=ROLE",
-    help="What an annotated class is: tumour, excluded (from tumour) or ignored. CAMELYON's are known.",
-)  # fmt: skip
+@annotations_option("Annotations by slide name: ASAP XML, QuPath GeoJSON.")
+@class_option("What an annotated class is: tumour, excluded (from tumour) or ignored. CAMELYON's are known.")
 @click.option(
     "--tumour", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True, metavar="SHARE",
     help="Annotated share from which a tile is tumour. Normal is what touches none; between, the label stays empty.",
 )  # fmt: skip
-@click.option(
-    "--unannotated", type=click.Choice(["normal", "unknown"]), default="unknown", show_default=True,
-    help="What tiles of slides without annotation are.",
-)  # fmt: skip
+@unannotated_option("What tiles of slides without annotation are.")
 @click.option(
     "--label",
     type=click.Choice(["normal", "tumour", "all"]),
@@ -114,16 +92,10 @@ class _Count(click.ParamType):
     metavar="REGEX",
     help="What in a slide's name is its patient, such as 'patient_\\d+'. [default: all of it]",
 )
-@click.option(
-    "--stain",
-    type=click.Choice(["reinhard", "macenko"]),
-    help="Normalise the stain. It can hide anomalies. [default: no]",
-)
+@stain_option
 @click.option("--compress", is_flag=True, help="Smaller PNGs (by about a fifth), in about twice the time.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of tiles.")
-@click.option(
-    "--shard", metavar="I/N", help="Do the I-th of N parts of the slides. [default: all; under torchrun, by rank]"
-)
+@shard_option
 @click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that read and write. [default: the cores]"
 )
@@ -175,12 +147,7 @@ def tile(
     "--mpp", type=click.FloatRange(0.05, 100), default=0.5, show_default=True, metavar="UM",
     help="µm per px of the tiles; that of the patches which the run was trained on.",
 )  # fmt: skip
-@click.option(
-    "--slide-mpp",
-    type=click.FloatRange(0.01, 1000),
-    metavar="UM",
-    help="µm per px of slides that do not say, or say wrong.",
-)
+@slide_mpp_option
 @click.option(
     "--stride", type=click.FloatRange(0.05, 1), default=1.0, show_default=True, metavar="SIDES",
     help="From tile to tile; below 1 they overlap, and the heatmap is finer.",
@@ -193,18 +160,8 @@ def tile(
     metavar="SHARE",
     help="Least share of tissue; that of the patches which calibrate, or tiles at the rim seem rare for their glass.",
 )
-@click.option(
-    "--rule",
-    type=click.Choice(["mask", "keep_tile", "otsu"]),
-    default="mask",
-    show_default=True,
-    help="What tissue is.",
-)
-@click.option(
-    "--stain",
-    type=click.Choice(["reinhard", "macenko"]),
-    help="Normalise the stain. It can hide anomalies. [default: no]",
-)
+@rule_option
+@stain_option
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -216,17 +173,9 @@ def tile(
 @click.option(
     "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override data.* or scoring.* of the run, as in score."
 )
-@click.option(
-    "--shard", metavar="I/N", help="Do the I-th of N parts of the slides. [default: all; under torchrun, by rank]"
-)
+@shard_option
 @click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that read. [default: the cores]")
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto: CUDA where there is one.",
-)
+@device_option
 def score_slide(
     run: str, slides: tuple[Path, ...], out: Path, normals: str | None, size: int | None, mpp: float, slide_mpp: float | None,
     stride: float, tissue: float, rule: str, stain: str | None, top_k: int, inverter: str | None, overrides: tuple[str, ...],
