@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from feature_tools import Thumbnails
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import cdist, mahalanobis
@@ -390,19 +391,28 @@ def test_a_saved_scorer_scores_the_same(name: str, tmp_path: Path) -> None:
             load_scorer(tmp_path / "a.safetensors", net=other)
 
 
+def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    """Change the tensors of a scorer's file, and nothing of what it says of itself."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file(change(load_file(path)), path, metadata)
+
+
+def test_a_gaussian_of_the_format_without_levels_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    fitted("gaussian").save(path)
+    rewrite(path, lambda tensors: {name.replace("scorer.0.", "scorer."): value for name, value in tensors.items()})
+    with pytest.raises(UserError, match=r"gaussian scorer was fitted by an older version.*fit again"):
+        load_scorer(path, net=Maps())
+
+
 def test_another_version_of_scikit_learn_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
     scorer = fitted("isolation_forest")
     scorer.save(path)
     load_scorer(path, net=Maps())
     assert capsys.readouterr().err == ""
-    tensors = load_file(path)
-    tensors["scorer.scikit_learn"] = torch.tensor(list(b"0.9"), dtype=torch.uint8)
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    save_file(tensors, path, metadata)
+    rewrite(path, lambda tensors: tensors | {"scorer.scikit_learn": torch.tensor(list(b"0.9"), dtype=torch.uint8)})
     load_scorer(path, net=Maps())
     assert "fitted by scikit-learn 0.9 and is fitted again by" in capsys.readouterr().err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class Normals:
                 "fit with more, and different, images"
             )
 
-    def distance(self, vectors: NDArray[np.float32]) -> Tensor:
+    def distance(self, vectors: NDArray[np.floating[Any]]) -> Tensor:
         """Mahalanobis distances `[n]`, in float64."""
         away = torch.from_numpy(vectors - self.gaussian.mean)
         return torch.linalg.solve_triangular(self.root, away.T, upper=False).norm(dim=0)
@@ -142,9 +143,13 @@ class GaussianScorer(VectorScorer):
         return super().tensors() | kept
 
     def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `FeatureScorer`."""
+        """See `FeatureScorer`. Raises `UserError` for one that was fitted before Gaussians had levels."""
         super().take(tensors)
         levels = sorted({int(name.split(".")[0]) for name in tensors if "." in name})
+        if not levels:
+            raise UserError(
+                f"this {self.name} scorer was fitted by an older version, which kept it otherwise: fit again"
+            )
         self._normals = [
             Normals.of({name.split(".")[1]: value for name, value in tensors.items() if name.startswith(f"{k}.")})
             for k in levels

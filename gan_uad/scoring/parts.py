@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gan_uad.errors import UserError
-from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
+from gan_uad.metrics.shrinkage import ShrinkageMoments
+from gan_uad.scoring.gaussian import Normals
 
 SAMPLES = 10_000  # z that are mapped to know the cloud of w
 AT_ONCE = 1000
@@ -24,20 +25,18 @@ class LatentCloud:
         with torch.no_grad():
             for z in torch.randn(SAMPLES, G.z_dim, generator=torch.Generator().manual_seed(0)).split(AT_ONCE):
                 moments.update(G.mapping(z.to(device)).float().cpu().numpy())
-        gaussian = moments.gaussian()
-        self.mean = torch.from_numpy(gaussian.mean)
-        self.root, failed = torch.linalg.cholesky_ex(torch.from_numpy(shrunk(gaussian, moments.shrinkage())))
-        if bool(failed):
+        try:
+            self.normals = Normals(moments.gaussian(), moments.shrinkage())
+        except UserError:
             raise UserError(
                 "the generator maps all z to w that hardly vary, so no distance of w to them can be measured: "
                 "it has collapsed, or was not trained"
-            )
+            ) from None
 
     def distance(self, w: Tensor) -> Tensor:
         """Mahalanobis distances `[N]` of w `[N, w_dim]`; of ws `[N, num_ws, w_dim]` the mean over the layers."""
-        away = w.double().cpu() - self.mean
-        whitened = torch.linalg.solve_triangular(self.root, away.reshape(-1, away.shape[-1]).T, upper=False)
-        return whitened.norm(dim=0).view(away.shape[:-1]).reshape(len(w), -1).mean(1).float()
+        each = self.normals.distance(w.detach().double().cpu().reshape(-1, w.shape[-1]).numpy())
+        return each.view(len(w), -1).mean(1).float()
 
 
 def shell_distance(z: Tensor) -> Tensor:
