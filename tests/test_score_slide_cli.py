@@ -433,9 +433,42 @@ def test_labels_from_a_file(cli: Any, bench: Bench, tmp_path: Path) -> None:
     ):
         file.write_text(text)
         fails(cli("evaluate", bench.out, "--labels", file), *messages)
-    file.write_text("slide,label\nb,0\nc,1\n")
-    fails(cli("evaluate", bench.out, "--labels", file, "--annotations", bench.annotations), "b is labelled normal")
     fails(cli("evaluate", bench.out, "--labels", file, "--threshold", "fpr:0.1"), "--threshold")
+
+
+def test_labels_and_annotations_that_contradict_each_other(cli: Any, bench: Bench, tmp_path: Path) -> None:
+    """Tiles would count as normal on a slide with tumour that nobody drew."""
+    file = tmp_path / "labels.csv"
+    for text, messages in (
+        ("b,0\nd,0", ("b is labelled normal", "has tumour")),
+        ("b,1\nc,1", ("c is labelled anomalous", "has no tumour")),
+    ):
+        file.write_text(f"slide,label\n{text}\n")
+        result = cli("evaluate", bench.out, "--labels", file, "--annotations", bench.annotations, "--out", tmp_path)
+        fails(result, *messages, "which is right?")
+
+
+def test_an_anomalous_slide_without_annotation_has_no_part_in_figures_of_tiles(cli: Any, tmp_path: Path) -> None:
+    """Its one tile, 9, may be of tumour: as a normal one it would make the tiles' AUROC 0.75, and as an alarm lose the lesion at 1/4 of one."""
+    hand = {
+        "t": [(1000, 1000, 5.0)],
+        "u": [(100, 100, 9.0)],
+        "n": [(100, 100, 1.0)],
+        "m": [(100, 100, 2.0), (900, 900, 3.0)],
+    }
+    out, labels_file = scored_by_hand(tmp_path / "scores", hand), tmp_path / "labels.csv"
+    labels_file.write_text("slide,label\nt,1\nu,1\nn,0\nm,0\n")
+    asap(tmp_path / "notes" / "t.xml", ("Tumor", corners((900, 900, 1400, 1300))))
+    options = ("--labels", labels_file, "--annotations", tmp_path / "notes", "--resamples", 100)
+    result = cli("evaluate", out, *options, "--out", tmp_path / "figures")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())["hand"]
+    assert metrics["slides"] == {"normal": 2, "anomalous": 2}
+    assert metrics["tiles"]["tiles"] == {"normal": 3, "anomalous": 1}
+    assert metrics["tiles"]["auroc"]["value"] == 1.0
+    assert (metrics["froc"]["slides"], metrics["froc"]["lesions"]) == (3, 1)
+    assert metrics["froc"]["rates"]["0.25"] == 1.0
+    assert "1 anomalous slides have no annotation" in result.stdout
 
 
 def test_an_annotation_of_another_slide(cli: Any, bench: Bench, tmp_path: Path) -> None:

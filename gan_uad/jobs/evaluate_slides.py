@@ -177,9 +177,10 @@ def _scored(folder: Path, truth: Truth) -> Scored:
     else:
         by_file = truth.labels.get(Path(about["file"]).name, -1) if about["alone"] else -1
         label = truth.labels.get(name, by_file)
-        if label == 0 and tumour:
+        if annotation is not None and label >= 0 and bool(label) != tumour:
+            kind, has = ("anomalous", "no tumour") if label else ("normal", "tumour")
             raise UserError(
-                f"{name} is labelled normal, but its annotation in {truth.annotations} has tumour: which is right?"
+                f"{name} is labelled {kind}, but its annotation in {truth.annotations} has {has}: which is right?"
             )
     return Scored(folder, about, _columns(folder / "tiles.csv"), annotation, label)
 
