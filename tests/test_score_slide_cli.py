@@ -272,6 +272,8 @@ def test_slides_join_a_folder_of_the_same_settings_alone(cli: Any, bench: Bench,
         assert cli(*command, *OPTIONS, "--shard", shard).exit_code == 0
     assert (out / "slides.csv").read_text() == (bench.out / "slides.csv").read_text()
     fails(cli(*command, "--mpp", 1, "--tissue", 0.6), str(out), "another model, calibration or setting", "--out")
+    (out / "score_slide.json").unlink()  # as if the slides.csv were another program's
+    fails(cli(*command, *OPTIONS), str(out), "another model, calibration or setting", "--out")
 
 
 @pytest.mark.usefixtures("bare")
@@ -449,7 +451,7 @@ def test_labels_and_annotations_that_contradict_each_other(cli: Any, bench: Benc
 
 
 def test_an_anomalous_slide_without_annotation_has_no_part_in_figures_of_tiles(cli: Any, tmp_path: Path) -> None:
-    """Its one tile, 9, may be of tumour: as a normal one it would make the tiles' AUROC 0.75, and as an alarm lose the lesion at 1/4 of one."""
+    """Its one tile, 9, may be of tumour: as a normal one it would make the tiles' AUROC 0.75, and as an alarm hide the lesion."""
     hand = {
         "t": [(1000, 1000, 5.0)],
         "u": [(100, 100, 9.0)],

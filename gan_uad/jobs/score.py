@@ -16,11 +16,11 @@ from torch import Tensor
 from gan_uad import console, device
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.errors import UserError
-from gan_uad.files import make_folder, write_json
+from gan_uad.files import write_json
 from gan_uad.jobs.fit import fit_on
 from gan_uad.jobs.load import load_model, make_scorer, model_file
 from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
-from gan_uad.jobs.score_rows import CHUNK, Row, as_rows, read_back, resumed, write_csv, written_numbers
+from gan_uad.jobs.score_rows import CHUNK, Row, as_rows, claim, read_back, resumed, write_csv, written_numbers
 from gan_uad.jobs.score_sets import ScoreSets, choose_sets, told_anew
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
 from gan_uad.scoring.base import Scorer, Scores
@@ -75,7 +75,7 @@ def score(
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
-    _claim(folder, key)
+    claim(folder, "scores.json", "scores.csv", key, "scores of another model, data set or setting")
     if normals is not None:
         fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
     write_json(folder / "scores.json", settings)
@@ -175,21 +175,6 @@ def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None,
         parts.append(rests_on)
     hashed.update(json.dumps(parts, sort_keys=True).encode())
     return hashed.hexdigest()
-
-
-def _claim(folder: Path, key: str) -> None:
-    """Make the folder; refuse one that holds scores of something else, as `scores.json` tells."""
-    make_folder(folder)
-    described = folder / "scores.json"
-    if described.is_file() or (folder / "scores.csv").exists():
-        try:
-            mine = json.loads(described.read_text(encoding="utf-8"))["key"] == key
-        except (OSError, ValueError, TypeError, KeyError):
-            mine = False
-        if not mine:
-            raise UserError(
-                f"{folder} holds scores of another model, data set or setting; choose another folder with --out"
-            )
 
 
 def calibrate(

@@ -16,12 +16,26 @@ from torch import Tensor
 from gan_uad import console
 from gan_uad.data.patches import PatchSet, batches
 from gan_uad.errors import UserError
-from gan_uad.files import write_text
+from gan_uad.files import make_folder, write_text
 from gan_uad.metrics.detection import Threshold
 from gan_uad.scoring.base import Scores
 
 CHUNK = 64  # images between two writes of the partial results, where they are measured quickly
 Row = dict[str, Any]  # score and parts of an image, by name
+
+
+def claim(folder: Path, settings: str, results: str, key: str, others: str) -> None:
+    """Make the folder of results; `UserError` where it holds those of another key (`others` in words), as its file `settings` tells."""
+    make_folder(folder)
+    described = folder / settings
+    if not described.is_file() and not (folder / results).exists():
+        return
+    try:
+        mine = json.loads(described.read_text(encoding="utf-8"))["key"] == key
+    except (OSError, ValueError, TypeError, KeyError):
+        mine = False
+    if not mine:
+        raise UserError(f"{folder} holds {others}; choose another folder with --out")
 
 
 def resumed(

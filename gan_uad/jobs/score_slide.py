@@ -18,11 +18,11 @@ from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.patches import PatchSet, load_patches
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.files import write_json, write_text
 from gan_uad.jobs.fit import fit_on
 from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
 from gan_uad.jobs.score import calibrate
-from gan_uad.jobs.score_rows import CHUNK, write_csv
+from gan_uad.jobs.score_rows import CHUNK, claim, write_csv
 from gan_uad.jobs.score_sets import DEALT_BY, some, told_anew
 from gan_uad.jobs.slide_scores import Cut, Judge, finished, score_slide
 from gan_uad.jobs.slide_tasks import SLIDES, Task, reason_of, tasks_of
@@ -67,8 +67,7 @@ def score_slides(
     key = _key(run, scorer, held_out, train, config.data, cut, top_k)
     found_by = getattr(scorer, "inverter", None)
     label = f"{model.name}/{(scorer if found_by is None else found_by).spec['name']}"
-    make_folder(out)
-    _claim(out, key)
+    claim(out, SETTINGS, SLIDES, key, "slides scored with another model, calibration or setting")
     settings = {
         "key": key, "model": str(run), "label": label, "scorer": config.scoring.scorer, "options": scorer.spec["options"],
         "inverter": None if found_by is None else found_by.spec, "cut": asdict(cut), "top_k": top_k, "quantile": QUANTILE,
@@ -176,21 +175,6 @@ def _key(
     hashed = hashlib.sha256(model_file(run).read_bytes())
     hashed.update(json.dumps(parts, sort_keys=True).encode())
     return hashed.hexdigest()
-
-
-def _claim(out: Path, key: str) -> None:
-    """Refuse a folder that holds scores of another model, calibration or cut."""
-    described = out / SETTINGS
-    if not described.is_file():
-        return
-    try:
-        mine = json.loads(described.read_text(encoding="utf-8"))["key"] == key
-    except (OSError, ValueError, TypeError, KeyError):
-        mine = False
-    if not mine:
-        raise UserError(
-            f"{out} holds slides scored with another model, calibration or setting; choose another folder with --out"
-        )
 
 
 def _calibrated(
