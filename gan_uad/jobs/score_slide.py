@@ -10,14 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
 from gan_uad import console, device
 from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.patches import PatchSet, load_patches
-from gan_uad.errors import JobFailed, UserError
+from gan_uad.errors import UserError
 from gan_uad.files import write_json, write_text
 from gan_uad.jobs.fit import fit_on
 from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
@@ -25,7 +24,7 @@ from gan_uad.jobs.score import calibrate
 from gan_uad.jobs.score_rows import CHUNK, claim, write_csv
 from gan_uad.jobs.score_sets import DEALT_BY, some, told_anew
 from gan_uad.jobs.slide_scores import Cut, Judge, finished, score_slide
-from gan_uad.jobs.slide_tasks import SLIDES, Task, reason_of, tasks_of
+from gan_uad.jobs.slide_tasks import SLIDES, each, tasks_of, tell_failures
 from gan_uad.jobs.tile import settings_of
 from gan_uad.metrics.detection import fit_threshold
 from gan_uad.metrics.tails import LEAST, Tail
@@ -79,14 +78,12 @@ def score_slides(
     write_json(out / SETTINGS, settings | {"limit": judge.limit})
     failures: list[tuple[Path, str]] = []
     tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
+    workers = workers or device.cores()
     try:
-        failures += _each(tasks, judge, cut, out, workers or device.cores())
+        each(tasks, lambda task: _said(score_slide(task, judge, cut, out / task.name, workers)), failures)
     finally:
         _table(out, key)
-    if failures:
-        for path, reason in failures:
-            click.echo(f"FAILED {path}: {reason}", err=True)
-        raise JobFailed(f"{len(failures)} slides could not be scored, see above; the others are in {out / SLIDES}")
+    tell_failures(failures, "scored", f"the others are in {out / SLIDES}")
     return out / SLIDES
 
 
@@ -190,22 +187,6 @@ def _calibrated(
         return preprocess(tile, data, resolution)
 
     return Judge(scorer, prepare, Tail.fit(scores), limit, top_k, key, label)
-
-
-def _each(tasks: list[Task], judge: Judge, cut: Cut, out: Path, workers: int) -> list[tuple[Path, str]]:
-    """Score every slide; returns those that failed, with the reason."""
-    failures = []
-    for number, task in enumerate(tasks, 1):
-        try:
-            found = score_slide(task, judge, cut, out / task.name, workers)
-        except JobFailed:  # the disk is full: no other slide would fare better
-            raise
-        except Exception as error:
-            failures.append((task.path, reason_of(error)))
-            console.say(f"[{number}/{len(tasks)}] {task.path}: FAILED, {failures[-1][1]}")
-        else:
-            console.say(f"[{number}/{len(tasks)}] {task.name}: {_said(found)}")
-    return failures
 
 
 def _said(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from gan_uad import console
-from gan_uad.errors import UserError
+from gan_uad.errors import JobFailed, UserError
 
 SLIDES = "slides.csv"  # of `gan-uad score-slide`: a row a slide
 PROBED = 1 << 20  # bytes at each end of a slide file that tell it from others
@@ -95,8 +95,37 @@ def identify(path: Path) -> str:
     return digest.hexdigest()
 
 
-def reason_of(error: Exception) -> str:
-    """One line of what went wrong with a slide; of what nobody foresaw, with its kind: readers of broken files raise anything."""
+def each(tasks: list[Task], work: Callable[[Task], str], failures: list[tuple[Path, str]]) -> int:
+    """Do `work`, which returns what to say of a slide, with every slide; returns with how many it was done.
+
+    One that fails keeps no other from it: it is told of, and added to `failures` with the reason in one line.
+    """
+    failed = 0
+    for number, task in enumerate(tasks, 1):
+        count = f"[{number}/{len(tasks)}]"
+        try:
+            said = work(task)
+        except JobFailed:  # the disk is full: no other slide would fare better
+            raise
+        except Exception as error:
+            failed += 1
+            failures.append((task.path, _reason(error)))
+            console.say(f"{count} {task.path}: FAILED, {failures[-1][1]}")
+        else:
+            console.say(f"{count} {task.name}: {said}")
+    return len(tasks) - failed
+
+
+def tell_failures(failures: list[tuple[Path, str]], done: str, others: str) -> None:
+    """List the slides that failed once more, at the end; `JobFailed` if there are any (not `done`; where the `others` are)."""
+    for path, reason in failures:
+        click.echo(f"FAILED {path}: {reason}", err=True)
+    if failures:
+        raise JobFailed(f"{len(failures)} slides could not be {done}, see above; {others}")
+
+
+def _reason(error: Exception) -> str:
+    """One line; of what nobody foresaw, with its kind: readers of broken files raise anything."""
     if isinstance(error, click.ClickException):
         return error.message
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

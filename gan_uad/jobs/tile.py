@@ -19,12 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import click
-
 from gan_uad import console
-from gan_uad.errors import JobFailed, UserError
+from gan_uad.errors import UserError
 from gan_uad.files import alone, atomic, explained, make_folder, write_json
-from gan_uad.jobs.slide_tasks import Task, reason_of, tasks_of
+from gan_uad.jobs.slide_tasks import Task, each, tasks_of, tell_failures
 from gan_uad.jobs.tile_slide import COLUMNS, RECORD, ROWS, TileSettings, cut_slide
 from gan_uad.slides.annotations import find_annotation
 
@@ -54,25 +52,18 @@ def tile(
     failures: list[tuple[Path, str]] = []
     tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
     done: Counter[str] = Counter()
+
+    def work(task: Task) -> str:
+        record, said = _cut(task, out, settings, annotations, workers)
+        done.update(record["labels"])
+        return said
+
     try:
-        for number, task in enumerate(tasks, start=1):
-            try:
-                record = _cut(task, out, settings, annotations, workers, f"{number}/{len(tasks)}")
-            except JobFailed:  # the disk is full: no other slide would fare better
-                raise
-            except Exception as error:
-                failures.append((task.path, reason_of(error)))
-                console.say(f"{task.path}: FAILED, {failures[-1][1]}")
-            else:
-                done.update(record["labels"])
+        cut = each(tasks, work, failures)
     finally:
         _write_index(out)
-    cut = len(tasks) - len({task.path for task in tasks} & {path for path, _ in failures})
     console.say(f"{out}: {sum(done.values()):,} tiles of {cut:,} slides" + _listed(done))
-    if failures:
-        for path, reason in failures:
-            click.echo(f"FAILED {path}: {reason}", err=True)
-        raise JobFailed(f"{len(failures)} slides could not be tiled, see above; {cut} are in {out}")
+    tell_failures(failures, "tiled", f"{cut} are in {out}")
     return out
 
 
@@ -117,9 +108,9 @@ def _settle(out: Path, settings: TileSettings) -> None:
 
 
 def _cut(
-    task: Task, out: Path, settings: TileSettings, annotations: Path | None, workers: int, count: str
-) -> dict[str, Any]:
-    """Cut one slide, unless it is there already; returns its record."""
+    task: Task, out: Path, settings: TileSettings, annotations: Path | None, workers: int
+) -> tuple[dict[str, Any], str]:
+    """Cut one slide, unless it is there already; returns its record, and what to say of it."""
     annotation = annotations
     if annotations is not None and annotations.is_dir():
         annotation = find_annotation(annotations, task.path, task.alone)
@@ -128,9 +119,8 @@ def _cut(
     with alone(lock):
         there = _record(folder)
         if there is not None and (there["identity"], there["annotation_hash"]) == (task.identity, drawn):
-            console.say(f"[{count}] {task.name}: {there['tiles']:,} tiles are there already")
             lock.unlink(missing_ok=True)
-            return there
+            return there, f"{there['tiles']:,} tiles are there already"
         if there is None and folder.exists():
             raise UserError(f"{folder} is in the way: it was not made by this command")
         start, temporary = time.monotonic(), out / f".{task.name}.tmp"
@@ -149,8 +139,7 @@ def _cut(
             lock.unlink(missing_ok=True)
     what = f"{record['tiles']:,} tiles" + _listed(record["labels"]) if record["tiles"] else "no tiles"
     tissue = f"{record['tissue_share']:.0%} of it is tissue" if record["tissue_share"] else "no tissue was found"
-    console.say(f"[{count}] {task.name}: {what}; {tissue}; {console.duration(time.monotonic() - start)}")
-    return record
+    return record, f"{what}; {tissue}; {console.duration(time.monotonic() - start)}"
 
 
 def _listed(counts: dict[str, int]) -> str:
