@@ -5,7 +5,8 @@ It can hide anomalies that are a matter of colour, so what was fitted is always 
 
 from __future__ import annotations
 
-from typing import Any, Protocol, Self
+from abc import ABC, abstractmethod
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from gan_uad.errors import UserError, near
 from gan_uad.slides.tissue import Tissue
 
 FloatArray = NDArray[np.float64]
+Colours = tuple[FloatArray, FloatArray]
 
 WHITE = 240.0  # intensity of the light where there is no tissue
 BETA = 0.15  # optical density below which a pixel is background
@@ -31,22 +33,53 @@ TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169
 D65 = np.array([0.95047, 1.0, 1.08883])
 
 
-class StainNormaliser(Protocol):
+class StainNormaliser(ABC):
     """Moves the colours of one slide to those of a reference. Results depend on the slide and the pixel alone, not on the tile."""
 
     name: str
+    parts: tuple[str, str]  # names of the two arrays that tell of colours
+    REFERENCE: tuple[Any, Any]  # these of the built-in reference
+
+    def __init__(self, target: Pixels | None = None) -> None:
+        """See `stain_normaliser`."""
+        found = self.REFERENCE if target is None else self.measured(target)
+        if isinstance(found, str):
+            raise UserError(f"the reference of the stain normalisation cannot be used: {found}; choose another image")
+        self._target: Colours = np.array(found[0]), np.array(found[1])
+        self._source: Colours | None = None
+        self._why = "not fitted"
 
     def fit(self, pixels: Pixels) -> Self:
         """Learn a slide's colours from pixels of it, uint8 [..., 3] (`sample_pixels`), without the background among them.
 
         Where they are too few or all of one colour nothing is learnt, and `transform` leaves every image as it is.
         """
+        found = self.measured(pixels)
+        self._source, self._why = (None, found) if isinstance(found, str) else (found, "")
+        return self
 
     def transform(self, image: Pixels) -> Pixels:
         """An image of that slide, uint8 [H, W, 3], in the colours of the reference."""
+        return image if self._source is None else self.moved(image, self._source, self._target)
 
     def to_dict(self) -> dict[str, Any]:
         """The name, whether the slide could be fitted (else why not), and source and reference in plain numbers."""
+        source, target = (
+            None if colours is None else {name: part.T.tolist() for name, part in zip(self.parts, colours, strict=True)}
+            for colours in (self._source, self._target)
+        )
+        reason = {"reason": self._why} if self._why else {}
+        return {"name": self.name, "fitted": not self._why, **reason, "source": source, "target": target}
+
+    @staticmethod
+    @abstractmethod
+    def measured(pixels: Pixels) -> Colours | str:
+        """What tells of the colours of tissue, or why it cannot be had."""
+
+    @staticmethod
+    @abstractmethod
+    def moved(image: Pixels, source: Colours, target: Colours) -> Pixels:
+        """An image with the colours of the source in those of the target."""
 
 
 def stain_normaliser(name: str, target: Pixels | None = None) -> StainNormaliser:
@@ -56,59 +89,36 @@ def stain_normaliser(name: str, target: Pixels | None = None) -> StainNormaliser
     """
     if name not in NORMALISERS:
         raise UserError(f"no stain normalisation is called {name!r}: {near(name, NORMALISERS)}")
-    made: StainNormaliser = NORMALISERS[name](target)
-    return made
+    return NORMALISERS[name](target)
 
 
-class Reinhard:
+class Reinhard(StainNormaliser):
     """Mean and standard deviation of each channel of CIE L*a*b* become those of the reference (Reinhard et al. 2001).
 
     The space is L*a*b*, as is usual for slides, in place of the paper's lαβ. Background takes part in it and may get a tint.
     """
 
     name = "reinhard"
+    parts = ("mean", "std")
     # Mean and standard deviation of L*, a*, b* of the tissue of OpenSlide's CMU-1-Small-Region.svs (CC0).
     REFERENCE = ((47.64, 28.84, -12.45), (19.20, 12.67, 9.89))
 
-    def __init__(self, target: Pixels | None = None) -> None:
-        if target is None:
-            self._target = np.array(self.REFERENCE)
-        else:
-            self._target, why = self._measured(target)
-            _check_target(why)
-        self._source: FloatArray | None = None
-        self._why = "not fitted"
-
-    def fit(self, pixels: Pixels) -> Self:
-        source, self._why = self._measured(pixels)
-        self._source = None if self._why else source
-        return self
-
     @staticmethod
-    def _measured(pixels: Pixels) -> tuple[FloatArray, str]:
-        """[2, 3] and "", or why it cannot be had."""
+    def measured(pixels: Pixels) -> Colours | str:
+        """Mean and standard deviation, [3] each."""
         tissue = _tissue_of(pixels)
         if len(tissue) < LEAST:
-            return np.zeros((2, 3)), f"only {len(tissue)} pixels of tissue"
+            return f"only {len(tissue)} pixels of tissue"
         lab = to_lab(tissue)
-        found = np.stack([lab.mean(0), lab.std(0)])
-        return found, "" if found[1].min() > 1e-6 else "the tissue is of one colour"
+        deviation = lab.std(0)
+        return (lab.mean(0), deviation) if deviation.min() > 1e-6 else "the tissue is of one colour"
 
-    def transform(self, image: Pixels) -> Pixels:
-        if self._source is None:
-            return image
-        mean, deviation = self._source
-        lab = (to_lab(image) - mean) * (self._target[1] / deviation) + self._target[0]
-        return from_lab(lab)
-
-    def to_dict(self) -> dict[str, Any]:
-        names = ("mean", "std")
-        target = dict(zip(names, self._target.tolist(), strict=True))
-        source = None if self._source is None else dict(zip(names, self._source.tolist(), strict=True))
-        return _record(self.name, self._why, source, target)
+    @staticmethod
+    def moved(image: Pixels, source: Colours, target: Colours) -> Pixels:
+        return from_lab((to_lab(image) - source[0]) * (target[1] / source[1]) + target[0])
 
 
-class Macenko:
+class Macenko(StainNormaliser):
     """The two stains found in optical density, and how much of them there is, become those of the reference (Macenko et al. 2009).
 
     Stains are the directions at the 1st and 99th percentile of angle in the plane of the two largest eigenvectors; the 99th percentile
@@ -116,62 +126,41 @@ class Macenko:
     """
 
     name = "macenko"
+    parts = ("stains", "amounts")
     # Haematoxylin and eosin (columns) and their 99th percentiles, of the authors' reference image.
     REFERENCE = (((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581)), (1.9705, 1.0308))
 
-    def __init__(self, target: Pixels | None = None) -> None:
-        if target is None:
-            self._target = tuple(np.array(part) for part in self.REFERENCE)
-        else:
-            self._target, why = self._measured(target)
-            _check_target(why)
-        self._source: tuple[FloatArray, ...] | None = None
-        self._why = "not fitted"
-
-    def fit(self, pixels: Pixels) -> Self:
-        source, self._why = self._measured(pixels)
-        self._source = None if self._why else source
-        return self
-
     @staticmethod
-    def _measured(pixels: Pixels) -> tuple[tuple[FloatArray, ...], str]:
-        """Stains [3, 2] and amounts [2], and "" or why they cannot be had."""
+    def measured(pixels: Pixels) -> Colours | str:
+        """Stains [3, 2] and amounts [2]."""
         density = DENSITY[_tissue_of(pixels)]
         dark = density[(density >= BETA).all(axis=1)]
         if len(dark) < LEAST:
-            return (), f"only {len(dark)} pixels of tissue"
+            return f"only {len(dark)} pixels of tissue"
         values, vectors = np.linalg.eigh(np.cov(dark.T))
         if values[1] <= 1e-9:
-            return (), "the tissue is of one colour"
+            return "the tissue is of one colour"
         plane = vectors[:, 1:]
         plane = plane * np.where(plane.sum(0) < 0, -1, 1)  # an eigenvector has no sign of its own
         across = dark @ plane
         angles = np.percentile(np.arctan2(across[:, 1], across[:, 0]), (1, 99))
         if angles[1] - angles[0] < LEAST_ANGLE:
-            return (), "the tissue shows one stain only"
+            return "the tissue shows one stain only"
         stains = plane @ np.stack([np.cos(angles), np.sin(angles)])
         stains = stains[:, ::-1] if stains[0, 0] < stains[0, 1] else stains  # haematoxylin takes more of the red
         amounts = np.percentile(density @ np.linalg.pinv(stains).T, 99, axis=0)
         if amounts.min() <= 1e-6:
-            return (), "one of two stains is missing"
-        return (stains, amounts), ""
+            return "one of two stains is missing"
+        return stains, amounts
 
-    def transform(self, image: Pixels) -> Pixels:
-        if self._source is None:
-            return image
-        (stains, amounts), (new_stains, new_amounts) = self._source, self._target
+    @staticmethod
+    def moved(image: Pixels, source: Colours, target: Colours) -> Pixels:
+        (stains, amounts), (new_stains, new_amounts) = source, target
         matrix = (new_stains * (new_amounts / amounts)) @ np.linalg.pinv(stains)
         return _to_uint8(WHITE * np.exp(-(DENSITY[image] @ matrix.T)))
 
-    def to_dict(self) -> dict[str, Any]:
-        def plain(found: tuple[FloatArray, ...]) -> dict[str, Any]:
-            return {"stains": found[0].T.tolist(), "amounts": found[1].tolist()}
 
-        source = None if self._source is None else plain(self._source)
-        return _record(self.name, self._why, source, plain(self._target))
-
-
-NORMALISERS: dict[str, Any] = {"reinhard": Reinhard, "macenko": Macenko}
+NORMALISERS: dict[str, type[StainNormaliser]] = {"reinhard": Reinhard, "macenko": Macenko}
 
 
 def sample_pixels(tissue: Tissue, mpp: float, seed: int = 0) -> Pixels:
@@ -212,15 +201,6 @@ def _tissue_of(pixels: Pixels) -> Pixels:
     """[n, 3]: the pixels that take light away in any channel."""
     flat = np.asarray(pixels).reshape(-1, 3)
     return flat[flat.min(axis=1) <= WHITE * np.exp(-BETA) - 1]
-
-
-def _check_target(why: str) -> None:
-    if why:
-        raise UserError(f"the reference of the stain normalisation cannot be used: {why}; choose another image")
-
-
-def _record(name: str, why: str, source: Any, target: Any) -> dict[str, Any]:
-    return {"name": name, "fitted": not why} | ({"reason": why} if why else {}) | {"source": source, "target": target}
 
 
 def _to_uint8(values: FloatArray) -> Pixels:
