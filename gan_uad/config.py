@@ -179,6 +179,21 @@ def presets() -> dict[str, Path]:
     return {file.stem: file for file in sorted(presets_dir().glob("*.yaml"))}
 
 
+def trained_models() -> dict[str, Path]:
+    """Every model file of a checkout's `models/` by its bare name; none where the package was installed without the repository."""
+    folder = Path(__file__).parents[1] / "models"
+    return (
+        {}
+        if presets_dir().parent != folder.parent
+        else {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+    )
+
+
+def trained_model(path: str | Path) -> Path:
+    """The path, or where nothing is there the model of `trained_models` that it names."""
+    return Path(path) if Path(path).exists() else trained_models().get(str(path), Path(path))
+
+
 def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
     """Read a preset name or a YAML path, apply `key=value` overrides (dotted keys, YAML values), and check the whole.
 

@@ -76,6 +76,22 @@ def test_what_is_no_run(cli: Any, tmp_path: Path) -> None:
         assert message in result.stderr
 
 
+def test_a_shipped_model_by_its_name(cli: Any, tmp_path: Path) -> None:
+    """Wherever one works, as long as nothing of that name is there; a mistyped name is told what there is."""
+    name = "pcam_stylegan2_64_small"
+    file = Path(gan_uad.__file__).parents[1] / "models" / f"{name}.safetensors"
+    for out, run in (("a", name), ("b", file)):
+        assert cli("generate", run, "--seeds", "3", "--out", tmp_path / out).exit_code == 0
+    assert np.array_equal(pixels(tmp_path / "a" / "seed000003.png"), pixels(tmp_path / "b" / "seed000003.png"))
+    assert gan_uad.load(name).resolution == 64
+    result = cli("generate", "pcam_stylegan_64_small", "--out", tmp_path / "none")
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+    assert name in result.stderr
+    result = cli("train", "izi_f_64_small", "--generator", name, "--dry-run")
+    assert f"generator: {file}" in result.output
+    assert "stylegan2" in json.loads(cli("models", "--json").output)["trained"][name]
+
+
 TINY = {"z_dim": 16, "w_dim": 16, "mapping_layers": 2, "channel_base": 64, "channel_max": 16}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gan_uad import registry
-from gan_uad.config import DataConfig, data_config, resolve
+from gan_uad.config import DataConfig, data_config, resolve, trained_model
 from gan_uad.data.patches import PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
@@ -86,7 +86,7 @@ def _named(rows: list[Candidate]) -> list[Candidate]:
 
 
 def _is_model(source: str) -> bool:
-    path = Path(source)
+    path = trained_model(source)
     if not path.exists():
         raise UserError(f"no such run, model file or set of images: {source}")
     return path.suffix == ".safetensors" or any(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gan_uad import registry
-from gan_uad.config import DataConfig, RunConfig, resolve
+from gan_uad.config import DataConfig, RunConfig, resolve, trained_model, trained_models
 from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError, near
 from gan_uad.jobs.latents import check_style
@@ -76,11 +76,11 @@ class Model:
 
 
 def model_file(path: str | Path) -> Path:
-    """The model file that a run folder or a path means: of a run that was judged the best one, else the last one.
+    """The model file that a run folder, a path or the name of a shipped model means: of a run that was judged the best one, else the last.
 
     Raises `UserError` when there is none.
     """
-    path = Path(path)
+    path = trained_model(path)
     if path.is_dir():
         best = path / "best.safetensors"
         file = best if best.is_file() else path / "model.safetensors"
@@ -90,7 +90,9 @@ def model_file(path: str | Path) -> Path:
             )
         return file
     if not path.exists():
-        raise UserError(f"no such run folder or model file: {path}")
+        shipped = trained_models()
+        hint = f" (nor a shipped model: {near(str(path), shipped)})" if shipped else ""
+        raise UserError(f"no such run folder or model file: {path}{hint}")
     return path
 
 

@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from gan_uad import console, device, registry
-from gan_uad.config import RunConfig, load_config, read_yaml, resolve
+from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_model
 from gan_uad.data.patches import PatchSet
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
@@ -56,7 +56,7 @@ def train(
     every process calls it: they train together, and rank 0 alone reads the configuration, writes and speaks.
     """
     given = [f"data.path={_quoted(_absolute(data))}"] if data else []
-    given += [f"generator={_quoted(_absolute(generator))}"] if generator else []
+    given += [f"generator={_quoted(_absolute(str(trained_model(generator))))}"] if generator else []
     overrides = (*given, *overrides)
     with distributed.processes() as here:
         config, existing = distributed.first(lambda: _configured(source, overrides, out, resume, here.size))
