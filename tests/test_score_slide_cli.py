@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -261,6 +262,23 @@ def test_bad_slides_stop_no_other(cli: Any, bench: Bench, tmp_path: Path) -> Non
     names = {found[str(path)]["slide"] for path in good[:2]}
     assert len(names) == 2  # two slides of one name, each in a folder of its own
     assert all(name.startswith("b-") for name in names)
+
+
+@pytest.mark.usefixtures("bare")
+def test_slides_named_from_one_folder_are_evaluated_from_another(
+    cli: Any, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their annotations lie in a subfolder of the name of theirs, which a relative path does not tell."""
+    folder = bench.slides[0].parent
+    monkeypatch.chdir(folder)
+    result = cli("score-slide", bench.run, "b.tif", "c.tif", *OPTIONS, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert [row["file"] for row in rows(tmp_path / "out" / "slides.csv")] == [f"{folder}/b.tif", f"{folder}/c.tif"]
+    shutil.copytree(bench.annotations, tmp_path / "notes" / folder.name)
+    monkeypatch.chdir(tmp_path)
+    result = cli("evaluate", "out", "--annotations", "notes", "--resamples", 100)
+    assert result.exit_code == 0, result.output
+    assert "FROC 1.000" in result.stdout
 
 
 @pytest.mark.usefixtures("bare")

@@ -281,7 +281,6 @@ def test_the_largest_picture_of_an_ome_tiff_is_the_slide(tmp_path: Path) -> None
 
 
 def test_compressed_by_jpeg_with_the_extra_package(tmp_path: Path) -> None:
-    pytest.importorskip("imagecodecs")
     smooth = np.array(Image.fromarray(picture(20, 30)).resize((331, 203), Image.Resampling.BICUBIC))
     path = write_ome(tmp_path / "a.ome.tif", [smooth], compression="jpeg", compressionargs={"level": 95})
     assert np.abs(open_slide(path).read(0, 0, 331, 203, 0.5).astype(int) - smooth).mean() < 3

@@ -108,7 +108,7 @@ def score_slide(task: Task, judge: Judge, cut: Cut, folder: Path, workers: int) 
         rows = _tile_rows(slide, tiles, task, stain, judge, cut, folder / ".tiles.jsonl", workers)
         scores = np.array([row["score"] for row in rows], np.float64)
         described = {
-            "key": judge.key, "identity": task.identity, "slide": task.name, "file": str(task.path), "alone": task.alone,
+            "key": judge.key, "identity": task.identity, "slide": task.name, "file": str(task.path.absolute()), "alone": task.alone,
             "width": slide.width, "height": slide.height, "mpp": slide.mpp, "tiles": len(tiles),
             "side": tiles[0].side if tiles else cut.size * cut.mpp / slide.mpp, **judge.aggregated(scores),
             "limit": judge.limit, "top_k_is": judge.top_k, "model": judge.label, "cut": asdict(cut),
