@@ -1,0 +1,139 @@
+"""Of a report: scored slides, and figures of `gan-uad evaluate` on them."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.jobs.slide_tasks import SLIDES
+from gan_uad.report.html import Cell, Notes, Table, interval, percent
+from gan_uad.report.tables import format_number
+
+SHOWN = 12  # overlays
+
+
+def add_slides(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad score-slide`: settings, the table of slides, and the overlays of those that score highest."""
+    described = read_json(found.path / "score_slide.json") if (found.path / "score_slide.json").is_file() else {}
+    with well_formed(found.path / "score_slide.json"):
+        if described:
+            g.scored |= {Path(described["model"]).resolve()}
+            cut, inverter = described["cut"], described["inverter"]
+            settings = {
+                "Model": described["model"],
+                "Scored by": described["label"],
+                "Closest normal by": None
+                if inverter is None
+                else f"{inverter['name']} ({listed(inverter['options'])})",
+                "Tiles": f"{cut['size']} px at {cut['mpp']:g} µm/px, tissue by {cut['rule']}, stain {cut['stain'] or 'as it is'}",
+                "Calibrated on": f"{described['images']:,} held-out normal patches of {described['normals']}",
+                "Limit": f"score {format_number(described['limit'])}, the {described['quantile']:.0%} quantile of held-out normals",
+            }
+            g.doc.add("runs", found.name, pairs("Scoring of slides", settings))
+            if described["notes"]:
+                g.doc.add("runs", found.name, Notes(described["notes"]))
+    rows = read_rows(found.path / SLIDES, ("slide", "tiles", "max", "top_k", "share"))
+    with well_formed(found.path / SLIDES):
+        rows.sort(key=lambda row: -_number(row["top_k"], -math.inf))
+        table = [
+            [
+                row["slide"],
+                int(row["tiles"]),
+                _shown(row["max"]),
+                _shown(row["top_k"]),
+                percent(_number(row["share"], math.nan)),
+            ]
+            for row in rows
+        ]
+    headings = ("slide", "tiles", "highest rarity", "mean of the highest", "tiles beyond 1 % of normals")
+    g.doc.add(
+        "slides",
+        found.name,
+        Table(
+            f"{len(rows)} slides. Rarity: −log10 of the probability that a normal tile scores as high", headings, table
+        ),
+    )
+    empty = [row["slide"] for row in rows if not int(row["tiles"])]
+    if empty:
+        g.doc.missing(found.name, f"{len(empty)} slides have no tissue, so no score: {', '.join(empty[:5])}")
+    _overlays(g, found, rows)
+    metrics = found.path / "metrics.json"
+    g.checks.append(lambda: _unless_evaluated(g, found, metrics))
+
+
+def _overlays(g: Gathering, found: Found, rows: list[dict[str, str]]) -> None:
+    inside = [row for row in rows if Path(row["slide"]).name == row["slide"]]  # a name must not lead out of the folder
+    for row in inside[:SHOWN]:
+        place = f"Slide {row['slide']}, {int(row['tiles']):,} tiles: rarity of its tiles over the tissue"
+        if not g.doc.picture("slides", found.name, found.path / row["slide"] / "overlay.png", f"{place}."):
+            g.doc.missing(found.name, f"slide {row['slide']}: no overlay.png")
+    if len(inside) > SHOWN:
+        g.doc.missing(
+            found.name, f"overlays are shown of the {SHOWN} slides that score highest, not of all {len(inside)}"
+        )
+
+
+def _unless_evaluated(g: Gathering, found: Found, metrics: Path) -> None:
+    if found.path.resolve() not in g.evaluated and not metrics.is_file():
+        g.doc.missing(
+            found.name, "slides were not compared with annotations or labels: no evaluation yet",
+            f"gan-uad evaluate {shlex.quote(str(found.path))} --annotations DIR",
+        )  # fmt: skip
+
+
+def _number(text: str, empty: float) -> float:
+    return float(text) if text else empty
+
+
+def _shown(text: str) -> Cell:
+    number = float(text) if text else None
+    return Cell(format_number(number, 2), number)
+
+
+def add_slide_figures(g: Gathering, found: Found) -> None:
+    """`metrics.json` of `gan-uad evaluate` on scored slides, with its pictures."""
+    results = read_json(found.path / "metrics.json")
+    rows: list[list[Any]] = []
+    with well_formed(found.path / "metrics.json"):
+        for name, result in results.items():
+            g.evaluated.add(Path(result["source"]).resolve())
+            what = [(f"slides, {key}", result["slides"], areas) for key, areas in result["scores"].items()]
+            if result.get("tiles"):
+                what.append(("tiles", result["tiles"]["tiles"], result["tiles"]))
+            for by, n, areas in what:
+                count = Cell(f"{n['normal']:,} + {n['anomalous']:,}", n["normal"] + n["anomalous"])
+                rows.append([name, by, count, interval(areas["auroc"]), interval(areas["auprc"])])
+            best, n = result["scores"]["top_k"]["auroc"], result["slides"]
+            told = f"{name}: slides are told apart with AUROC {interval(best).text} ({n['normal']} normal and {n['anomalous']} anomalous)"
+            g.doc.result(found.name, told + ".")
+            _froc(g, found, name, result)
+            notes = dict.fromkeys([*result["notes"], *(areas["auroc"]["note"] for areas in result["scores"].values())])
+            if said := [f"{name}: {note}" for note in notes if note]:
+                g.doc.add("slides", found.name, Notes(said, warning=True))
+    headings = ("model", "ranked by", "normal + anomalous", "AUROC", "AUPRC")
+    g.doc.add(
+        "slides",
+        found.name,
+        Table("Slides and tiles told apart; intervals over slides. The bar goes from 0 to 1.", headings, rows),
+    )
+    g.doc.picture("slides", found.name, found.path / "roc.png", "ROC curves of slides; n as in the table.")
+    g.doc.picture(
+        "slides",
+        found.name,
+        found.path / "froc.png",
+        "Free-response ROC: share of lesions found over false alarms a slide.",
+    )
+
+
+def _froc(g: Gathering, found: Found, name: str, result: dict[str, Any]) -> None:
+    froc = result.get("froc")
+    if not froc:
+        g.doc.missing(found.name, f"{name}: lesions were not looked for (no annotated lesions at hand)")
+        return
+    of = f"{froc['lesions']} lesions on {froc['slides']} slides"
+    rows = [[Cell(rate, float(rate)), percent(share)] for rate, share in froc["rates"].items()]
+    caption = f"{name}: lesions found; {of}. FROC score (mean of the rows) {interval(froc['score']).text}"
+    g.doc.add("slides", found.name, Table(caption, ("false alarms a slide", "lesions found"), rows))
