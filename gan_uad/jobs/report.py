@@ -13,6 +13,7 @@ import gan_uad
 from gan_uad import console
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_text
+from gan_uad.jobs.report_benchmark import add_benchmark
 from gan_uad.jobs.report_gather import Found, Gathering, read_json
 from gan_uad.jobs.report_judged import add_classify, add_fid, add_folds, add_projections
 from gan_uad.jobs.report_runs import add_check, add_generated, add_latents, add_picture, add_run
@@ -30,6 +31,7 @@ MARKS: tuple[tuple[tuple[str, ...], Adder], ...] = (
     (("config.yaml", "environment.json"), add_run),
     (("scores.json",), add_scores),
     (("scores.csv",), add_scores),
+    (("results.json", "results.csv"), add_benchmark),
     (("slides.csv",), add_slides),
     (("fid.json",), add_fid),
     (("classify.json",), add_classify),

@@ -18,6 +18,7 @@ from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import Source, open_source
 from gan_uad.errors import UserError
 from gan_uad.report.html import Document, Figure, Notes, Table, embed
+from gan_uad.report.tables import format_interval
 
 SAMPLES = 12  # of each class in the picture
 
@@ -93,6 +94,11 @@ class _WellFormed:
 def pairs(caption: str, values: dict[str, Any]) -> Table:
     """Names and values, without those that are unknown."""
     return Table(caption, (), [(k, v) for k, v in values.items() if v is not None and v != ""], pairs=True)
+
+
+def in_words(figure: dict[str, Any]) -> str:
+    """`0.853 [0.81, 0.89]` of `{value, low, high}`."""
+    return format_interval(figure["value"], figure["low"], figure["high"])
 
 
 def listed(values: dict[str, Any]) -> str:

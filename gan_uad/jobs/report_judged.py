@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.jobs.report_gather import Found, Gathering, in_words, listed, pairs, read_json, read_rows, well_formed
 from gan_uad.report.html import Cell, Notes, Table, interval, percent
 
 LARGE = 2048  # images below which a Fréchet distance is biased upwards
@@ -170,7 +170,7 @@ def add_folds(g: Gathering, found: Found) -> None:
                         _of_fold(model, f"{what}all together", part["pooled"]),
                     ]
             area = figures["pooled"]["auroc"]
-            told = f"{model}, cross-validated in {len(figures['folds'])} folds: AUROC {interval(area).text}, all test images together."
+            told = f"{model}, cross-validated in {len(figures['folds'])} folds: AUROC {in_words(area)}, all test images together."
             g.doc.result(found.name, told)
             if area["note"]:
                 g.doc.missing(found.name, f"{model}: {area['note']}")

@@ -59,7 +59,9 @@ def add_run(g: Gathering, found: Found) -> None:
 def _settings(run: Run, about: Mapping[str, Any], kimg: float, hours: float) -> Any:
     config, training = run.config, run.config.training
     packages = {name: version for name, version in about.get("packages", {}).items() if version}
-    hardware = ", ".join(about.get("cuda") or []) or f"CPU, {about.get('cpu_cores', '?')} cores"
+    processes = about.get("processes", 1)
+    hardware = f"{processes} processes, " if processes > 1 else ""
+    hardware += ", ".join(about.get("cuda") or []) or f"CPU, {about.get('cpu_cores', '?')} cores"
     return pairs(
         f"Training of {config.name}",
         {
@@ -75,7 +77,7 @@ def _settings(run: Run, about: Mapping[str, Any], kimg: float, hours: float) -> 
             "Generator": config.generator,
             "Patches": config.data.path,
             "Command": shlex.join(map(str, about.get("command", []))),
-            "Hardware": f"{hardware}; {about.get('processes', 1)} process(es); {about.get('platform', '')}",
+            "Hardware": f"{hardware}; {about.get('platform', '')}",
             "Versions": listed({"Python": about.get("python"), **packages}),
             "Revision": about.get("git") or "unknown",
         },

@@ -17,6 +17,7 @@ from gan_uad.jobs.evaluate import BASELINE, SCORES, ScoreFile, read_scores, vali
 from gan_uad.jobs.report_gather import (
     Found,
     Gathering,
+    in_words,
     listed,
     pairs,
     prepared,
@@ -32,6 +33,7 @@ from gan_uad.training.checkpoint import read_model
 
 SHOWN = 8  # patches in a row of best and worst
 LABELS = ("normal", "anomalous")
+OF_TABLE = "`decision_intervals`"  # of a warning that has no place where those intervals are shown
 PIXELS = {"pixel_auroc": "AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
 DRAWN = "Drawn for this report: there are no figures with intervals yet."
 
@@ -220,7 +222,7 @@ def _patches(
     names = [row["image"] for row in read_rows(found.path / SCORES, ("image",))]
     rows = {name: i for i, name in enumerate(source.manifest.image)}
     data = DataConfig(**{k: v for k, v in described.get("data_settings", {}).items() if k in DataConfig.model_fields})
-    for caption, chosen in _ends(scores):
+    for caption, chosen, total in _ends(scores):
         items = []
         for k in chosen:
             i = rows.get(names[k])
@@ -229,16 +231,17 @@ def _patches(
                 group = f", group {scores.group[k]}" if scores.group[k] else ""
                 items.append((embed(picture), names[k], f"score {scores.score[k]:.4g}{group}"))
         if items:
-            g.doc.add("patches", found.name, Gallery(f"{caption} ({len(items)} of {len(names):,})", items))
+            g.doc.add("patches", found.name, Gallery(f"{caption} ({len(items)} of {total:,})", items))
         if len(items) < len(chosen):
             g.doc.missing(
                 found.name, f"{len(chosen) - len(items)} patches are not in {source.path} any more and are not shown"
             )
 
 
-def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64]]]:
-    """Captions and rows, best decisions before worst ones."""
-    found = []
+def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64], int]]:
+    """Captions, rows and how many there are of the label; best decisions before worst ones."""
+    best: list[tuple[str, NDArray[np.int64], int]] = []
+    worst: list[tuple[str, NDArray[np.int64], int]] = []
     for label, low, high in (
         (1, "Anomalous, lowest scores: missed first", "Anomalous, highest scores: found first"),
         (0, "Normal, lowest scores: most normal", "Normal, highest scores: false alarms first"),
@@ -247,9 +250,10 @@ def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64]]]:
         own = np.flatnonzero(scores.label == label)
         ranked = own[np.argsort(scores.score[own], kind="stable")]
         if len(ranked):
-            found += [(high, ranked[::-1][:SHOWN]), (low, ranked[:SHOWN])]
-    best = ("found first", "most normal", "Without")
-    return sorted(found, key=lambda pair: not any(word in pair[0] for word in best))
+            bottom, top = (low, ranked[:SHOWN], len(own)), (high, ranked[::-1][:SHOWN], len(own))
+            best.append(bottom if label == 0 else top)
+            worst.append(top if label == 0 else bottom)
+    return best + worst
 
 
 # ---------------------------------------------------------------- figures
@@ -267,28 +271,25 @@ def add_figures(g: Gathering, found: Found) -> None:
             parts += [
                 [name, part, Cell(format_number(value), value)] for part, value in result.get("parts", {}).items()
             ]
-            notes += [f"{name}: {warning}" for warning in result["warnings"]]
+            notes += [f"{name}: {warning}" for warning in result["warnings"] if OF_TABLE not in warning]
             _own_pictures(g, found, name, result, len(results))
         first = next(iter(results.values()))
         rule = first["auroc"]
         for line in _glance(results):
             g.doc.result(found.name, line)
     about = f"intervals: {rule['confidence']:.0%}, bootstrap of {rule['n_resamples']:,} over {rule['unit']}s ({rule['n_units']:,})"
-    headings = (
+    headings = [
         "model",
         "normal + anomalous",
         "AUROC",
         "AUPRC",
-        "chance AUPRC",
         "threshold",
         "accuracy",
-        "F1",
         "sensitivity",
         "specificity",
-    )
-    g.doc.add(
-        "detection", found.name, Table(f"Detection, by image; {about}. The bar goes from 0 to 1.", headings, rows)
-    )
+        "F1",
+    ]
+    g.doc.add("detection", found.name, Table(f"Detection, by image; {about}. The bars go from 0 to 1.", headings, rows))
     if notes:
         g.doc.add("detection", found.name, Notes(notes, warning=True))
     _shared_pictures(g, found, results)
@@ -298,11 +299,16 @@ def add_figures(g: Gathering, found: Found) -> None:
 
 def _row(name: str, result: dict[str, Any]) -> list[Any]:
     images, decisions, at = result["images"], result["decisions"], result["threshold"]
+    by_group, wilson = result.get("decision_intervals"), decisions["wilson"]
+    threshold = Cell(format_number(float(at["value"])), float(at["value"]), f"by {at['rule']}")
+    rates = []
+    for key in ("accuracy", "sensitivity", "specificity"):
+        low, high = (by_group[key]["low"], by_group[key]["high"]) if by_group else wilson[key]
+        rates.append(interval({"value": decisions[key], "low": low, "high": high}, drawn=False))
     return [
         name, Cell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"]),
-        interval(result["auroc"]), interval(result["auprc"]), result["auprc"]["chance"],
-        f"{at['rule']} {format_number(float(at['value']))}",
-        *(decisions[key] for key in ("accuracy", "f1", "sensitivity", "specificity")),
+        interval(result["auroc"]), interval(result["auprc"]), threshold,
+        *rates, decisions["f1"],
     ]  # fmt: skip
 
 
@@ -315,12 +321,12 @@ def _glance(results: dict[str, Any]) -> list[str]:
             continue
         area, images = result["auroc"], result["images"]
         text = (
-            f"{name}: AUROC {interval(area).text} on {images['normal']:,} normal and {images['anomalous']:,} anomalous images "
+            f"{name}: AUROC {in_words(area)} on {images['normal']:,} normal and {images['anomalous']:,} anomalous images "
             "(0.5 is chance)"
         )
         if baseline is not None:
             theirs = baseline["auroc"]
-            text += f"; mean colour alone: {interval(theirs).text}"
+            text += f"; mean colour alone: {in_words(theirs)}"
             if None not in (area["low"], theirs["high"]) and not area["low"] > theirs["high"]:
                 text += (
                     ". It is not clearly better than mean colour"

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.jobs.report_gather import Found, Gathering, in_words, listed, pairs, read_json, read_rows, well_formed
 from gan_uad.jobs.slide_tasks import SLIDES
 from gan_uad.report.html import Cell, Notes, Table, interval, percent
 from gan_uad.report.tables import format_number
@@ -107,7 +107,7 @@ def add_slide_figures(g: Gathering, found: Found) -> None:
                 count = Cell(f"{n['normal']:,} + {n['anomalous']:,}", n["normal"] + n["anomalous"])
                 rows.append([name, by, count, interval(areas["auroc"]), interval(areas["auprc"])])
             best, n = result["scores"]["top_k"]["auroc"], result["slides"]
-            told = f"{name}: slides are told apart with AUROC {interval(best).text} ({n['normal']} normal and {n['anomalous']} anomalous)"
+            told = f"{name}: slides are told apart with AUROC {in_words(best)} ({n['normal']} normal and {n['anomalous']} anomalous)"
             g.doc.result(found.name, told + ".")
             _froc(g, found, name, result)
             notes = dict.fromkeys([*result["notes"], *(areas["auroc"]["note"] for areas in result["scores"].values())])
@@ -135,5 +135,5 @@ def _froc(g: Gathering, found: Found, name: str, result: dict[str, Any]) -> None
         return
     of = f"{froc['lesions']} lesions on {froc['slides']} slides"
     rows = [[Cell(rate, float(rate)), percent(share)] for rate, share in froc["rates"].items()]
-    caption = f"{name}: lesions found; {of}. FROC score (mean of the rows) {interval(froc['score']).text}"
+    caption = f"{name}: lesions found; {of}. FROC score (mean of the rows) {in_words(froc['score'])}"
     g.doc.add("slides", found.name, Table(caption, ("false alarms a slide", "lesions found"), rows))

@@ -59,10 +59,11 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table whose text is not what it is sorted by. `span`: (value, low, high) in [0, 1], drawn as an interval."""
+    """A cell of a table whose text is not what it is sorted by. `below`: a smaller line. `span`: (value, low, high) in [0, 1], drawn."""
 
     text: str
     sort: float | None = None
+    below: str = ""
     span: tuple[float, float, float] | None = None
 
 
@@ -221,11 +222,12 @@ def embed(source: Path | NDArray[np.uint8]) -> Picture:
 
 
 def interval(figure: Mapping[str, Any], *, drawn: bool = True) -> Cell:
-    """A figure `{value, low, high}` in [0, 1] with its interval, as text and drawn."""
+    """A figure `{value, low, high}` in [0, 1] with its interval, as text and, if asked, drawn."""
     value, low, high = (figure.get(key) for key in ("value", "low", "high"))
+    text, _, below = format_interval(value, low, high).partition(" ")
     numbers = [float(v) for v in (value, low, high) if v is not None and math.isfinite(v)]
     span = (numbers[0], numbers[1], numbers[2]) if drawn and len(numbers) == 3 else None
-    return Cell(format_interval(value, low, high), numbers[0] if numbers else None, span)
+    return Cell(text, numbers[0] if numbers else None, "" if value is None else below, span)
 
 
 def percent(share: float | None) -> Cell:

@@ -1,0 +1,140 @@
+"""Of a report: the table of `gan-uad benchmark`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, well_formed
+from gan_uad.report.html import Cell, Folded, Notes, Table, interval
+from gan_uad.report.tables import format_number
+
+RESULTS = "results.json"
+RATES = {
+    "fpr5_sensitivity": "sensitivity (5 %)", "fpr5_specificity": "specificity (5 %)", "fpr5_f1": "F1 (5 %)",
+    "youden_accuracy": "accuracy (Youden)", "youden_f1": "F1 (Youden)", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
+}  # fmt: skip
+COSTS = ("train_seconds", "train_images_per_s", "score_images_per_s")
+ABOUT = (
+    "Test split, with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several seeds: mean ± "
+    "standard deviation. (5 %): at the threshold that 5 % of validation normals exceed; (Youden): at the largest J on validation images."
+)
+
+
+def add_benchmark(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad benchmark`: methods by data set, costs, what was chosen, what failed and what was not run."""
+    result = read_json(found.path / RESULTS)
+    with well_formed(found.path / RESULTS):
+        summary = result["summary"]
+        if result.get("about"):
+            g.doc.add("benchmark", found.name, Notes([result["about"].strip()]))
+        if summary:
+            _tables(g, found, summary)
+        g.doc.add(
+            "benchmark",
+            found.name,
+            Notes([ABOUT, *(f"{name}: {note.strip()}" for name, note in result["data"].items() if note)]),
+        )
+        _searches(g, found, result["cells"])
+        _warnings(g, found, result["cells"])
+        _results(g, found, summary)
+        for number, machine in enumerate(result["machines"], 1):
+            _machine(
+                g, found, machine, f"Machine {number} of {len(result['machines'])}, benchmark {result['benchmark']}"
+            )
+        for failed in result["failed"]:
+            g.doc.missing(found.name, f"FAILED: {failed['cell']}: {failed['error']}")
+        if left := result["not_run"]:
+            g.doc.missing(
+                found.name,
+                f"{len(left)} cells of the benchmark were not run yet: {'; '.join(left[:8])}{' ...' if len(left) > 8 else ''}",
+            )
+        if short := [_name(row) for row in summary if row["training"] == "short"]:
+            g.doc.missing(
+                found.name, f"SHORT: trained for less than their configurations, as published, say: {'; '.join(short)}"
+            )
+        if any(len(row["seeds"]) == 1 and row["seeds"] != [None] for row in summary):
+            g.doc.missing(found.name, "rows of one seed do not tell how much a training depends on it")
+
+
+def _tables(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
+    shown = {key: heading for key, heading in RATES.items() if any(row[key] for row in summary)}
+    rows = []
+    for row in summary:
+        n = Cell(f"{row['normal']:,} + {row['anomalous']:,}", row["normal"] + row["anomalous"])
+        areas = [_figure(row[key], drawn=key == "auroc") for key in ("auroc", "auprc")]
+        rows.append([row["data"], _name(row), len(row["seeds"]), n, *areas, *(_figure(row[key]) for key in shown)])
+    headings = ("data", "method", "seeds", "normal + anomalous", "AUROC", "AUPRC", *shown.values())
+    g.doc.add(
+        "benchmark", found.name, Table("Methods compared. The bar of the AUROC goes from 0 to 1.", headings, rows)
+    )
+    costs = [
+        [row["data"], _name(row), row["kimg"], row["training"], *(_figure(row[k], 1) for k in COSTS)]
+        for row in summary if row["training"]
+    ]  # fmt: skip
+    if costs:
+        headings = ("data", "method", "kimg", "training", "training s", "images/s in training", "images/s in scoring")
+        g.doc.add("benchmark", found.name, Table("What it cost", headings, costs))
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    """A method with all that tells it from others."""
+    settings = sorted({text for text in row["settings"] if text})
+    return ", ".join(part for part in (row["method"], row["scoring"], row["overrides"], *settings) if part)
+
+
+def _figure(found: dict[str, Any] | None, digits: int = 3, drawn: bool = False) -> Cell | None:
+    """A figure of one seed with its interval, or of several as mean ± standard deviation."""
+    if found is None:
+        return None
+    if "low" in found:
+        return interval({"value": found["mean"], **found}, drawn=drawn)
+    spread = "" if found["sd"] is None else f"± {format_number(found['sd'], digits)}"
+    return Cell(format_number(found["mean"], digits), found["mean"], spread)
+
+
+def _searches(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+    for cell in cells:
+        if search := cell.get("search"):
+            rows = [
+                [a["settings"], a["figure"], "yes" if a["settings"] == search["chosen"] else ""]
+                for a in search["attempts"]
+            ]
+            caption = f"Search: {cell['data']}, {cell['method']}, seed {cell['seed']}: chosen by {search['by']}, never by the test split"
+            g.doc.add("benchmark", found.name, Table(caption, ("settings", search["by"], "chosen"), rows))
+
+
+def _warnings(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+    said = [
+        f"{cell['data']}, {cell['method']}, seed {cell['seed']}: {text}"
+        for cell in cells
+        for text in cell["warnings"]
+        if "`" not in text
+    ]
+    if said:
+        g.doc.add("benchmark", found.name, Folded(f"Warnings of single cells ({len(said)})", "\n".join(said)))
+
+
+def _results(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
+    """The best method of each data set, and mean colour beside it."""
+    for data in dict.fromkeys(row["data"] for row in summary):
+        known = [row for row in summary if row["data"] == data and row["auroc"]]
+        if not known:
+            continue
+        best = max(known, key=lambda row: row["auroc"]["mean"])
+        baseline = next((row for row in known if row["method"] == "mean colour"), None)
+        text = f"{data}: the highest AUROC of {len(known)} rows is {best['auroc']['mean']:.3f}, of {_name(best)}"
+        if baseline is not None and best is not baseline:
+            text += f"; mean colour: {baseline['auroc']['mean']:.3f}"
+        g.doc.result(found.name, f"{text}. The best of many is flattered by the choice.")
+
+
+def _machine(g: Gathering, found: Found, about: Mapping[str, Any], title: str) -> None:
+    versions = {"Python": about.get("python"), **{k: v for k, v in about.get("packages", {}).items() if v}}
+    hardware = ", ".join(about.get("cuda") or []) or f"CPU, {about.get('cpu_cores', '?')} cores"
+    table = {
+        "Hardware": f"{hardware}; {about.get('platform', '')}",
+        "Versions": listed(versions),
+        "Revision": about.get("git") or "unknown",
+    }
+    g.doc.add("runs", found.name, pairs(title, table))
