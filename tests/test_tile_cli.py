@@ -252,6 +252,20 @@ def test_contact_sheet_shows_tissue_by_colour(run: Run, rectangles: Path, tmp_pa
     assert np.abs(tint(64, 320) - (220, 40, 40)).max() < 15  # none
 
 
+@pytest.mark.usefixtures("no_sheet")
+def test_pictures_that_tile_adds_are_no_images_left_out(run: Run, rectangles: Path, tmp_path: Path) -> None:
+    """Unlike others that `index.csv` does not name, be they called the same."""
+    run(rectangles, *GRID)
+    out = tmp_path / "out"
+    settings = DataConfig(path=str(out))
+    shutil.copy(out / "slide" / "tissue.png", out / "slide" / "contact_sheet.jpg")
+    assert open_source(out, settings).notes == []
+    (out / "other").mkdir()
+    for name in ("other/tissue.png", "slide/mine.png"):
+        shutil.copy(out / "slide" / "tissue.png", out / name)
+    assert open_source(out, settings).notes == ["2 images are not named in index.csv and left out"]
+
+
 def test_real_slide(run: Run, shared_data: Path, tmp_path: Path) -> None:
     """The made-up polygons of the real slide: labels against shapely, by the same file read in another way."""
     folder = shared_data / "slides"

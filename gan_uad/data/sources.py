@@ -24,6 +24,8 @@ from gan_uad.data.manifest import Manifest
 from gan_uad.errors import UserError
 
 INDEX = "index.csv"
+# What `gan-uad tile` puts beside the tiles of each slide.
+RECORD, MASK, SHEET = "slide.json", "tissue.png", "contact_sheet.jpg"
 
 
 class Source(Protocol):
@@ -198,8 +200,10 @@ class ImageSource:
                 why = "lies outside; names must be relative to the index" if outside else "is not there"
                 raise UserError(f"{where}:{_line_of(self.files.read(index), given)}: {given!r} {why}")
         notes = []
-        if unlisted := len(set(images) - set(image) - set(mask)):
-            notes.append(f"{unlisted} images are not named in {INDEX} and left out")
+        unlisted = {PurePosixPath(name) for name in set(images) - set(image) - set(mask)}
+        by_tile = {p for p in unlisted if p.name in {MASK, SHEET} and (p.parent / RECORD).as_posix() in known}
+        if left := len(unlisted - by_tile):
+            notes.append(f"{left} images are not named in {INDEX} and left out")
         if data.normal_classes:
             if not any(manifest.klass):
                 raise UserError(

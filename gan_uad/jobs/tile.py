@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from gan_uad import console
+from gan_uad.data.sources import INDEX, RECORD
 from gan_uad.errors import UserError
 from gan_uad.files import alone, atomic, explained, make_folder, write_json
 from gan_uad.jobs.slide_tasks import Task, each, tasks_of, tell_failures
-from gan_uad.jobs.tile_slide import COLUMNS, RECORD, ROWS, TileSettings, cut_slide
+from gan_uad.jobs.tile_slide import COLUMNS, ROWS, TileSettings, cut_slide
 from gan_uad.slides.annotations import find_annotation
 
-INDEX, SETTINGS = "index.csv", "tile.json"
+SETTINGS = "tile.json"
 
 
 def tile(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gan_uad import console
 from gan_uad.data.images import Pixels
 from gan_uad.data.manifest import ANOMALOUS, NORMAL, UNKNOWN
+from gan_uad.data.sources import MASK, SHEET
 from gan_uad.errors import UserError
 from gan_uad.files import explained, write_text
 from gan_uad.report.slides import contact_sheet
@@ -31,7 +32,7 @@ COLUMNS = (
 )  # fmt: skip
 CLASSES = {NORMAL: "normal", ANOMALOUS: "tumour", UNKNOWN: "border"}  # of annotated slides
 WANTED = {"normal": NORMAL, "tumour": ANOMALOUS}
-RECORD, ROWS, MASK, SHEET = "slide.json", "tiles.csv", "tissue.png", "contact_sheet.jpg"
+ROWS = "tiles.csv"
 ENLARGED = 1.1  # a slide may be so much coarser than the tiles before it is refused
 SHEET_SIDE, CELL = 1500, 6  # px of the longer side of the overview, and of its cells at least
 SAMPLES = 16  # tiles shown on the sheet
