@@ -310,9 +310,7 @@ def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
     with pytest.raises(UserError, match="at least 10 validation normals, got 9"):
         scorer_of(plain, "z", combine="max").fit([], [(pictures(9), torch.zeros(9))])
     lacking = scorer_of(plain, "z", combine="max", parts=["l1", "noise"])
-    with pytest.raises(
-        UserError, match="there is no noise here; this inverter and generator give residual, features, l1"
-    ):
+    with pytest.raises(UserError, match="there is no noise here; what is measured is residual, features, l1"):
         lacking.fit([], [(pictures(10), torch.zeros(10))])
     scorer_of(plain, "z").fit([], [(pictures(2), torch.zeros(2))])
 

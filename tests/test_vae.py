@@ -23,6 +23,7 @@ from gan_uad import registry
 from gan_uad.config import DataConfig, load_config
 from gan_uad.data.patches import PatchSet, load_patches, to_tensor
 from gan_uad.errors import UserError
+from gan_uad.metrics.tails import Tail
 from gan_uad.networks import vae
 from gan_uad.scoring.base import load_scorer
 
@@ -495,6 +496,25 @@ def test_a_saved_scorer_gives_the_same_scores(tmp_path: Path) -> None:
     assert not made.learns
 
 
+@pytest.mark.parametrize(("way", "parts"), [("fisher", None), ("max", ["ssim", "kl"])])
+def test_parts_are_combined_by_how_rare_they_are_among_normals(tmp_path: Path, way: str, parts: Any) -> None:
+    """Each by the tail of validation normals; `elbo` is the sum of two others, so it does not count again. Kept in the file."""
+    made = scorer(combine=way, parts=parts)
+    with pytest.raises(UserError, match="needs to know validation normals first"):
+        made.score(pictures(1))
+    normals, new = pictures(12), 0.5 * pictures(3)
+    made.fit([], [(normals, torch.zeros(12))])
+    known, found = made.measure(normals).parts, made.score(new)
+    used = parts or ["reconstruction", "kl", "l1", "emd", "ssim"]
+    log_p = [Tail.fit(known[name].double().numpy()).log_p(found.parts[name].double().numpy()) for name in used]
+    expected = -2 * np.sum(log_p, 0) if way == "fisher" else -np.min(log_p, 0)
+    np.testing.assert_allclose(found.image, expected, rtol=1e-5)
+    made.save(tmp_path / "scorer.safetensors")
+    other = {"vae": registry.build("network", "conv_vae", TINY["conv_vae"]).eval()}
+    again = load_scorer(tmp_path / "scorer.safetensors", nets=other, device=CPU)
+    assert torch.equal(again.score(new).image, found.image)
+
+
 def test_scorers_that_cannot_be() -> None:
     with pytest.raises(UserError, match="needs a trained VAE, not gan"):
         registry.build("scorer", "vae", {}, nets={"gan": None}, device=CPU)
@@ -503,6 +523,8 @@ def test_scorers_that_cannot_be() -> None:
             scorer(**options)
     with pytest.raises(UserError, match="option score: input should be"):
         scorer(score="emb")
+    with pytest.raises(UserError, match="no part is called 'emb': did you mean 'emd'"):
+        scorer(combine="max", parts=["emb"])
     broken = network()
     with torch.no_grad():
         broken.E[-1].bias[0] = math.nan

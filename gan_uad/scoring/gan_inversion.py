@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gan_uad.errors import UserError, near
 from gan_uad.features.lpips import PERCEPTUAL, PerceptualDistance, perceptual_distance
-from gan_uad.metrics.tails import COMBINATIONS, LEAST, Tail, combine
 from gan_uad.networks.sampling import style_based
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scorer, Scores, check_images
+from gan_uad.scoring.base import Scores, check_images
+from gan_uad.scoring.combining import CombiningScorer
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
 
@@ -52,7 +49,7 @@ class Inverts(Protocol):
 
 
 @register("gan_inversion", kind="scorer")
-class GanInversionScorer(Scorer):
+class GanInversionScorer(CombiningScorer):
     """Distance to the closest normal image G(·) that an inverter finds for an image x, in several parts.
 
     Parts, each `[N]`, higher = further from normal:
@@ -66,13 +63,15 @@ class GanInversionScorer(Scorer):
       ‖z‖ is from that of N(0, 1) (for PGAN, which sees the direction of z alone, that is only how far a search strayed);
     - `noise`, where noise maps were found too: how much of the squared difference they took away (`painted`).
 
-    `combine` "own": the method's score, such as A(x) = A_R + κ·A_D (f-AnoGAN, section 2.3). "fisher", "max": each part as a tail
-    probability of validation normals (`Tail`), combined by `metrics.tails.combine`, with no weight to set; needs `calibrate`. The
-    parts are all there are but `residual`, which is `l1` or `l2` on another scale and would count twice, or those named by `parts`.
+    `combine` "own": the method's score, such as A(x) = A_R + κ·A_D (f-AnoGAN, section 2.3); "fisher", "max": `CombiningScorer`, without
+    `residual`, which is `l1` or `l2` on another scale, unless `parts` names it.
 
     The maps are |x − G| averaged over colours, in [0, 2], and that of the perceptual distance, under a Gaussian of `smooth` px.
     Before calibration `map` is the first alone.
     """
+
+    PARTS = PARTS
+    REPEATED = frozenset({"residual"})
 
     def __init__(
         self,
@@ -83,28 +82,18 @@ class GanInversionScorer(Scorer):
         smooth: float = 1.0,
     ) -> None:
         """`perceptual`: "none" or one of `PERCEPTUAL`; None: the inverter's own, if it has one. Raises `ValueError` and `UserError`."""
-        if combine not in ("own", *COMBINATIONS):
-            raise ValueError(f"combine must be own, fisher or max, got {combine!r}")
-        if parts is not None and (combine == "own" or not parts):
-            raise ValueError(
-                "parts are named for combine=fisher or max, at least one; the method's own score has its own"
-            )
-        for name in parts or []:
-            if name not in PARTS:
-                raise ValueError(f"no part is called {name!r}: {near(name, PARTS)}")
+        super().__init__(combine, parts)
         if perceptual not in (None, "none", *PERCEPTUAL):
             raise ValueError(f"perceptual must be none or one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
         if not 0 <= smooth <= MOST_SMOOTH:  # so that NaN is refused too
             raise ValueError(f"smooth must be in [0, {MOST_SMOOTH}], got {smooth}")
-        self.inverter, self.combine, self.parts, self.smooth = inverter, combine, parts, smooth
+        self.inverter, self.smooth = inverter, smooth
         self.micro_batch, self.resolution = inverter.micro_batch, inverter.generator.resolution
         self.chunk = BATCHES * self.micro_batch if getattr(inverter, "steps", 0) else None
-        self.least_normals = 0 if combine == "own" else LEAST
         self._theirs: PerceptualDistance | None = getattr(inverter, "perceptual", None)
         self.perceptual = self._perceptual(perceptual)
         weights = "" if self.perceptual is None else self.perceptual.weights
         self.rests_on = "; ".join(dict.fromkeys(text for text in (getattr(inverter, "rests_on", ""), weights) if text))
-        self.tails: dict[str, Tail] | None = None  # of the parts of validation normals
         self._cloud: LatentCloud | None = None
 
     def _perceptual(self, name: str | None) -> PerceptualDistance | None:
@@ -159,44 +148,6 @@ class GanInversionScorer(Scorer):
             parts["noise"] = painted(G, w if w.ndim == 3 else G.spread(w), images, found.reconstruction)
         return parts
 
-    def calibrate(self, normals: Scores) -> Tensor:
-        """See `Scorer`: the tails of the parts. Raises `UserError` for fewer than 10 normals, unless the score is the method's own."""
-        scores = super().calibrate(normals)
-        if self.combine == "own":
-            return scores
-        if len(normals.image) < LEAST:
-            raise UserError(
-                f"combine={self.combine} rests on at least {LEAST} validation normals, got {len(normals.image)}: "
-                "give more, or take combine=own"
-            )
-        values = {name: normals.parts[name].double().numpy() for name in self._chosen(normals.parts)}
-        self.tails = {name: Tail.fit(part) for name, part in values.items()}
-        return self._combined([self.tails[name].left_out_log_p(part) for name, part in values.items()])
-
-    def _chosen(self, parts: dict[str, Tensor]) -> list[str]:
-        chosen = self.parts or [name for name in parts if name != "residual"]
-        for name in chosen:
-            if name not in parts:
-                raise UserError(
-                    f"scoring.options.parts: there is no {name} here; this inverter and generator give {', '.join(parts)}"
-                )
-        return [name for name in PARTS if name in chosen]
-
-    def _combined(self, log_p: list[Any]) -> Tensor:
-        return torch.from_numpy(combine(np.stack(log_p), self.combine)).float()
-
-    def settle(self, measured: Scores) -> Scores:
-        """See `Scorer`. Raises `UserError` where parts are to be combined and nothing was calibrated."""
-        settled = super().settle(measured)
-        if self.combine == "own":
-            return settled
-        if self.tails is None:
-            raise UserError(
-                f"combine={self.combine} needs to know validation normals first: fit the scorer with a validation set, or take combine=own"
-            )
-        log_p = [tail.log_p(measured.parts[name].double().numpy()) for name, tail in self.tails.items()]
-        return replace(settled, image=self._combined(log_p))
-
     def tensors(self) -> dict[str, Tensor]:
         """The inverter's networks, and the values of the tails."""
         nets = {
@@ -204,12 +155,11 @@ class GanInversionScorer(Scorer):
             for role, net in self.inverter.networks().items()
             for name, tensor in net.state_dict().items()
         }
-        return nets | {f"tail.{name}": torch.from_numpy(tail.values) for name, tail in (self.tails or {}).items()}
+        return nets | super().tensors()
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `Scorer`."""
+        super().take(tensors)
         self._cloud = None
-        tails = {k.removeprefix("tail."): Tail.fit(v.numpy()) for k, v in tensors.items() if k.startswith("tail.")}
-        self.tails = {name: tails[name] for name in PARTS if name in tails} or None
         for role, net in self.inverter.networks().items():
             net.load_state_dict({k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")})

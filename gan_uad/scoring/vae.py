@@ -14,7 +14,8 @@ from gan_uad.metrics.emd import intensity_emd
 from gan_uad.metrics.ssim import ssim
 from gan_uad.networks.vae import kl_divergence, squared_error
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.base import Scores
+from gan_uad.scoring.combining import CombiningScorer
 from gan_uad.scoring.gan_inversion import COLUMN_OF
 
 Score = Literal["elbo", "reconstruction", "kl", "l1", "emd", "ssim", "perceptual"]
@@ -22,7 +23,7 @@ Map = Literal["l1", "ssim", "perceptual"]
 
 
 @register("vae", kind="scorer")
-class VAEScorer(Scorer):
+class VAEScorer(CombiningScorer):
     """Distance of an image to its reconstruction from μ (nothing is drawn), and of q(z|x) to N(0, 1); `score` says which is the score.
 
     Parts: `reconstruction`, the sum of squared differences; `kl`, KL(q(z|x) ‖ N(0, 1)) in nats; `elbo`, the negative ELBO, their sum
@@ -32,7 +33,12 @@ class VAEScorer(Scorer):
 
     The map is that of `map`, by default that of the score where it has one, else `l1`: the absolute difference averaged over colours,
     1 − SSIM, or the perceptual distance, place by place. The earth mover's distance has none: it does not know places.
+
+    `combine` "fisher", "max": `CombiningScorer`, without `elbo`, the sum of two other parts, unless `parts` names it.
     """
+
+    PARTS = ("reconstruction", "kl", "elbo", "l1", "emd", "ssim", *COLUMN_OF.values())
+    REPEATED = frozenset({"elbo"})
 
     def __init__(
         self,
@@ -41,7 +47,10 @@ class VAEScorer(Scorer):
         score: Score = "elbo",
         map: Map | None = None,
         perceptual: Literal["none", "efficientnet_lite0", "vgg", "alex"] = "efficientnet_lite0",
+        combine: str = "own",
+        parts: list[str] | None = None,
     ) -> None:
+        super().__init__(combine, parts)
         if "vae" not in nets:
             raise UserError(f"the scorer vae needs a trained VAE, not {', '.join(nets)}")
         self.net, self.device = nets["vae"], device
@@ -85,12 +94,13 @@ class VAEScorer(Scorer):
         return Scores(on_cpu[self.chosen], on_cpu, maps[self.shown].float().cpu(), again.cpu())
 
     def tensors(self) -> dict[str, Tensor]:
-        """The network's."""
-        return dict(self.net.state_dict())
+        """The network's, and the values of the tails."""
+        return {f"vae.{name}": tensor for name, tensor in self.net.state_dict().items()} | super().tensors()
 
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `Scorer`."""
-        self.net.load_state_dict(tensors)
+        super().take(tensors)
+        self.net.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")})
 
 
 def _tensor(values: np.ndarray[Any, Any]) -> Tensor:

@@ -1,0 +1,87 @@
+"""One score of many parts without a weight to set: each part by how rare its value is among validation normals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_uad.errors import UserError, near
+from gan_uad.metrics.tails import COMBINATIONS, LEAST, Tail, combine
+from gan_uad.scoring.base import Scorer, Scores
+
+
+class CombiningScorer(Scorer):
+    """A scorer of several parts whose score is the method's own, or what its parts come to together.
+
+    `combine` "own": the method's own score. "fisher", "max": each part as a tail probability of validation normals (`Tail`), combined by
+    `metrics.tails.combine`; needs `calibrate`. `parts`: which, default all but `REPEATED`.
+    """
+
+    PARTS: ClassVar[tuple[str, ...]]  # all that the scorer may have, in the order in which they are combined
+    REPEATED: ClassVar[frozenset[str]] = frozenset()  # those that say what others say already, and would count twice
+
+    def __init__(self, combine: str, parts: list[str] | None) -> None:
+        """Raises `ValueError` for what cannot be combined."""
+        if combine not in ("own", *COMBINATIONS):
+            raise ValueError(f"combine must be own, fisher or max, got {combine!r}")
+        if parts is not None and (combine == "own" or not parts):
+            raise ValueError(
+                "parts are named for combine=fisher or max, at least one; the method's own score has its own"
+            )
+        for name in parts or []:
+            if name not in self.PARTS:
+                raise ValueError(f"no part is called {name!r}: {near(name, self.PARTS)}")
+        self.combine, self.parts = combine, parts
+        self.least_normals = 0 if combine == "own" else LEAST
+        self.tails: dict[str, Tail] | None = None  # of the parts of validation normals
+
+    def calibrate(self, normals: Scores) -> Tensor:
+        """See `Scorer`: the tails of the parts. Raises `UserError` for fewer than 10 normals, unless the score is the method's own."""
+        scores = super().calibrate(normals)
+        if self.combine == "own":
+            return scores
+        if len(normals.image) < LEAST:
+            raise UserError(
+                f"combine={self.combine} rests on at least {LEAST} validation normals, got {len(normals.image)}: "
+                "give more, or take combine=own"
+            )
+        values = {name: normals.parts[name].double().numpy() for name in self._chosen(normals.parts)}
+        self.tails = {name: Tail.fit(part) for name, part in values.items()}
+        return self._combined([self.tails[name].left_out_log_p(part) for name, part in values.items()])
+
+    def settle(self, measured: Scores) -> Scores:
+        """See `Scorer`. Raises `UserError` where parts are to be combined and nothing was calibrated."""
+        settled = super().settle(measured)
+        if self.combine == "own":
+            return settled
+        if self.tails is None:
+            raise UserError(
+                f"combine={self.combine} needs to know validation normals first: fit the scorer with a validation set, or take combine=own"
+            )
+        log_p = [tail.log_p(measured.parts[name].double().numpy()) for name, tail in self.tails.items()]
+        return replace(settled, image=self._combined(log_p))
+
+    def _chosen(self, parts: dict[str, Tensor]) -> list[str]:
+        chosen = self.parts or [name for name in parts if name not in self.REPEATED]
+        for name in chosen:
+            if name not in parts:
+                raise UserError(
+                    f"scoring.options.parts: there is no {name} here; what is measured is {', '.join(parts)}"
+                )
+        return [name for name in self.PARTS if name in chosen]
+
+    def _combined(self, log_p: list[Any]) -> Tensor:
+        return torch.from_numpy(combine(np.stack(log_p), self.combine)).float()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The values of the tails."""
+        return {f"tail.{name}": torch.from_numpy(tail.values) for name, tail in (self.tails or {}).items()}
+
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """See `Scorer`."""
+        tails = {k.removeprefix("tail."): Tail.fit(v.numpy()) for k, v in tensors.items() if k.startswith("tail.")}
+        self.tails = {name: tails[name] for name in self.PARTS if name in tails} or None
