@@ -1,0 +1,247 @@
+"""The table of a benchmark, from whatever cells are finished: results.csv .json .md .tex."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gan_uad import __version__
+from gan_uad.files import write_json, write_text
+from gan_uad.jobs.benchmark_file import Benchmark
+from gan_uad.jobs.benchmark_plan import OWN, Cell
+from gan_uad.report.tables import MISSING, format_interval, format_number, table
+
+FORMAT = 1
+BASELINE = "mean colour"
+RULES = {"fpr5": "5 %", "youden": "Youden"}
+RATES = ("accuracy", "f1", "sensitivity", "specificity")
+PIXELS = ("pixel_auroc", "aupro", "dice", "iou")
+ERRORS = ("reconstruction", "kl", "val_reconstruction", "val_kl")
+FIGURES = ("auroc", "auprc", *(f"{rule}_{rate}" for rule in RULES for rate in RATES), *PIXELS, *ERRORS)
+COLUMNS = (
+    "data", "method", "scoring", "overrides", "seed", "settings", "resolution", "normal", "anomalous", "auroc", "auroc_low", "auroc_high",
+    "auprc", "auprc_low", "auprc_high", *FIGURES[2:], "kimg", "training", "train_seconds", "train_images_per_s", "score_images_per_s",
+    "runs", "folder",
+)  # fmt: skip
+DETECTION = {
+    "data": "data", "method": "method", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC", "pixel_auroc": "pixel AUROC",
+    "kimg": "kimg", "training": "training",
+}  # fmt: skip
+DECISIONS = {
+    "data": "data", "method": "method",
+    **{f"{rule}_{rate}": f"{'F1' if rate == 'f1' else rate} ({at})" for rule, at in RULES.items() for rate in RATES},
+}  # fmt: skip
+COSTS = {
+    "data": "data", "method": "method", "kimg": "kimg", "training": "training", "train_seconds": "training s",
+    "train_images_per_s": "images/s in training", "score_images_per_s": "images/s in scoring",
+    "reconstruction": "reconstruction", "kl": "KL", "val_reconstruction": "reconstruction (val)", "val_kl": "KL (val)",
+}  # fmt: skip
+ABOUT = (
+    "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several "
+    "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); (Youden): the largest "
+    "Youden's J on validation images of both labels. short: trained for less than the configuration, as published, says."
+)
+
+
+def collect(cells: Iterable[Cell], home: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[str]]:
+    """Of the cells of the table: what is finished, what failed and why, and what was not tried yet."""
+    done: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    missing: list[str] = []
+    for cell in cells:
+        folder = home / cell.folder
+        if (folder / "cell.json").is_file():
+            done.append(json.loads((folder / "cell.json").read_text(encoding="utf-8")))
+        elif cell.problem or (folder / "error.txt").is_file():
+            why = cell.problem or (folder / "error.txt").read_text(encoding="utf-8").strip()
+            failed.append({"cell": cell.label, "error": why, "log": f"{cell.folder}/log.txt"})
+        else:
+            missing.append(cell.label)
+    return done, failed, missing
+
+
+def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path) -> str:
+    """Write the four files; returns the table of detection as plain text."""
+    done, failed, missing = collect(cells, home)
+    rows = [row for cell in with_baselines(done) for row in [flat(cell)]]
+    summary = summarised(rows)
+    write_text(home / "results.csv", table(rows, COLUMNS, "csv"))
+    write_json(
+        home / "results.json",
+        {
+            "format": FORMAT, "benchmark": benchmark.name, "about": benchmark.about, "gan_uad": __version__, "columns": list(COLUMNS),
+            "data": {name: entry.note for name, entry in benchmark.data.items()},
+            "rows": rows, "summary": summary, "cells": done, "failed": failed, "not_run": missing,
+            "machines": _machines(done),
+        },
+    )  # fmt: skip
+    write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing))
+    shown = [_shown(row) for row in summary]
+    write_text(home / "results.tex", table(shown, _used(DETECTION, shown), "latex") if shown else "")
+    return table(shown, _used(DETECTION, shown), "text") if shown else ""
+
+
+def with_baselines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cells with a row of mean colour before the first of each data set and resolution, as its scoring found it."""
+    seen: set[tuple[str, int]] = set()
+    rows: list[dict[str, Any]] = []
+    by_data: dict[str, list[dict[str, Any]]] = {}
+    for cell in done:
+        by_data.setdefault(cell["data"], []).append(cell)
+    for cell in [cell for group in by_data.values() for cell in group]:
+        at = (cell["data"], cell["training"][-1]["resolution"])
+        if cell["baseline"] is not None and at not in seen:
+            seen.add(at)
+            about = {
+                "data": cell["data"],
+                "method": BASELINE,
+                "scoring": OWN,
+                "overrides": "",
+                "seed": None,
+                "settings": "",
+            }
+            rows.append({**about, **cell["baseline"], "resolution": at[1], "folder": cell["folder"]})
+        rows.append(cell)
+    return rows
+
+
+def flat(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell as a row of results.csv."""
+    row: dict[str, Any] = {key: cell.get(key) for key in ("data", "method", "overrides", "seed", "settings")}
+    row["scoring"] = "" if cell["scoring"] == OWN else cell["scoring"]
+    row |= {key: cell[key] for key in ("normal", "anomalous")}
+    for name in ("auroc", "auprc"):
+        found = cell[name] or {}
+        row |= {name: found.get("value"), f"{name}_low": found.get("low"), f"{name}_high": found.get("high")}
+    for rule in RULES:
+        row |= {f"{rule}_{rate}": (cell[rule] or {}).get(rate) for rate in RATES}
+    row |= {name: (cell.get("pixels") or {}).get(name) for name in PIXELS}
+    row["folder"] = cell["folder"]
+    trainings = cell.get("training", [])
+    if not trainings:
+        return {column: (row | {"resolution": cell["resolution"], "training": ""}).get(column) for column in COLUMNS}
+    last = trainings[-1]
+    seconds = [training["seconds"] for training in trainings]
+    row |= {key: last[key] for key in ("resolution", *ERRORS)}
+    row |= {
+        "kimg": " + ".join(f"{training['kimg']:g}" for training in trainings),
+        "training": "whole" if all(training["whole"] for training in trainings) else "short",
+        "train_seconds": None if None in seconds else round(sum(seconds), 2),
+        "train_images_per_s": last["images_per_s"], "score_images_per_s": cell["score_images_per_s"],
+        "runs": " ".join(training["run"] for training in trainings),
+    }  # fmt: skip
+    return {column: row.get(column) for column in COLUMNS}
+
+
+def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that differ in their seed alone (and in what was chosen) as one: mean and standard deviation of each figure."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in ("data", "method", "scoring", "overrides", "resolution"))
+        groups.setdefault(key, []).append(row)
+    return [_mean(members) for members in groups.values()]
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    first = rows[0]
+    same = ("data", "method", "scoring", "overrides", "resolution", "normal", "anomalous", "kimg")
+    result: dict[str, Any] = {key: first[key] for key in same}
+    result |= {"seeds": [row["seed"] for row in rows], "settings": [row["settings"] for row in rows]}
+    result["training"] = "short" if any(row["training"] == "short" for row in rows) else first["training"]
+    for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
+        values = [row[name] for row in rows if row[name] is not None]
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        result[name] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)} if values else None
+    for name in ("auroc", "auprc"):
+        if result[name] is not None and len(rows) == 1:
+            result[name] |= {"low": first[f"{name}_low"], "high": first[f"{name}_high"]}
+    return result
+
+
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the summary as cells of text."""
+    method = row["method"]
+    details = [row["scoring"], row["overrides"], *sorted({text for text in row["settings"] if text})]
+    shown: dict[str, Any] = {"data": row["data"], "method": ", ".join(part for part in [method, *details] if part)}
+    shown["n"] = f"{row['normal']} + {row['anomalous']}"
+    shown |= {key: row[key] for key in ("kimg", "training")}
+    for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
+        shown[name] = _figure(row[name], 3 if name in FIGURES[: -len(ERRORS)] else 1)
+    return shown
+
+
+def _figure(found: dict[str, Any] | None, digits: int) -> str | None:
+    if found is None:
+        return None
+    if "low" in found:
+        return format_interval(found["mean"], found["low"], found["high"])
+    value = format_number(found["mean"], digits)
+    return value if found["sd"] is None else f"{value} ± {format_number(found['sd'], digits)}"
+
+
+def _used(columns: dict[str, str], shown: list[dict[str, Any]]) -> dict[str, str]:
+    """The columns that some row has anything in."""
+    return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in shown)}
+
+
+def _markdown(
+    benchmark: Benchmark, summary: list[dict[str, Any]], done: list[dict[str, Any]], failed: list[dict[str, str]], missing: list[str]
+) -> str:  # fmt: skip
+    shown = [_shown(row) for row in summary]
+    parts = [f"# {benchmark.name}\n", benchmark.about.strip() + "\n" if benchmark.about else "", ABOUT + "\n"]
+    parts += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
+    for title, columns in (("Detection", DETECTION), ("Decisions", DECISIONS), ("Training and speed", COSTS)):
+        if shown:
+            parts += [f"## {title}\n", table(shown, _used(columns, shown), "markdown")]
+    parts += _searches(done)
+    if failed:
+        parts += ["## Failed\n", "".join(f"- {one['cell']}: {one['error']} (`{one['log']}`)\n" for one in failed)]
+    if missing:
+        parts += ["## Not run yet\n", "".join(f"- {label}\n" for label in missing)]
+    parts += ["## Made with\n", "".join(f"- {text}\n" for text in _machines_in_words(done))]
+    return "\n".join(part for part in parts if part)
+
+
+def _searches(done: list[dict[str, Any]]) -> list[str]:
+    """Every attempt of every search, and which was chosen."""
+    parts: list[str] = []
+    for cell in done:
+        if (search := cell.get("search")) is None:
+            continue
+        rows = [
+            {
+                "settings": one["settings"],
+                "figure": one["figure"],
+                "chosen": "yes" if one["settings"] == search["chosen"] else "",
+            }
+            for one in search["attempts"]
+        ]
+        title = ", ".join(
+            part for part in (cell["data"], cell["method"], cell["overrides"], f"seed {cell['seed']}") if part
+        )
+        parts += [
+            f"## Search: {title}\n",
+            f"Chosen by {search['by']}; the test split was read for the chosen one alone.\n",
+        ]
+        parts.append(table(rows, {"settings": "settings", "figure": search["by"], "chosen": "chosen"}, "markdown"))
+    return parts
+
+
+def _machines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The different machines and versions that cells were made with."""
+    found: list[dict[str, Any]] = []
+    for cell in done:
+        if cell["environment"] not in found:
+            found.append(cell["environment"])
+    return found
+
+
+def _machines_in_words(done: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"gan_uad {one['packages']['gan_uad']} ({one['git'] or MISSING}), torch {one['packages']['torch']}, Python {one['python']}, "
+        f"{one['platform']}, {one['cpu_cores']} cores, {', '.join(one['cuda']) or 'no GPU'}"
+        for one in _machines(done)
+    ]
