@@ -43,11 +43,16 @@ def fitted(name: str, net: Any, device: torch.device, images: torch.Tensor) -> S
 
 
 def trained(name: str, resolution: int, device: torch.device) -> Scorer:
-    """izi_f or densenet121, untrained."""
+    """izi_f, a conv_vae or a densenet121, untrained."""
     if name == "classifier":
         net = registry.build("network", "densenet121", {"resolution": resolution}).to(device).eval()
         classifier: Scorer = registry.build("scorer", name, {}, nets={"classifier": net}, device=device)
         return classifier
+    if name == "vae":
+        shape = {"resolution": resolution, **load_config("conv_vae_64").network}
+        vae = registry.build("network", "conv_vae", shape).to(device).eval()
+        made: Scorer = registry.build("scorer", name, {}, nets={"vae": vae}, device=device)
+        return made
     shape = {"resolution": resolution, **load_config("wgan_gp_64_small").network}
     nets = {
         "gan": registry.build("network", "wgan_gp", shape).to(device).eval(),
@@ -61,7 +66,7 @@ def trained(name: str, resolution: int, device: torch.device) -> Scorer:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", default="efficientnet_lite0")
-    parser.add_argument("--scorers", nargs="+", default=[*FITTED, "izi_f", "classifier"])
+    parser.add_argument("--scorers", nargs="+", default=[*FITTED, "izi_f", "vae", "classifier"])
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--normals", type=int, default=256)
     parser.add_argument("--images", type=int, default=64)
