@@ -36,7 +36,7 @@ def add_fid(g: Gathering, found: Found) -> None:
 
 
 def _cell(cell: Mapping[str, Any]) -> list[Any]:
-    kid = Cell(f"{1000 * cell['kid']:.2f} ± {1000 * cell['kid_std']:.2f}", cell["kid"])
+    kid = Cell(f"{1000 * cell['kid']:.2f}", cell["kid"], f"± {1000 * cell['kid_std']:.2f}")
     kimg = cell.get("kimg")
     return [
         cell["method"], cell["px"], None if kimg is None else Cell(f"{kimg:g}", kimg), cell["n"], cell["n_real"],
@@ -54,7 +54,7 @@ def _fid_notes(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
     g.doc.add("generation", found.name, Notes(list(notes)))
     if warnings := list(dict.fromkeys(f"{c['method']}, {c['px']} px: {w}." for c in cells for w in c["warnings"])):
         g.doc.add("generation", found.name, Notes(warnings, warning=True))
-    made = [cell for cell in cells if cell.get("run")]
+    made = [cell for cell in cells if cell.get("run") and cell.get("kimg") != 0]  # 0: the same nets untrained
     for cell in made:
         run = cell["run"]
         g.judged |= {Path(run["run"]).resolve(), Path(run["run"]).resolve().parent}
@@ -107,7 +107,7 @@ def _versions(g: Gathering, found: Found, what: str, about: Mapping[str, Any]) -
             "Command": shlex.join(map(str, about.get("command", []))),
             "Versions": listed({"Python": about.get("python"), **packages}),
             "Revision": about.get("git") or "unknown",
-            "Seed": about.get("seed"),
+            "Seed": str(about.get("seed", "unknown")),
         }
         g.doc.add("runs", found.name, pairs(what, table))
 
@@ -162,7 +162,7 @@ def add_folds(g: Gathering, found: Found) -> None:
                 if part:
                     rows += [_of_fold(model, f"{what}fold {k}", fold) for k, fold in enumerate(part["folds"], 1)]
                     mean = [
-                        f"{m['mean']:.3f} ± {m['sd']:.3f}"
+                        Cell(f"{m['mean']:.3f}", m["mean"], f"± {m['sd']:.3f}")
                         for m in (part["mean"][key] for key in ("auroc", "auprc", "accuracy", "f1"))
                     ]
                     rows += [

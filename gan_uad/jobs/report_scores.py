@@ -329,7 +329,7 @@ def _glance(results: dict[str, Any]) -> list[str]:
             text += f"; mean colour alone: {in_words(theirs)}"
             if None not in (area["low"], theirs["high"]) and not area["low"] > theirs["high"]:
                 text += (
-                    ". It is not clearly better than mean colour"
+                    ". The intervals overlap: it is not clearly better"
                     if area["value"] > theirs["value"]
                     else ". It is worse than mean colour"
                 )
