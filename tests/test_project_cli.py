@@ -14,9 +14,8 @@ from PIL import Image
 from projection_tools import SIZES, colour_distance, made, toy
 from score_tools import fails
 
-from gan_uad import registry
+from gan_uad import download, registry
 from gan_uad.data.patches import to_uint8
-from gan_uad.features import download
 from gan_uad.jobs import project as job
 from gan_uad.training.checkpoint import save_model
 

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
+from gan_uad import download
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.features import download, weights
+from gan_uad.features import weights
 from gan_uad.features.load import load_features
 
 BODY = bytes(range(256)) * 4096  # 1 MiB

@@ -1,4 +1,4 @@
-"""Fetching one large file over HTTP: it goes on where it stopped, and appears under its name only when its hash is right."""
+"""Fetching one large file over HTTP: it goes on where it stopped, and appears under its name only when it is the right one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import socket
 import time
 import urllib.error
 import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
 
@@ -26,37 +29,68 @@ SPARE = 64 << 20  # bytes that must stay free on the disk
 _MB = 1 << 20
 
 
+Check = Callable[[FileIO], str]  # what is wrong with an open file, '' where nothing is
+
+
 class Unreachable(Exception):
     """The address cannot be reached, or gives up before the file is whole; the message says why."""
 
 
-def download(url: str, target: Path, sha256: str) -> None:
-    """Bring the file at `url` to `target`, whose SHA-256 must begin with `sha256` (lower-case hex).
+class Refused(JobFailed):
+    """The server says no (HTTP 4xx), or gives another file than was asked for."""
+
+
+def hashed(digest: str) -> Check:
+    """A check of a hash such as `md5:0fe1…`; hex digits alone are the front of a SHA-256, all lower case."""
+    algorithm, _, digits = digest.rpartition(":")
+    algorithm = algorithm or "sha256"
+
+    def check(file: FileIO) -> str:
+        file.seek(0)
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+        return "" if found.startswith(digits) else f"{algorithm} {found} where it should begin with {digits}"
+
+    return check
+
+
+def whole_zip(file: FileIO) -> str:
+    """The check of a zip archive whose hash nobody published: every member is read against its CRC-32."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        return f"no whole zip archive in it ({error})"
+    return f"a damaged zip archive in it (the first bad member is {damaged})" if damaged else ""
+
+
+def download(url: str, target: Path, check: str | Check) -> None:
+    """Bring the file at `url` to `target`, if `check` (a hash as `hashed` takes it, or a function) finds nothing wrong with it.
 
     What a broken connection leaves stays as `<target>.part`, and the next call goes on from there. Processes that fetch the same file
-    at once wait for the first. Raises `Unreachable`, and `JobFailed` for a refusal (HTTP 4xx), too little disk and a wrong hash.
+    at once wait for the first. Raises `Unreachable`, `Refused` (HTTP 4xx; a wrong file), and `JobFailed` for too little disk.
     """
+    wrong = hashed(check) if isinstance(check, str) else check
     make_folder(target.parent)
-    part = target.with_name(f"{target.name}.part")
+    part = part_of(target)
     with explained(part), alone(part) as file:
         if target.is_file():  # somebody else fetched it while this process waited
             part.unlink(missing_ok=True)
             return
         resumed = file.seek(0, os.SEEK_END) > 0
         _fetch(url, file, target)
-        found = _sha256(file)
-        if resumed and not found.startswith(sha256):  # the part may have been of another file
+        if resumed and wrong(file):  # the part may have been of another file
             file.truncate(0)
             _fetch(url, file, target)
-            found = _sha256(file)
-        if not found.startswith(sha256):
+        if problem := wrong(file):
             part.unlink()
-            raise JobFailed(
-                f"{url} gave a file with sha256 {found} where it should begin with {sha256}: nothing was kept; try again, "
-                "or fetch it by other means"
-            )
+            raise Refused(f"{url} gave a file with {problem}: nothing was kept; try again, or fetch it by other means")
         os.fsync(file.fileno())
         os.replace(part, target)
+
+
+def part_of(target: Path) -> Path:
+    """Where the beginning of a file waits for the rest."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _fetch(url: str, file: FileIO, target: Path) -> None:
@@ -73,7 +107,7 @@ def _fetch(url: str, file: FileIO, target: Path) -> None:
                 return
             problem = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
-                raise JobFailed(
+                raise Refused(
                     f"{url}: {problem}; fetch {target.name} by other means and put it into {target.parent}"
                 ) from None
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
@@ -106,7 +140,9 @@ def _receive(url: str, file: FileIO, have: int, target: Path) -> bool:
         _check_disk(target, have, total)
         with console.progress(f"downloading {target.name}", (total or 0) / _MB, "MB", have / _MB) as bar:
             while piece := response.read(CHUNK):
-                file.write(piece)
+                rest = memoryview(piece)
+                while rest:  # a disk that fills up may take a part of it
+                    rest = rest[file.write(rest) :]
                 have += len(piece)
                 bar.update(have / _MB)
     return total is None or have == total
@@ -119,8 +155,3 @@ def _check_disk(target: Path, have: int, total: int | None) -> None:
             f"{target.name} needs {(total - have) / _MB:.0f} MB more in {target.parent}, where {free / _MB:.0f} MB are free: "
             "free some disk, then run again"
         )
-
-
-def _sha256(file: FileIO) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
