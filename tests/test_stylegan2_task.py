@@ -39,7 +39,7 @@ def weights(task: StyleGAN2Task) -> list[Tensor]:
 
 
 def test_regularisers_come_when_they_are_due() -> None:
-    found = steps(make(r1_interval=3, path_interval=2), 0, 6)
+    found = steps(make(r1_interval=3, path_interval=2), 0, 5)
     assert [i for i, figures in enumerate(found) if "r1" in figures] == [0, 3]
     assert [i for i, figures in enumerate(found) if "path_length" in figures] == [0, 2, 4]
     none = steps(make(r1_gamma=0.0, path_weight=0.0), 0, 1)[0]
@@ -61,7 +61,7 @@ def test_r1_gamma_follows_resolution_and_batch() -> None:
     made = {}
     for gamma in (None, 0.0002 * 16**2 / BATCH, 10.0):
         task = make(r1_gamma=gamma)
-        steps(task, 0, 2)
+        steps(task, 0, 1)
         made[gamma] = torch.cat([p.flatten() for p in task.D.parameters()])
     heuristic, same, other = made.values()
     assert torch.equal(heuristic, same)
@@ -70,16 +70,17 @@ def test_r1_gamma_follows_resolution_and_batch() -> None:
 
 @pytest.mark.parametrize("optim", [{}, {"augment": "bgc", "ada_kimg": 0.1, "ada_target": -1.0}])
 def test_a_resumed_task_is_the_same_bit_for_bit(optim: dict[str, Any]) -> None:
-    """Broken off in the middle of the intervals of R1, path length and ADA."""
-    whole, broken = make(**optim), make(**optim)
-    steps(whole, 0, 9)
-    steps(broken, 0, 5)
+    """Saved in the middle of the intervals of R1, path length and ADA, and gone on with beyond the next of each."""
+    optim = optim | {"r1_interval": 4, "path_interval": 4}
+    whole = make(**optim)
+    steps(whole, 0, 2)
     buffer = io.BytesIO()
-    torch.save(broken.state_dict(), buffer)
+    torch.save(whole.state_dict(), buffer)
+    steps(whole, 2, 5)
     buffer.seek(0)
     resumed = make(seed=1, **optim)
     resumed.load_state_dict(torch.load(buffer, weights_only=True))
-    steps(resumed, 5, 9)
+    steps(resumed, 2, 5)
     assert all(map(torch.equal, weights(whole), weights(resumed)))
     assert torch.equal(whole.path_mean, resumed.path_mean)
     assert whole.ada.p == resumed.ada.p
@@ -184,9 +185,9 @@ def test_augmentation_follows_the_signs_of_real_images() -> None:
     """A target below what D says makes p rise; one above lets it stay at 0. D sees the altered images."""
     rising, resting = (make(augment="bg", ada_target=target, ada_kimg=0.1) for target in (-1.5, 1.5))
     for task in (rising, resting):
-        figures = steps(task, 0, 8)
+        figures = steps(task, 0, 4)
     assert float(figures[-1]["ada_p"]) == 0
-    assert rising.ada.p == pytest.approx(8 * BATCH / 100)
+    assert rising.ada.p == pytest.approx(4 * BATCH / 100)
     seen: list[tuple[float, int]] = []
     resting.ada.observe = lambda sign, count: seen.append((sign, count))
     last = resting.step(batch(), 0)
@@ -223,7 +224,7 @@ def test_bf16_tracks_fp32() -> None:
     for enabled in (False, True):
         task = make(network={"low_precision_levels": 2})
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append([float(figures["loss_D"]) for figures in steps(task, 0, 4)])
+            found.append([float(figures["loss_D"]) for figures in steps(task, 0, 2)])
         assert all(p.dtype == torch.float32 for p in task.G.parameters())
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], rel=0.05)
@@ -250,7 +251,7 @@ def test_learning_makes_the_mean_colour_right() -> None:
     task = make(lr=0.01, ema_kimg=0.1, path_weight=0.0)
     colour = torch.tensor([0.6, -0.4, 0.2]).view(1, 3, 1, 1)
     before = float((task.sample().mean((0, 2, 3)) - colour.flatten()).abs().max())
-    for i in range(40):
+    for i in range(25):
         task.step(colour.expand(BATCH, 3, 16, 16) + 0.1 * batch(i), i * BATCH)
     after = float((task.sample().mean((0, 2, 3)) - colour.flatten()).abs().max())
     assert after < 0.25 < before
