@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 import gan_uad
-from gan_uad import cli_benchmark, cli_judging, cli_report, cli_slides, console
+from gan_uad import cli_benchmark, cli_download, cli_judging, cli_report, cli_slides, console
 from gan_uad.cli_options import device_option
 from gan_uad.device import share_cores
 from gan_uad.errors import Interrupted
@@ -325,6 +325,7 @@ def demo(out: Path, quick: bool, slide: bool, seed: int) -> None:
 for verb in (cli_judging.evaluate, cli_judging.fid, cli_judging.classify, cli_slides.tile, cli_slides.score_slide):
     main.add_command(verb)
 main.add_command(cli_benchmark.benchmark)
+main.add_command(cli_download.download)
 main.add_command(cli_report.report)
 
 

@@ -37,7 +37,11 @@ class Unreachable(Exception):
 
 
 class Refused(JobFailed):
-    """The server says no (HTTP 4xx), or gives another file than was asked for."""
+    """The server says no (HTTP 4xx), or gives another file than was asked for: the problem alone, and what to do about it."""
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}; {advice}")
+        self.problem = problem
 
 
 def hashed(digest: str) -> Check:
@@ -69,21 +73,23 @@ def download(url: str, target: Path, check: str | Check) -> None:
     What a broken connection leaves stays as `<target>.part`, and the next call goes on from there. Processes that fetch the same file
     at once wait for the first. Raises `Unreachable`, `Refused` (HTTP 4xx; a wrong file), and `JobFailed` for too little disk.
     """
-    wrong = hashed(check) if isinstance(check, str) else check
     make_folder(target.parent)
     part = part_of(target)
     with explained(part), alone(part) as file:
         if target.is_file():  # somebody else fetched it while this process waited
             part.unlink(missing_ok=True)
             return
-        resumed = file.seek(0, os.SEEK_END) > 0
-        _fetch(url, file, target)
-        if resumed and wrong(file):  # the part may have been of another file
-            file.truncate(0)
-            _fetch(url, file, target)
-        if problem := wrong(file):
+        try:
+            problem = _complete(url, file, target, hashed(check) if isinstance(check, str) else check)
+        except BaseException:
+            if not file.seek(0, os.SEEK_END):
+                part.unlink(missing_ok=True)
+            raise
+        if problem:
             part.unlink()
-            raise Refused(f"{url} gave a file with {problem}: nothing was kept; try again, or fetch it by other means")
+            raise Refused(
+                f"{url} gave a file with {problem}: nothing was kept", "try again, or fetch it by other means"
+            )
         os.fsync(file.fileno())
         os.replace(part, target)
 
@@ -91,6 +97,18 @@ def download(url: str, target: Path, check: str | Check) -> None:
 def part_of(target: Path) -> Path:
     """Where the beginning of a file waits for the rest."""
     return target.with_name(f"{target.name}.part")
+
+
+def _complete(url: str, file: FileIO, target: Path, check: Check) -> str:
+    """Receive what is missing; what is wrong with the file then."""
+    resumed = file.seek(0, os.SEEK_END) > 0
+    _fetch(url, file, target)
+    problem = check(file)
+    if resumed and problem:  # the part may have been of another file
+        file.truncate(0)
+        _fetch(url, file, target)
+        problem = check(file)
+    return problem
 
 
 def _fetch(url: str, file: FileIO, target: Path) -> None:
@@ -108,7 +126,7 @@ def _fetch(url: str, file: FileIO, target: Path) -> None:
             problem = f"HTTP {error.code} {error.reason}"
             if error.code < 500 and error.code not in (408, 429):
                 raise Refused(
-                    f"{url}: {problem}; fetch {target.name} by other means and put it into {target.parent}"
+                    f"{url}: {problem}", f"fetch {target.name} by other means and put it into {target.parent}"
                 ) from None
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = getattr(error, "reason", error)

@@ -6,115 +6,37 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from http_tools import (
+    BODY,
+    DIGEST,
+    Server,
+    cut,
+    no_ranges,
+    other,
+    serving,
+    status,
+    too_long,
+    too_short,
+    wrong_range,
+)
 
 from gan_uad import download
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.features import weights
 from gan_uad.features.load import load_features
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
-DIGEST = hashlib.sha256(BODY).hexdigest()
-
-
-class Server:
-    """A local HTTP server that answers each request by the next of `answers`, and notes the ranges that were asked for."""
-
-    def __init__(self) -> None:
-        self.ranges: list[str | None] = []
-        self.answers: list[Callable[[Any, int], None]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                asked = self.headers.get("Range")
-                outer.ranges.append(asked)
-                start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-                answer = outer.answers.pop(0) if outer.answers else whole
-                answer(self, start)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.handle_error = lambda *args: None  # type: ignore[method-assign]  # connections that were cut on purpose
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.http.server_address[1]}/net-{DIGEST[:8]}.pth"
-
-
-def respond(handler: Any, status: int, body: bytes, length: int | None = None, **headers: str) -> None:
-    handler.send_response(status)
-    handler.send_header("Content-Length", str(len(body) if length is None else length))
-    for key, value in headers.items():
-        handler.send_header(key.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(body)
-
-
-def whole(handler: Any, start: int) -> None:
-    """What an honest server does, ranges included."""
-    if start >= len(BODY):
-        return respond(handler, 416, b"")
-    if start:
-        return respond(handler, 206, BODY[start:], Content_Range=f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
-    respond(handler, 200, BODY)
-
-
-def cut(handler: Any, start: int) -> None:
-    """300,000 bytes, then the connection drops."""
-    status = {"Content_Range": f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"} if start else {}
-    respond(handler, 206 if start else 200, BODY[start : start + 300_000], len(BODY) - start, **status)
-    handler.wfile.flush()
-    handler.connection.close()
-
-
-def no_ranges(handler: Any, start: int) -> None:
-    respond(handler, 200, BODY)
-
-
-def wrong_range(handler: Any, start: int) -> None:
-    respond(handler, 206, BODY, Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")
-
-
-def too_long(handler: Any, start: int) -> None:
-    """Promises more than there is."""
-    if start:
-        return respond(handler, 416, b"")
-    respond(handler, 200, BODY, len(BODY) + 1000)
-    handler.wfile.flush()
-    handler.connection.close()
-
-
-def too_short(handler: Any, start: int) -> None:
-    respond(handler, 200, BODY, len(BODY) - 1000)
-
-
-def other(handler: Any, start: int) -> None:
-    respond(handler, 200, b"<html>log in first</html>")
-
-
-def status(code: int) -> Callable[[Any, int], None]:
-    return lambda handler, start: respond(handler, code, b"")
-
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(download, "WAIT", 0.0)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    made = Server()
-    yield made
-    made.http.shutdown()
-    made.http.server_close()
+    with serving(monkeypatch) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
