@@ -50,11 +50,11 @@ def test_scores_do_not_depend_on_the_batch(scorer: Scorer, images: Tensor) -> No
     whole = scorer.score(images)
     searched = getattr(getattr(scorer, "inverter", None), "spec", {}).get("name") == "anogan"
     tolerance = 1e-5 if searched else 0.0
-    for size in (1, 3, 16, 17):
-        pieces = [scorer.score(images[i : i + size]) for i in range(0, len(images), size)]
+    for size, count in ((1, 4), (3, 7), (16, 20), (17, 20)):
+        pieces = [scorer.score(images[i : min(i + size, count)]) for i in range(0, count, size)]
         for name, expected in {"score": whole.image, **whole.parts}.items():
             got = torch.cat([p.image if name == "score" else p.parts[name] for p in pieces])
-            torch.testing.assert_close(got, expected, rtol=tolerance, atol=0, msg=f"{name}, batches of {size}")
+            torch.testing.assert_close(got, expected[:count], rtol=tolerance, atol=0, msg=f"{name}, batches of {size}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(scorer.score(images[order]).image, whole.image[order], rtol=tolerance, atol=0)
     strange = torch.cat([images[:1], torch.ones(15, 3, 32, 32)])
