@@ -63,10 +63,12 @@ def fetch(name: str, out: Path | None, side: int | None, splits: Sequence[str], 
         return 1
     if not by_hand:
         items = catalogue.chosen(known, _items(known, folder), splits, only)
-        missing = _missing(items, folder)
+        here = [item for item in items if (folder / item.name).exists()]
+        missing = [item for item in items if item not in here]
         _check_disk(missing, folder)
         for item in missing:
             _bring(item, folder, known)
+        _verify(here, folder)  # last, so that who goes on with hundreds of slides does not wait for those that are here
     path = folder if known.place else folder / items[0].name
     root, quoted = shlex.quote(str(_root(out))), shlex.quote(str(path))
     console.say(f"next: {known.next.format(path=quoted, root=root)}")
@@ -107,18 +109,15 @@ def _items(known: DataSet, folder: Path) -> Sequence[Item]:
         raise UserError(f"{target} is no list of checksums ({error}): remove it, then run again") from None
 
 
-def _missing(items: Sequence[Item], folder: Path) -> list[Item]:
-    """The files that are not here yet; those that are have been read against their hashes."""
-    missing = []
-    with console.progress("verifying what is here", len(items), "files") as bar:
-        for k, item in enumerate(items, 1):
-            if not _is_here(item, folder):
-                missing.append(item)
-            else:
-                bar.update(k)
-    if left := len(items) - len(missing):
-        console.say(f"{left} of {len(items)} files are here and whole")
-    return missing
+def _verify(items: Sequence[Item], folder: Path) -> None:
+    """Read files that were here before against their hashes."""
+    if not items:
+        return
+    with console.progress("verifying what was here", len(items), "files") as bar:
+        for done, item in enumerate(items, 1):
+            _is_here(item, folder)
+            bar.update(done)
+    console.say(f"{len(items)} of the files were here before and are whole")
 
 
 def _is_here(item: Item, folder: Path) -> bool:
