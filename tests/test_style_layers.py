@@ -157,8 +157,8 @@ def test_scale_act(
 ) -> None:
     if in_parts:
         monkeypatch.setattr(fused, "_CACHED", 1)
-    y, bias = randn(rng, 3, 2, 3, 2).requires_grad_(True), randn(rng, 2).requires_grad_(True)
-    noise = randn(rng, 3 if per_image else 1, 1, 3, 2).requires_grad_(True)
+    y, bias = randn(rng, 3, 2, 4, 4).requires_grad_(True), randn(rng, 2).requires_grad_(True)
+    noise = randn(rng, 3 if per_image else 1, 1, 4, 4).requires_grad_(True)
     scale = randn(rng, 3, 2).abs().add(0.1).requires_grad_(True)
 
     def slow(y: Tensor, scale: Tensor, bias: Tensor, noise: Tensor) -> Tensor:
@@ -198,7 +198,7 @@ def test_scale_act_clamps_low_precision(dtype: torch.dtype, differentiable: bool
 def test_modulate(rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
     if in_parts:
         monkeypatch.setattr(fused, "_CACHED", 1)
-    x, style = randn(rng, 3, 2, 3, 2).requires_grad_(True), randn(rng, 3, 2).requires_grad_(True)
+    x, style = randn(rng, 3, 2, 4, 4).requires_grad_(True), randn(rng, 3, 2).requires_grad_(True)
     assert torch.allclose(modulate(x, style), torch.einsum("nchw,nc->nchw", x, style))
     assert torch.autograd.gradcheck(modulate, (x, style))
     assert torch.autograd.gradgradcheck(modulate, (x, style))
