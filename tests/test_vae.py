@@ -389,8 +389,19 @@ def test_a_frozen_trunk_is_given_to_no_optimiser() -> None:
 def test_a_trunk_that_is_not_frozen_is_trained() -> None:
     net = network("unet_vae")
     before = copy.deepcopy(net.trunk.state_dict())
-    task(net, lr=1e-1).step(pictures(4, 32), 0)
+    made = task(net, lr=1e-1)
+    for n in range(2):  # its blocks begin as the identity, so that after one step only their last scales differ
+        made.step(pictures(4, 32), 4 * n)
     assert not any(torch.equal(value, before[key]) for key, value in net.trunk.state_dict().items())
+
+
+def test_a_frozen_encoder_of_random_weights_begins_within_bounds() -> None:
+    """All its 16 blocks, since the variance of residual blocks multiplies; exp(log σ²) of hundreds would end the training."""
+    net = vae.UNetVAE(64, frozen=True).train()
+    with torch.no_grad():
+        mu, logvar = net.encode(pictures(4, 64))
+    assert float(logvar.abs().max()) < 4
+    assert float(mu.abs().max()) < 4
 
 
 # ---------------------------------------------------------------- scores

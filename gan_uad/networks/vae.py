@@ -169,7 +169,9 @@ class UNetVAE(VAE):
         if 2 ** len(channels) > resolution:
             raise ValueError(f"{len(channels)} transposed convolutions make more than {resolution} px")
         self.frozen, self.imagenet = frozen, "resnet34" if tuple(blocks) == RESNET34 else None
-        trunk = ResNet(BasicBlock, list(blocks))
+        # Without pretrained weights and with batch norm that never sees data, each block would double the variance of its input until
+        # log σ² overflows; blocks that begin as the identity (Goyal et al. 2017) keep it in bounds.
+        trunk = ResNet(BasicBlock, list(blocks), zero_init_residual=True)
         trunk.avgpool = trunk.fc = nn.Identity()  # its forward then ends with flattened maps
         self.E = nn.Sequential(Normalise(), trunk, nn.Linear(512 * (resolution // 32) ** 2, 2 * latent_dim))
         start = _from_latent(latent_dim, channels[0], resolution >> len(channels))
