@@ -203,6 +203,7 @@ def test_a_server_that_says_no(
     assert len(server.asked) == requests
     for word in (f"HTTP {code}", pcam.page, str(tmp_path / "pcam"), "by hand"):
         assert word in result.stderr
+    assert names(tmp_path) == []  # not even an empty beginning
 
 
 def test_a_set_that_does_not_fit_is_not_begun(
