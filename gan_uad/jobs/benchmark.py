@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -22,13 +23,16 @@ from gan_uad.errors import Interrupted, JobFailed, UserError, near
 from gan_uad.files import make_folder, write_text
 from gan_uad.jobs.benchmark_data import Prepared, data_root, prepare_data
 from gan_uad.jobs.benchmark_file import Benchmark, load_benchmark
-from gan_uad.jobs.benchmark_plan import Cell, plan
+from gan_uad.jobs.benchmark_plan import ENDED, Cell, plan
 from gan_uad.jobs.benchmark_tables import write_tables
 from gan_uad.jobs.slide_tasks import parse_shard
 from gan_uad.report.tables import format_number
 
-CELLS = "gan_uad.jobs.benchmark_cells"  # imports torch: only the processes of cells do
-STOPPED = 130  # exit code of a cell that was interrupted
+# What cells need and takes seconds to import, of which this process needs nothing (the last: torch's first optimiser imports it).
+PRELOADED = [
+    "gan_uad.jobs.benchmark_cells", "gan_uad.report.pictures", "gan_uad.report.plots", "matplotlib.backends.backend_agg", "sklearn.metrics",
+    "torch.utils.tensorboard", "torch._dynamo",
+]  # fmt: skip
 
 
 def benchmark(
@@ -56,16 +60,17 @@ def benchmark(
     wanted = _selection(found, only)
     folder = out or Path("benchmarks") / found.name
     named = _places(found, data)
-    plan(
-        found, {name: Prepared(Path(name), name) for name in found.data}, kimg, device
-    )  # what is wrong in the file is told first
-    sets = {
-        name: prepare_data(name, entry, {**found.set, **entry.set}, data_root(root), named, folder.resolve())
-        for name, entry in found.data.items()
-        if name in wanted
-    }
+    sets: dict[str, Prepared] = {}
+    for name, entry in found.data.items():
+        try:
+            sets[name] = prepare_data(name, entry, {**found.set, **entry.set}, data_root(root), named, folder.resolve())
+        except UserError:
+            if name not in wanted:  # what is finished on the others stays in the table where it can
+                continue
+            plan(found, {name: Prepared(Path(name), name)}, kimg, device)  # what is wrong in the file is told first
+            raise
     cells = plan(found, sets, kimg, device)
-    mine = [cell for cell in _sharded(cells, part) if cell.method in wanted]
+    mine = [cell for cell in _sharded(cells, part) if wanted >= {cell.method, cell.data}]
     todo = [cell for cell in _with_attempts(mine) if not _finished(cell, folder)]
     if dry_run:
         for cell in mine:
@@ -132,18 +137,22 @@ def _finished(cell: Cell, home: Path) -> bool:
 
 
 class _Pool:
-    """Runs cells in processes that are forked from a server which has imported torch once."""
+    """Runs cells in processes that are forked from a server which has imported once what takes long."""
 
     def __init__(self, home: Path, jobs: int, device: str, after_each: Any) -> None:
         self.home, self.jobs, self.device, self.after_each = home, jobs, device, after_each
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload([CELLS])
+        self.context.set_forkserver_preload(PRELOADED)
         self.running: dict[BaseProcess, Cell] = {}
+        self.seats: dict[BaseProcess, int] = {}  # which of the `jobs` places a process has
         self.failed: list[Cell] = []
 
     def run(self, todo: Sequence[Cell]) -> list[Cell]:
         """All of them; returns those that failed, attempts left out. Raises `Interrupted` on Ctrl-C, when all have ended."""
-        waiting, total, ended = list(todo), len(todo), 0
+        waiting, total, ended = [cell for cell in todo if not cell.problem], len(todo), 0
+        for broken in (cell for cell in todo if cell.problem):
+            ended += 1
+            self._tell(broken, broken.problem, f"[{ended}/{total}]")
         try:
             while waiting or self.running:
                 while len(self.running) < self.jobs and (cell := self._ready(waiting)) is not None:
@@ -155,7 +164,7 @@ class _Pool:
                     cell = self.running.pop(process)
                     process.join()
                     ended += 1
-                    self._tell(cell, process.exitcode or 0, f"[{ended}/{total}]")
+                    self._tell(cell, self._why(cell, process.exitcode or 0), f"[{ended}/{total}]")
                     self.after_each()
         except KeyboardInterrupt:
             raise Interrupted("stopped by Ctrl-C; the same command goes on where it stopped") from None
@@ -180,35 +189,43 @@ class _Pool:
         return {place for place in places if not (self.home / place / "done.json").is_file()}
 
     def _start(self, cell: Cell) -> None:
-        process = self.context.Process(target=_work, args=(cell, self.home, self.device, self._environment()))
+        taken = {self.seats[process] for process in self.running}
+        seat = next(seat for seat in range(self.jobs) if seat not in taken)
+        process = self.context.Process(target=_work, args=(cell, self.home, self.device, self._environment(seat)))
         process.start()
-        self.running[process] = cell
+        self.running[process], self.seats[process] = cell, seat
 
-    def _environment(self) -> dict[str, str]:
-        threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // self.jobs))
-        return {**os.environ, "OMP_NUM_THREADS": threads}
+    def _environment(self, seat: int) -> dict[str, str]:
+        """Threads: a share of the cores. GPUs: of those that CUDA_VISIBLE_DEVICES names, one, in turn."""
+        told = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // self.jobs))}
+        if gpus := [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]:
+            told["CUDA_VISIBLE_DEVICES"] = gpus[seat % len(gpus)]
+        return {**os.environ, **told}
 
-    def _tell(self, cell: Cell, code: int, count: str) -> None:
+    def _why(self, cell: Cell, code: int) -> str:
+        """Why a cell is not finished; "" for one that is."""
+        if _finished(cell, self.home):
+            return ""
+        file = self.home / cell.folder / "error.txt"
+        if code < 0:
+            write_text(file, f"{ENDED} {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}\n")
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else f"ended with exit code {code}"
+
+    def _tell(self, cell: Cell, why: str, count: str) -> None:
         """A line of what became of a cell."""
         folder = self.home / cell.folder
-        if _finished(cell, self.home):
-            found = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-            area = "scored" if found["auroc"] is None else f"AUROC {format_number(found['auroc']['value'])}"
-            console.say(f"{count} {cell.label}: {area}{' on val' if cell.by else ''}")
+        if why:
+            self.failed.append(cell)
+            log = folder / "log.txt"
+            console.say(f"{count} {cell.label} FAILED: {why}{f' (log: {log})' if log.is_file() else ''}")
             return
-        self.failed.append(cell)
-        error = folder / "error.txt"
-        if code < 0:
-            write_text(error, f"ended by signal {-code}{' (out of memory?)' if code == -9 else ''}\n")
-        why = error.read_text(encoding="utf-8").strip() if error.is_file() else f"ended with exit code {code}"
-        console.say(f"{count} {cell.label} FAILED: {why} (log: {folder}/log.txt)")
+        found = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        area = "scored" if found["auroc"] is None else f"AUROC {format_number(found['auroc']['value'])}"
+        console.say(f"{count} {cell.label}: {area}{' on val' if cell.by else ''}")
 
 
 def _work(cell: Cell, home: Path, device: str, environ: dict[str, str]) -> None:
-    """In the new process."""
-    if cell.problem:
-        write_text(make_folder(home / cell.folder) / "error.txt", cell.problem + "\n")
-        os._exit(1)
+    """In the new process: what imports torch."""
     from gan_uad.jobs.benchmark_cells import work
 
     work(cell, home, device, environ)

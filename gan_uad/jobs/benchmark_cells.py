@@ -21,7 +21,7 @@ from gan_uad import console
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import alone, make_folder, write_json, write_text
 from gan_uad.jobs.benchmark_figures import figures_of_scores, training_figures
-from gan_uad.jobs.benchmark_plan import BEFORE, Cell, Training
+from gan_uad.jobs.benchmark_plan import BEFORE, ENDED, Cell, Training
 from gan_uad.jobs.score import score
 from gan_uad.jobs.train import train
 from gan_uad.run import Run, environment
@@ -99,8 +99,11 @@ def _done(cell: Cell, home: Path, folder: Path, device: str) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    found = environment(0)
-    return {key: value for key, value in found.items() if key not in {"command", "seed", "processes"}}
+    found = {key: value for key, value in environment(0).items() if key not in {"command", "seed", "processes"}}
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {**found, "cpu": models[0] if models else None}
 
 
 def _trained(step: Training, home: Path, data: str, before: Path | None) -> Path:
@@ -179,16 +182,21 @@ def _judged(cell: Cell, result: dict[str, Any]) -> float:
 
 
 def _choice(cell: Cell, home: Path) -> tuple[dict[str, Any], Cell]:
-    """Every attempt of a search, and the best of those that were finished (of equals the first). Raises `JobFailed` for none."""
+    """Every attempt of a search, and the best of those that did not fail (of equals the first). Raises `JobFailed` for none."""
     rows: list[dict[str, Any]] = []
     best: tuple[float, Cell] | None = None
     for attempt in cell.attempts:
         row: dict[str, Any] = {"settings": attempt.settings, "folder": attempt.folder, "figure": None}
-        file = home / attempt.folder / RESULT
+        file, error = home / attempt.folder / RESULT, home / attempt.folder / ERROR
         if file.is_file():
             row["figure"] = json.loads(file.read_text(encoding="utf-8"))["figure"]
             if best is None or row["figure"] > best[0]:
                 best = row["figure"], attempt
+        elif not error.is_file() or error.read_text(encoding="utf-8").startswith(ENDED):
+            # Chosen without it, the table would depend on what has killed it.
+            raise JobFailed(
+                f"the attempt {attempt.settings} was ended from outside, so nothing is chosen yet: run again"
+            )
         rows.append(row)
     if best is None:
         raise JobFailed(f"none of {len(rows)} attempts was finished, so nothing could be chosen")

@@ -26,6 +26,7 @@ from gan_uad.run import Run
 from gan_uad.training.checkpoint import read_model
 
 RULES = {"fpr5": "fpr:0.05", "youden": "youden"}
+LARGER = {"val_accuracy", "val_auroc"}  # judgements of which more is better; losses and distances are the others
 RATES = ("accuracy", "f1", "sensitivity", "specificity")
 
 
@@ -87,8 +88,9 @@ def training_figures(path: Path, step: Training, home: Path) -> dict[str, Any]:
     config = run.config if run else None
     return {
         "config": step.config or about["config"]["name"], "run": name, "reused": bool(step.run),
-        "resolution": about["config"]["resolution"], "kimg": nimg / 1000, "whole": _is_whole(step, config, nimg, about, judgements),
-        "published_kimg": step.published_kimg, "seconds": seconds, "images_per_s": round(nimg / seconds, 2) if seconds else None,
+        "resolution": about["config"]["resolution"], "trained_on": about["config"]["data"]["label"], "kimg": nimg / 1000,
+        "whole": _is_whole(step, config, nimg, about, judgements), "published_kimg": step.published_kimg,
+        "seconds": seconds, "images_per_s": round(nimg / seconds, 2) if seconds else None,
         **{key: last.get(key) for key in ("reconstruction", "kl")},
         **_best(judgements, about),
     }  # fmt: skip

@@ -54,7 +54,9 @@ class Step(_Strict):
     """One training of a chain: a configuration (preset or YAML file), or a finished run or model file."""
 
     config: str | None = None
-    run: str | None = Field(None, description="may hold {data}, {seed} and wildcards; the last match by name is taken")
+    run: str | None = Field(
+        None, description="may hold {data}, {method}, {seed} and wildcards; the last match by name is taken"
+    )
 
     @model_validator(mode="before")
     @classmethod

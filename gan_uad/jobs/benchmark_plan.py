@@ -21,6 +21,7 @@ from gan_uad.jobs.benchmark_file import Benchmark, Method, Range, Scoring, Searc
 
 FREE = ("device", "threads", "tick_kimg", "snapshot_kimg", "checkpoint_kimg")  # of `training`: they change no figure
 BEFORE = "{before}"  # in a setting: the run before in the chain, where that is not a generator
+ENDED = "ended by signal"  # how the reason begins where the cell itself did not fail
 OWN = "own"  # the run's own way of scoring
 
 
@@ -96,7 +97,10 @@ def plan(benchmark: Benchmark, data: dict[str, Prepared], kimg: float | None, de
                 for scoring, way in (method.score or {OWN: Scoring()}).items():
                     for seed in method.seeds if method.seeds is not None else benchmark.seeds:
                         maker = _Maker(benchmark, data[name], kimg, device, name, label, overrides, scoring, seed)
-                        cells.append(maker.cell(method, way, settings))
+                        try:
+                            cells.append(maker.cell(method, way, settings))
+                        except UserError as error:
+                            raise UserError(f"methods.{label}: {error.message}") from None
     return cells
 
 
@@ -148,7 +152,6 @@ class _Maker:
     def _chain(self, method: Method, layers: Sequence[Settings]) -> tuple[list[Training], list[str]]:
         """The trainings, and what of the settings is told to the scoring instead."""
         steps = [(step.config, step.run) for step in method.train] or [(self.method, None)]
-        where = f"methods.{self.method}"
         configs = [config for config, _ in steps if config]
         chain: list[Training] = []
         told: list[str] = []
@@ -156,10 +159,10 @@ class _Maker:
             last = len(chain) + 1 == len(steps)
             if config is None:
                 chain.append(self._finished(str(run)))
-                anew = _overrides(layers, "", configs, where)
+                anew = _overrides(layers, "", configs)
                 told = [override for override in anew if last and override.startswith(("data.", "scoring."))]
                 continue
-            own = _overrides(layers, config, configs, where)
+            own = _overrides(layers, config, configs)
             trained = load_config(config, own).task != ""
             # A run is scored anew for another scoring, not trained anew; a scorer that is fitted is that scoring.
             aside = [override for override in own if trained and override.startswith("scoring.")]
@@ -180,7 +183,7 @@ class _Maker:
         return Training(config.name, key, name, tuple(overrides), f"runs/{config.name}-{key[:10]}", published)
 
     def _finished(self, pattern: str) -> Training:
-        text = pattern.replace("{data}", self.name).replace("{seed}", str(self.seed))
+        text = pattern.replace("{data}", self.name).replace("{method}", self.method).replace("{seed}", str(self.seed))
         path = Path(text).expanduser()
         matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
         found = [(match, file) for match in matches if (file := _model_file(match))]
@@ -209,7 +212,7 @@ def _essence(config: RunConfig) -> str:
     return json.dumps(told, sort_keys=True)
 
 
-def _overrides(layers: Sequence[Settings], config: str, configs: Sequence[str], where: str) -> list[str]:
+def _overrides(layers: Sequence[Settings], config: str, configs: Sequence[str]) -> list[str]:
     """The settings that are of `config`, later layers over earlier ones, as `key=value`.
 
     A key holds for every training of a chain; `CONFIG/key` for that one. Raises `UserError` for another CONFIG.
@@ -219,9 +222,7 @@ def _overrides(layers: Sequence[Settings], config: str, configs: Sequence[str], 
         for name, value in layer.items():
             address, slash, key = name.rpartition("/")
             if slash and address not in configs:
-                raise UserError(
-                    f"{where}: {name!r}: no training of the chain is called {address!r}: {near(address, configs)}"
-                )
+                raise UserError(f"{name!r}: no training of the chain is called {address!r}: {near(address, configs)}")
             if not slash or address == config:
                 merged[key] = value
     return [f"{key}={json.dumps(value)}" for key, value in merged.items()]

@@ -23,12 +23,12 @@ ERRORS = ("reconstruction", "kl", "val_reconstruction", "val_kl")
 FIGURES = ("auroc", "auprc", *(f"{rule}_{rate}" for rule in RULES for rate in RATES), *PIXELS, *ERRORS)
 COLUMNS = (
     "data", "method", "scoring", "overrides", "seed", "settings", "resolution", "normal", "anomalous", "auroc", "auroc_low", "auroc_high",
-    "auprc", "auprc_low", "auprc_high", *FIGURES[2:], "kimg", "training", "train_seconds", "train_images_per_s", "score_images_per_s",
-    "runs", "folder",
+    "auprc", "auprc_low", "auprc_high", *FIGURES[2:], "trained_on", "kimg", "training", "train_seconds", "train_images_per_s",
+    "score_images_per_s", "runs", "folder",
 )  # fmt: skip
 DETECTION = {
     "data": "data", "method": "method", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC", "pixel_auroc": "pixel AUROC",
-    "kimg": "kimg", "training": "training",
+    "trained_on": "trained on", "kimg": "kimg", "training": "training",
 }  # fmt: skip
 DECISIONS = {
     "data": "data", "method": "method",
@@ -57,7 +57,8 @@ def collect(cells: Iterable[Cell], home: Path) -> tuple[list[dict[str, Any]], li
             done.append(json.loads((folder / "cell.json").read_text(encoding="utf-8")))
         elif cell.problem or (folder / "error.txt").is_file():
             why = cell.problem or (folder / "error.txt").read_text(encoding="utf-8").strip()
-            failed.append({"cell": cell.label, "error": why, "log": f"{cell.folder}/log.txt"})
+            log = f"{cell.folder}/log.txt" if (folder / "log.txt").is_file() else ""
+            failed.append({"cell": cell.label, "error": why, "log": log})
         else:
             missing.append(cell.label)
     return done, failed, missing
@@ -122,11 +123,16 @@ def flat(cell: dict[str, Any]) -> dict[str, Any]:
     row["folder"] = cell["folder"]
     trainings = cell.get("training", [])
     if not trainings:
-        return {column: (row | {"resolution": cell["resolution"], "training": ""}).get(column) for column in COLUMNS}
+        return {
+            column: (row | {"resolution": cell["resolution"], "trained_on": "normal", "training": ""}).get(column)
+            for column in COLUMNS
+        }
     last = trainings[-1]
     seconds = [training["seconds"] for training in trainings]
     row |= {key: last[key] for key in ("resolution", *ERRORS)}
+    seen = {training["trained_on"] for training in trainings}
     row |= {
+        "trained_on": seen.pop() if len(seen) == 1 else "all",
         "kimg": " + ".join(f"{training['kimg']:g}" for training in trainings),
         "training": "whole" if all(training["whole"] for training in trainings) else "short",
         "train_seconds": None if None in seconds else round(sum(seconds), 2),
@@ -147,7 +153,7 @@ def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
-    same = ("data", "method", "scoring", "overrides", "resolution", "normal", "anomalous", "kimg")
+    same = ("data", "method", "scoring", "overrides", "resolution", "normal", "anomalous", "trained_on", "kimg")
     result: dict[str, Any] = {key: first[key] for key in same}
     result |= {"seeds": [row["seed"] for row in rows], "settings": [row["settings"] for row in rows]}
     result["training"] = "short" if any(row["training"] == "short" for row in rows) else first["training"]
@@ -167,7 +173,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     details = [row["scoring"], row["overrides"], *sorted({text for text in row["settings"] if text})]
     shown: dict[str, Any] = {"data": row["data"], "method": ", ".join(part for part in [method, *details] if part)}
     shown["n"] = f"{row['normal']} + {row['anomalous']}"
-    shown |= {key: row[key] for key in ("kimg", "training")}
+    shown |= {key: row[key] for key in ("trained_on", "kimg", "training")}
     for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
         shown[name] = _figure(row[name], 3 if name in FIGURES[: -len(ERRORS)] else 1)
     return shown
@@ -198,7 +204,12 @@ def _markdown(
             parts += [f"## {title}\n", table(shown, _used(columns, shown), "markdown")]
     parts += _searches(done)
     if failed:
-        parts += ["## Failed\n", "".join(f"- {one['cell']}: {one['error']} (`{one['log']}`)\n" for one in failed)]
+        parts += [
+            "## Failed\n",
+            "".join(
+                f"- {one['cell']}: {one['error']}{' (`' + one['log'] + '`)' if one['log'] else ''}\n" for one in failed
+            ),
+        ]
     if missing:
         parts += ["## Not run yet\n", "".join(f"- {label}\n" for label in missing)]
     parts += ["## Made with\n", "".join(f"- {text}\n" for text in _machines_in_words(done))]
@@ -242,6 +253,6 @@ def _machines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _machines_in_words(done: list[dict[str, Any]]) -> list[str]:
     return [
         f"gan_uad {one['packages']['gan_uad']} ({one['git'] or MISSING}), torch {one['packages']['torch']}, Python {one['python']}, "
-        f"{one['platform']}, {one['cpu_cores']} cores, {', '.join(one['cuda']) or 'no GPU'}"
+        f"{one['platform']}, {one['cpu_cores']} cores of {one.get('cpu') or 'an unknown CPU'}, {', '.join(one['cuda']) or 'no GPU'}"
         for one in _machines(done)
     ]

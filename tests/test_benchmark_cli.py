@@ -1,0 +1,382 @@
+"""`gan-uad benchmark`: one table of many cells; killed and started again it is the same; a failed cell takes no other with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from score_tools import fails, index, rows
+from sklearn.metrics import roc_auc_score
+
+from gan_uad.config import DataConfig
+from gan_uad.data.sources import open_source
+from gan_uad.errors import UserError
+from gan_uad.jobs.benchmark_data import Prepared, prepare_data
+from gan_uad.jobs.benchmark_file import DataEntry, Search, load_benchmark, shipped
+from gan_uad.jobs.benchmark_plan import plan, points
+
+pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
+
+TIMES = ("train_seconds", "train_images_per_s", "score_images_per_s")
+SMALL = {"resolution": 32, "training.total_kimg": 0.064, "training.batch": 16, "training.checkpoint_kimg": 0.032}
+NETS = {"network.channel_base": 64, "network.channel_max": 8}
+METHODS: dict[str, Any] = {
+    "wrong": {"train": "conv_vae_64", "set": {"network.channels": [1] * 9}},
+    "nowhere": {"train": {"run": "no/run*"}},
+    "mean_color": None,
+    "gaussian": {"search": {"grid": {"scoring.options.features": ["pixels@2", "pixels@8"]}}},
+    "izi_f": {
+        "train": ["dcgan_64", "izi_f_64_small"],
+        "set": NETS | {"dcgan_64/network.z_dim": 4, "izi_f_64_small/scoring.options.kappa": 0.5},
+        "score": {"own": {}, "residual": {"inverter": "izi", "set": {"scoring.options.kappa": 0.0}}},
+    },
+    "vae": {
+        "train": "conv_vae_64",
+        "set": {"network.channels": [4, 8], "network.latent_dim": 4, "training.judge_kimg": 0.064},
+        "score": {"own": {"maps": True}},
+    },
+}
+
+
+def written(path: Path, **parts: Any) -> Path:
+    path.write_text(yaml.safe_dump({"resamples": 100, "set": SMALL, **parts}, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def source(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A benchmark of every kind of cell, with two that cannot be, and a run that was trained elsewhere."""
+    found = {"train": {"run": f"{trained.encoder.parent}/*-tiny_izi_f"}}
+    data = {"patches": {"path": str(trained.patches)}}
+    return written(tmp_path_factory.mktemp("file") / "tiny.yaml", data=data, methods={**METHODS, "found": found})
+
+
+@pytest.fixture(scope="module")
+def made(cli: Any, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished benchmark. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    fails(cli("benchmark", source, "--out", out), "2 of 8 cells failed", code=1)
+    return out
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    return rows(folder / "results.csv")
+
+
+def timeless(folder: Path, *methods: str) -> list[dict[str, str]]:
+    found = [row for row in table(folder) if row["method"] in methods]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in found]
+
+
+def area(file: Path) -> float:
+    found = rows(file)
+    return float(roc_auc_score([int(one["label"]) for one in found], [float(one["score"]) for one in found]))
+
+
+def results(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_figures_are_those_of_the_score_files(made: Path) -> None:
+    found = table(made)
+    assert [(row["method"], row["scoring"]) for row in found] == [
+        ("mean colour", ""), ("mean_color", ""), ("gaussian", ""), ("izi_f", ""), ("izi_f", "residual"), ("vae", ""), ("found", ""),
+    ]  # fmt: skip
+    for row in found:
+        file = made / row["folder"] / "scores" / ("mean_color.csv" if row["method"] == "mean colour" else "scores.csv")
+        assert float(row["auroc"]) == pytest.approx(area(file))
+        assert float(row["auroc_low"]) <= float(row["auroc"]) <= float(row["auroc_high"])
+        assert (row["normal"], row["anomalous"]) == ("20", "20")
+        validation = rows(file.with_name(f"{file.stem}_validation.csv"))
+        best = youden(validation)
+        scored = rows(file)
+        hits = [float(one["score"]) > best for one in scored if one["label"] == "1"]
+        assert float(row["youden_sensitivity"]) == pytest.approx(np.mean(hits))
+        assert float(row["fpr5_specificity"]) == 1  # four groups cannot promise 5 %
+
+
+def youden(validation: list[dict[str, str]]) -> float:
+    """Any threshold between the lowest flagged and the highest unflagged score of the largest TPR - FPR, the highest of several."""
+    values = sorted({float(one["score"]) for one in validation})
+    gains = []
+    for low, high in zip(values, values[1:], strict=False):
+        flagged = {label: [float(one["score"]) > low for one in validation if one["label"] == label] for label in "01"}
+        gains.append((np.mean(flagged["1"]) - np.mean(flagged["0"]), (low + high) / 2))
+    most = max(gain for gain, _ in gains)
+    return max(middle for gain, middle in gains if gain == pytest.approx(most))
+
+
+def test_what_is_told_of_trainings(made: Path) -> None:
+    mean, _, gaussian, chain, residual, vae, found = table(made)
+    assert chain["kimg"] == "0.064 + 0.064"
+    assert (chain["training"], gaussian["training"], mean["training"]) == ("short", "whole", "")
+    assert residual["runs"] == chain["runs"]
+    scores = [(made / row["folder"] / "scores" / "scores.csv").read_bytes() for row in (chain, residual)]
+    assert scores[0] != scores[1]
+    assert all((made / run / "model.safetensors").is_file() for run in chain["runs"].split())
+    assert len(list(made.glob("runs/*/*/model.safetensors"))) == 6  # a run a training, none twice
+    log = [json.loads(line) for line in (made / vae["runs"] / "log.jsonl").read_text().splitlines()]
+    assert (float(vae["kl"]), float(vae["kimg"])) == (log[-1]["kl"], 0.064)
+    judged = json.loads((made / vae["runs"] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert float(vae["val_reconstruction"]) == judged["val_reconstruction"]
+    assert float(vae["pixel_auroc"]) == results(made)["cells"][-2]["pixels"]["pixel_auroc"]
+    assert float(vae["train_seconds"]) == pytest.approx(sum_of_log(log), abs=0.01)
+    assert (found["kimg"], found["training"], found["runs"]) == ("0.32", "whole", "00001-tiny_izi_f")
+    assert all(float(chain[key]) > 0 for key in TIMES)
+
+
+def sum_of_log(log: list[dict[str, Any]]) -> float:
+    return sum((b["kimg"] - a["kimg"]) * b["seconds_per_kimg"] for a, b in zip([{"kimg": 0}, *log], log, strict=False))
+
+
+def test_search_chooses_on_validation_and_reads_test_once(made: Path, trained: Any) -> None:
+    cell = next(one for one in results(made)["cells"] if one["method"] == "gaussian")
+    tried = cell["search"]["attempts"]
+    assert [one["settings"] for one in tried] == [f'scoring.options.features="pixels@{side}"' for side in (2, 8)]
+    figures = [area(made / one["folder"] / "scores" / "scores.csv") for one in tried]
+    assert [one["figure"] for one in tried] == pytest.approx(figures)
+    assert cell["search"]["chosen"] == cell["settings"] == tried[int(np.argmax(figures))]["settings"]
+    val = {row["image"] for row in index(trained.patches) if row["split"] == "val"}
+    for one in tried:
+        assert {row["image"] for row in rows(made / one["folder"] / "scores" / "scores.csv")} == val
+    text = (made / "results.md").read_text()
+    assert all(one["settings"] in text for one in tried)
+
+
+def test_failed_cells_are_told_and_tried_again(cli: Any, made: Path, source: Path) -> None:
+    failed = {one["cell"]: one for one in results(made)["failed"]}
+    assert list(failed) == ["patches, wrong, seed 0", "patches, nowhere, seed 0"]
+    assert "power of two of at least 512" in failed["patches, wrong, seed 0"]["error"]
+    assert "no finished run or model file at no/run" in failed["patches, nowhere, seed 0"]["error"]
+    assert "Traceback" in (made / failed["patches, wrong, seed 0"]["log"]).read_text()
+    assert "no/run*" in (made / "results.md").read_text()
+    before = {path: path.stat().st_mtime_ns for path in made.glob("cells/*/cell.json")}
+    assert len(before) == 6
+    result = cli("benchmark", source, "--out", made, "--only", "nowhere", "--only", "vae")
+    fails(result, "1 of 2 cells failed", code=1)
+    assert {path: path.stat().st_mtime_ns for path in made.glob("cells/*/cell.json")} == before
+    listed = cli("benchmark", source, "--out", made, "--dry-run").stdout.splitlines()
+    assert [line.rpartition(": ")[2] for line in listed].count("finished") == 6
+
+
+def test_latex_and_markdown_have_every_row(made: Path) -> None:
+    assert (made / "results.tex").read_text().count(r" \\") == 8
+    detection = (made / "results.md").read_text().partition("## Detection")[2].partition("##")[0]
+    assert len(re.findall(r"^\| patches", detection, re.M)) == 7
+
+
+# ---------------------------------------------------------------- killed, sharded, repeated
+
+
+def processes(session: int) -> dict[int, int]:
+    """Processes of a session: id -> parent."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found[int(stat.parent.name)] = int(fields[1])
+    return found
+
+
+def waited_for(what: Any, seconds: float = 300) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_killed_and_started_again(cli: Any, made: Path, source: Path, tmp_path: Path) -> None:
+    """kill -9 of a cell in training: it fails alone. Of the benchmark: its cells end. Started again, the table is the undisturbed one's."""
+    out, methods = tmp_path / "out", ("izi_f", "gaussian")
+    words = ["benchmark", str(source), "--out", str(out), "--only", "izi_f", "--only", "gaussian", "--jobs", "2"]
+    with open(tmp_path / "stderr.txt", "w") as errors:
+        started = subprocess.Popen([sys.executable, "-m", "gan_uad", *words], stderr=errors, start_new_session=True)
+    waited_for(lambda: list(out.glob("runs/dcgan*/*/config.yaml")))
+    (place,) = out.glob("runs/dcgan*")
+
+    def training() -> list[int]:
+        holders = [(pid, f"/proc/{pid}/fd") for pid in processes(started.pid)]
+        return [pid for pid, fds in holders if any("izi_f" in os.readlink(f"{fds}/{fd}") for fd in os.listdir(fds))]
+
+    os.kill(waited_for(training)[0], signal.SIGKILL)
+    waited_for(lambda: "ended by signal 9" in (tmp_path / "stderr.txt").read_text())
+    waited_for(lambda: list(place.glob("*/state.pt")))  # its other scoring trains the same run on
+    started.kill()
+    started.wait()
+    waited_for(lambda: not processes(started.pid))  # nothing goes on alone
+    again = cli(*words)
+    assert again.exit_code == 0, again.output
+    assert "izi_f" in again.stderr
+    assert timeless(out, *methods) == timeless(made, *methods)
+    assert [one["cell"] for one in results(out)["failed"]] == ["patches, nowhere, seed 0"]
+
+
+def test_shards_make_one_table_of_seeds(cli: Any, trained: Any, tmp_path: Path) -> None:
+    source = written(
+        tmp_path / "seeds.yaml",
+        data={"patches": {"path": str(trained.patches)}},
+        methods={"color": {"train": "mean_color"}},
+        set={"resolution": 32, "training.total_kimg": 0.02},
+        seeds=[0, 1, 2],
+        overrides={"plain": {}, "jitter": {"data.grayscale": True}},
+    )
+    counts = []
+    for part in (1, 2):
+        result = cli("benchmark", source, "--out", tmp_path / "out", "--shard", f"{part}/2")
+        assert result.exit_code == 0, result.output
+        counts.append((len(table(tmp_path / "out")) - 1, len(results(tmp_path / "out")["not_run"])))
+    assert counts == [(3, 3), (6, 0)]
+    found = results(tmp_path / "out")
+    areas = [row["auroc"] for row in found["rows"] if row["overrides"] == "plain"]
+    assert len(set(areas)) > 1
+    (summary,) = (row for row in found["summary"] if row["overrides"] == "plain")
+    assert summary["seeds"] == [0, 1, 2]
+    assert summary["auroc"]["mean"] == pytest.approx(statistics.mean(areas))
+    assert summary["auroc"]["sd"] == pytest.approx(statistics.stdev(areas))
+    assert f"{summary['auroc']['mean']:.3f} ± " in (tmp_path / "out" / "results.md").read_text()
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_shipped_files_are_whole(name: str, tmp_path: Path) -> None:
+    """Every method of every shipped benchmark names what there is, on data that need not be here."""
+    found = load_benchmark(name)
+    cells = plan(found, {data: Prepared(tmp_path, data) for data in found.data}, None, "auto")
+    assert {cell.method for cell in cells} == set(found.methods)
+    assert {cell.data for cell in cells} == set(found.data)
+    assert not [cell.problem for cell in cells if cell.problem]
+    assert len({cell.folder for cell in cells}) == len(cells)
+
+
+def test_names_are_those_that_are_promised() -> None:
+    assert set(shipped()) == {"phantom", "colon", "pcam", "idc", "camelyon16", "bmad_camelyon16", "medmnist"}
+
+
+@pytest.mark.parametrize("name", sorted({"colon", "pcam", "idc", "camelyon16", "bmad_camelyon16", "medmnist"}))
+def test_missing_data_is_told_with_where_it_comes_from(cli: Any, name: str, tmp_path: Path) -> None:
+    result = cli("benchmark", name, "--root", tmp_path / "nothing", "--out", tmp_path / "out")
+    fails(result, f"nothing at {tmp_path}/nothing/", "How to get it: ", "--data ")
+    assert not list(tmp_path.glob("out/runs"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"methds": {}}, "unknown key 'methds': did you mean 'methods'"),
+        ({"methods": {"knn": {"trian": "knn"}}}, "unknown key 'methods.knn.trian': did you mean 'train'"),
+        ({"methods": {"knn": {"search": {"grid": {"a": [1]}, "byy": 1}}}}, "unknown key 'methods.knn.search.byy': did you mean 'by'"),
+        ({"methods": {"knn": {"search": {}}}}, "methods.knn.search: give either grid or random"),
+        ({"methods": {"knnn": None}}, "no preset is called 'knnn' (and it is no .yaml file): did you mean 'knn'"),
+        ({"methods": {"knn": {"set": {"training.totl_kimg": 1}}}}, "knn: unknown key 'training.totl_kimg': did you mean 'total_kimg'"),
+        ({"methods": {"knn": {"set": {"kn/training.batch": 1}}}}, "no training of the chain is called 'kn': did you mean 'knn'"),
+        ({"methods": {"knn": {"data": ["patch"]}}}, "no data set is called 'patch': did you mean 'patches'"),
+        ({"methods": {"knn": {"score": {"a": {"set": {"optim.lr": 1}}}}}}, "'optim.lr' is no setting of a scoring"),
+        ({"methods": {"a b": {"train": "knn"}}}, "the name 'a b' becomes part of a folder's"),
+        ({"methods": {}}, "methods is empty"),
+        ({"data": {"patches": {}}}, "data.patches: give either path or phantom"),
+        ({"data": {"patches": {"path": "x", "split": "random"}}}, "data.patches.split: input should be 'own' or 'by_patch', got 'random'"),
+        ({"kimg": 0}, "kimg: input should be greater than 0, got 0"),
+        ({"data": None}, "data: input should be a valid dictionary"),
+    ],
+)  # fmt: skip
+def test_wrong_files_are_refused_in_one_line(cli: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    parts = {"data": {"patches": {"path": "there"}}, "methods": {"knn": None}} | change
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(parts))
+    fails(cli("benchmark", tmp_path / "wrong.yaml", "--out", tmp_path / "out"), message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["phantm"], "no benchmark is called 'phantm' (and it is no .yaml file): did you mean 'phantom'"),
+        (["phantom", "--only", "kn"], "--only kn: no method or data set is called so: did you mean 'knn'"),
+        (["phantom", "--data", "x=y"], "no data set is called 'x'"),
+        (["phantom", "--data", "phantom"], "expected NAME=PATH"),
+        (["phantom", "--shard", "3/2"], "--shard 3/2: expected I/N"),
+        (["colon", "--reduced"], "has no part `reduced`"),
+    ],
+)
+def test_wrong_words_are_refused(cli: Any, words: list[str], message: str, tmp_path: Path) -> None:
+    fails(cli("benchmark", *words, "--out", tmp_path / "out"), message)
+
+
+def test_reduced_and_capped(tmp_path: Path) -> None:
+    found = load_benchmark("phantom", reduced=True)
+    cells = plan(found, {"phantom": Prepared(tmp_path, "")}, 0.2, "auto")
+    told = {text for cell in cells for step in cell.chain for text in step.overrides}
+    assert {text for text in told if "total_kimg" in text} >= {"training.total_kimg=0.2"}
+    assert found.data["phantom"].phantom is not None
+    assert found.data["phantom"].phantom.train == 300
+    assert load_benchmark("phantom").data["phantom"].phantom.train == 2000  # type: ignore[union-attr]
+
+
+def test_random_search_is_drawn_from_its_seed() -> None:
+    raw = {
+        "random": {
+            "a": {"low": 1e-4, "high": 1e-2, "log": True},
+            "b": [1, 2],
+            "c": {"low": 1, "high": 9, "whole": True},
+        }
+    }
+    drawn = list(points(Search(**raw, attempts=50, seed=3)))
+    assert drawn == list(points(Search(**raw, attempts=50, seed=3)))
+    assert drawn != list(points(Search(**raw, attempts=50, seed=4)))
+    logs = [np.log10(point["a"]) for point in drawn]
+    assert min(logs) > -4.001
+    assert max(logs) < -1.999
+    assert -3.3 < np.mean(logs) < -2.7  # even in the logarithm; a plain draw would have -2.4
+    assert {point["b"] for point in drawn} == {1, 2}
+    assert {type(point["c"]) for point in drawn} == {int}
+
+
+def test_dealt_by_patch_as_published(tmp_path: Path) -> None:
+    """60/20/20 of each label, patients on all sides, no groups told; by patient, the same pictures keep together."""
+    for patient in range(5):
+        for k in range(20):
+            folder = tmp_path / "idc" / str(patient) / str(k % 2)
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"{patient}_idx5_x{k * 50 + 1}_y1_class{k % 2}.png"
+            Image.fromarray(np.full((5, 5, 3), k, np.uint8)).save(folder / name)
+    found = prepare_data("idc", DataEntry(path="idc", split="by_patch"), {}, tmp_path, {}, tmp_path / "out")
+    rows_ = open_source(found.path, DataConfig(path=str(found.path))).manifest
+    assert [len(rows_.where(split, label)) for split in ("train", "val", "test") for label in (0, 1)] == [
+        30,
+        30,
+        10,
+        10,
+        10,
+        10,
+    ]
+    assert set(rows_.group) == {""}
+    sides = {
+        patient: {s for name, s in zip(rows_.image, rows_.split, strict=True) if f"/{patient}_idx5" in name}
+        for patient in range(5)
+    }
+    assert all(len(split) > 1 for split in sides.values())
+    again = prepare_data("idc", DataEntry(path="idc", split="by_patch"), {}, tmp_path, {}, tmp_path / "out")
+    assert again == found
+    assert prepare_data("idc", DataEntry(path="idc"), {}, tmp_path, {}, tmp_path / "out").key != found.key
+    (tmp_path / "a.zip").write_bytes(b"")
+    with pytest.raises(UserError, match="by_patch needs a folder"):
+        prepare_data("zip", DataEntry(path="a.zip", split="by_patch"), {}, tmp_path, {}, tmp_path / "out")
