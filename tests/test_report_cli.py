@@ -2,14 +2,495 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-Cli = Callable[..., Any]
+import numpy as np
+import pytest
+from feature_tools import Thumbnails
+from PIL import Image
+from score_tools import fails, rows
+
+from gan_uad.config import load_config
+from gan_uad.files import write_json
+from gan_uad.jobs import benchmark_tables, classify_rows, fid_table, score_slide
+from gan_uad.jobs.benchmark_plan import OWN
+from gan_uad.run import Run, environment
+
+HOSTILE = "<script>alert(1)<&script>\"'`ü日本</td>.png".replace("/", "")
+VOID = {"meta", "img", "br", "path", "circle"}
+PLAIN = {"src", "alt", "width", "height"}
 
 
-def test_an_empty_folder_is_refused(cli: Cli, tmp_path: Path) -> None:
-    result = cli("report", tmp_path)
-    assert result.exit_code == 2
-    assert "nothing to report on" in result.stderr
+class Page(HTMLParser):
+    """A report: tags with their attributes, the text of each section, tables and pictures. Raises where tags do not pair."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.raw = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.sections: dict[str, str] = {}
+        self.images: dict[str, list[dict[str, str | None]]] = {}
+        self.scripts, self.styles = "", ""
+        self.tables: list[list[list[str]]] = []
+        self.where = ""
+        self.feed(self.raw)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append((tag, found))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section" and found.get("id"):
+            self.where = str(found["id"])
+            self.sections[self.where] = ""
+            self.images[self.where] = []
+        if tag == "footer":
+            self.where = ""
+        if tag == "img" and self.where:
+            self.images[self.where].append(found)
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("script", "style"):
+            if self.open[-1] == "script":
+                self.scripts += data
+            else:
+                self.styles += data
+            return
+        if self.where:
+            self.sections[self.where] += data
+        if {"td", "th"} & set(self.open):
+            self.tables[-1][-1][-1] += data
+
+    def table(self, heading: str) -> list[dict[str, str]]:
+        """The first table that has such a column, its cells by heading, blanks made single."""
+        for found in self.tables:
+            names = [" ".join(cell.split()) for cell in found[0]]
+            if heading in names:
+                return [dict(zip(names, (" ".join(cell.split()) for cell in row), strict=True)) for row in found[1:]]
+        raise AssertionError(f"no table has a column {heading}")
+
+
+@pytest.fixture(scope="module")
+def hostile(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The patches with a name that every page must survive, in a folder and of a group that are no better."""
+    folder = tmp_path_factory.mktemp("data") / "<b>set&amp;"
+    shutil.copytree(trained.patches, folder)
+    table = rows(folder / "index.csv")
+    for row in table:
+        if row["split"] == "test":
+            row["group"] = f"</figcaption><img src=x onerror=alert(1)>{row['group']}"
+    anomalous = [row for row in table if row["split"] == "test" and row["label"] == "1"]
+    for i, row in enumerate(anomalous):
+        new = f"{i:02d}{HOSTILE}"
+        (folder / row["image"]).rename(folder / "images" / new)
+        row["image"] = f"images/{new}"
+    with open(folder / "index.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def scored(cli: Any, trained: Any, hostile: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of these by the encoder, not evaluated. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("scored") / "scores"
+    result = cli("score", trained.encoder, hostile, "--out", out, "--threshold", "fpr:0.2")
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def evaluated(cli: Any, scored: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scores with their figures. Nobody writes into it."""
+    out = tmp_path_factory.mktemp("evaluated") / "scores"
+    shutil.copytree(scored, out)
+    result = cli("evaluate", out, "--resamples", 100)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(cli: Any, trained: Any, evaluated: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """A run, evaluated scores, samples and a way between latents, on one page."""
+    root = tmp_path_factory.mktemp("whole")
+    for run in (
+        ("generate", trained.generator, "--seeds", "0-8", "--out", root / "samples", "--grid"),
+        ("generate", trained.generator, "--seeds", "0-1", "--interpolate", root / "walk.gif", "--frames-between", 2),
+        (
+            "report", trained.encoder, evaluated, root / "samples", root / "walk.gif", "--out", root / "r.html",
+            "--title", f"A {HOSTILE}",
+        ),
+    ):  # fmt: skip
+        result = cli(*run)
+        assert result.exit_code == 0, result.output
+    return Page(root / "r.html")
+
+
+def report(cli: Any, out: Path, *arguments: Any) -> Page:
+    result = cli("report", *arguments, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.strip() == str(out)
+    return Page(out)
+
+
+def without_log(run: Path, root: Path) -> Path:
+    """A copy of a run as it is before its first tick."""
+    return Path(shutil.copytree(run, root / run.name, ignore=shutil.ignore_patterns("state*", "log.jsonl", "scores")))
+
+
+def pictures(page: Page) -> Iterator[Image.Image]:
+    for found in page.images.values():
+        for attributes in found:
+            kind, _, code = str(attributes["src"]).partition(";base64,")
+            assert kind in ("data:image/png", "data:image/jpeg", "data:image/gif")
+            with Image.open(io.BytesIO(base64.b64decode(code, validate=True))) as image:
+                image.load()
+                assert [str(image.width), str(image.height)] == [attributes["width"], attributes["height"]]
+                yield image
+
+
+# ---------------------------------------------------------------- what other jobs wrote
+
+
+def test_fid_with_memorised_pairs(cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fid_table, "load_features", lambda *_args, **_how: Thumbnails())
+    run = without_log(trained.generator, tmp_path)
+    made = cli(
+        "fid",
+        run,
+        "--real",
+        trained.patches,
+        "--num",
+        8,
+        "--features",
+        "quick",
+        "--out",
+        tmp_path / "fid",
+    )
+    assert made.exit_code == 0, made.output
+    page = report(cli, tmp_path / "r.html", tmp_path / "fid", run)
+    found = {cell["method"]: cell for cell in json.loads((tmp_path / "fid" / "fid.json").read_text())}
+    table = {row["images of"]: row for row in page.table("FD-Thumbnails")}
+    assert {name: row["FD-Thumbnails"] for name, row in table.items()} == {
+        n: f"{c['value']:.2f}" for n, c in found.items()
+    }
+    assert len(page.images["generation"]) == 1, "the nearest pairs"
+    assert "no FID" not in page.sections["missing"]
+    assert "fewer than 2,048 images" in page.sections["missing"]
+
+
+def test_classification(cli: Any, tmp_path: Path) -> None:
+    labels, scores = np.array([0, 0, 1, 1]), np.array([-1.0, 2.0, 1.0, 3.0])
+    row = classify_rows.figures(HOSTILE, labels, scores, None, 0)
+    run = {
+        "run": "somewhere",
+        "file": "f",
+        "name": "net",
+        "kimg": 1.0,
+        "trained_kimg": 1.0,
+        "planned_kimg": 9.0,
+        "short": True,
+        "stopped_early": False,
+    }
+    settings = {"runs": {"classifier": run}, "jpeg": None, "seed": 0, "image_seeds": {"made": "0-3"}}
+    classify_rows.write_table(tmp_path, "classify", "title", ("normal", "anomalous"), [row], settings, [HOSTILE])
+    page = report(cli, tmp_path / "r.html", tmp_path)
+    (shown,) = page.table("interval by")
+    assert (shown["patches"], shown["accuracy"], shown["right of normal"]) == (HOSTILE, "75.0 %", "50.0 %")
+    assert "the classifier net was trained for 1 of 9 kimg" in page.sections["missing"]
+    assert "<script>alert" not in page.raw
+
+
+def test_slides(cli: Any, tmp_path: Path) -> None:
+    with open(tmp_path / "slides.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, score_slide.COLUMNS)
+        writer.writeheader()
+        for i, name in enumerate((HOSTILE, "../outside", "empty")):
+            figures = (
+                {"max": "", "top_k": "", "share": ""} if name == "empty" else {"max": 4, "top_k": 3 - i, "share": 0.25}
+            )
+            writer.writerow({"slide": name, "file": "f", "tiles": 0 if name == "empty" else 7, "model": "m", **figures})
+    (tmp_path / HOSTILE).mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / HOSTILE / "overlay.png")
+    page = report(cli, tmp_path / "r.html", tmp_path)
+    assert [row["slide"] for row in page.table("highest rarity")] == [HOSTILE, "../outside", "empty"]
+    assert page.table("highest rarity")[0]["tiles beyond 1 % of normals"] == "25.0 %"
+    assert len(page.images["slides"]) == 1
+    for text in ("1 slides have no tissue", "no evaluation yet"):
+        assert text in page.sections["missing"]
+    assert "<script>alert" not in page.raw
+
+
+def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path) -> None:
+    area = {"value": 0.75, "low": 0.5, "high": 0.875, "note": ""}
+    rates = dict.fromkeys(("accuracy", "f1", "sensitivity", "specificity"), 0.5)
+    figures = {
+        "normal": 20,
+        "anomalous": 20,
+        "auroc": area,
+        "auprc": area,
+        "fpr5": rates,
+        "youden": None,
+        "pixels": None,
+        "warnings": [],
+    }
+    training = dict.fromkeys(("seconds", "images_per_s", *benchmark_tables.ERRORS)) | {
+        "resolution": 32, "kimg": 1.0, "whole": False, "run": "runs/0", "trained_on": "normal"
+    }  # fmt: skip
+    about = {
+        "data": "toy",
+        "method": HOSTILE,
+        "scoring": OWN,
+        "overrides": "",
+        "seed": 0,
+        "settings": "",
+        "folder": "cells/0",
+    }
+    cell = {
+        **about, **figures, "baseline": None, "training": [training], "score_images_per_s": 9.5, "environment": environment(0),
+        "search": {"by": "AUROC", "chosen": "a", "attempts": [{"settings": "a", "figure": 0.5}]},
+    }  # fmt: skip
+    (tmp_path / "cells" / "0").mkdir(parents=True)
+    write_json(tmp_path / "cells" / "0" / "cell.json", cell)
+    shutil.copytree(evaluated, tmp_path / "cells" / "0" / "scores")
+    cells: list[Any] = [
+        SimpleNamespace(folder="cells/0", problem="", label="one"),
+        SimpleNamespace(folder="cells/1", problem="no memory", label="two"),
+        SimpleNamespace(folder="cells/2", problem="", label="three"),
+    ]
+    described: Any = SimpleNamespace(name="bench", about="About it.", data={"toy": SimpleNamespace(note="A note.")})
+    benchmark_tables.write_tables(described, cells, tmp_path)
+    page = report(cli, tmp_path / "r.html", tmp_path)
+    (row,) = page.table("seeds")
+    assert (row["method"], row["AUROC"]) == (HOSTILE, "0.750 [0.50, 0.88]")
+    assert len(page.images["benchmark"]) == len(page.images["maps"]) == 1
+    for text in ("FAILED: two: no memory", "1 cells of the benchmark were not run yet: three", "SHORT"):
+        assert text in page.sections["missing"]
+    assert "<script>alert" not in page.raw
+
+
+# ---------------------------------------------------------------- what is missing
+
+
+def test_what_was_not_done_is_said(cli: Any, scored: Path, tmp_path: Path) -> None:
+    page = report(cli, tmp_path / "r.html", scored)
+    assert f"no evaluation yet, so figures have no intervals gan-uad evaluate {scored}" in page.sections["missing"]
+    assert len(page.images["detection"]) == 2, "ROC and precision-recall are drawn all the same"
+    assert "Drawn for this report" in page.sections["scores"]
+
+
+def test_a_run_with_scores_inside(cli: Any, trained: Any, evaluated: Path, tmp_path: Path) -> None:
+    run = without_log(trained.encoder, tmp_path)
+    shutil.copytree(evaluated, run / "scores" / "mine")
+    (run / "scores" / "mine" / "mean_color.csv").unlink()
+    page = report(cli, tmp_path / "s.html", run)
+    assert f"{run.name}/scores/mine: no mean-colour baseline" in page.sections["missing"]
+    assert f"{run.name}: SHORT: trained for 0 of the 0.32 kimg" in page.sections["missing"]
+    assert page.images["patches"], "scores inside a run are found"
+
+
+def test_scores_alone_without_labels_groups_threshold_or_images(cli: Any, evaluated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    (folder / "scores.csv").write_text("image,label,score\na,,1.5\nb,,0.5\n")
+    page = report(cli, tmp_path / "r.html", folder / "scores.csv")
+    for text in (
+        "no scores.json",
+        "none of the images has a label",
+        "groups (patients or slides) are unknown",
+        "no threshold",
+    ):
+        assert text in page.sections["missing"]
+    assert len(page.images["scores"]) == 1
+    described = json.loads((evaluated / "scores.json").read_text()) | {"data": str(tmp_path / "gone")}
+    moved = tmp_path / "moved"
+    shutil.copytree(evaluated, moved)
+    write_json(moved / "scores.json", described)
+    page = report(cli, tmp_path / "s.html", moved)
+    assert (
+        f"the patches are not at hand, so neither they nor their counts are shown: no such file or folder: {tmp_path}/gone"
+        in (page.sections["missing"])
+    )
+    assert "patches" not in page.sections
+
+
+def test_large_pictures_are_reduced_and_broken_ones_told(cli: Any, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 2400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "wide.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "wide.png").read_bytes()[:5000])
+    see_through = Image.new("RGBA", (2000, 10), (255, 0, 0, 0))
+    see_through.save(tmp_path / "clear.png")
+    names = [f"{name}.png" for name in ("wide", "broken", "clear")]
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    see_through.resize((20, 10)).save(strange)
+    page = report(cli, tmp_path / "r.html", *(tmp_path / name for name in names), strange)
+    wide, clear, _ = pictures(page)
+    assert (wide.size, wide.format) == ((1200, 150), "JPEG")
+    assert clear.getpixel((5, 5)) == (255, 255, 255)
+    assert "reduced from 2,400 × 300 px, stored as JPEG" in page.sections["samples"]
+    assert "the picture broken.png cannot be read" in page.sections["missing"]
+    assert "\\udcff.png" in page.sections["samples"]
+    assert "2 pictures are smaller than their files" in page.raw
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_the_page_has_every_section_in_order(whole: Page) -> None:
+    there = ["glance", "missing", "runs", "data", "detection", "scores", "patches", "maps", "samples", "training"]
+    assert list(whole.sections) == there
+    links = [attributes["href"] for tag, attributes in whole.tags if tag == "a"]
+    assert links == [f"#{name}" for name in there]
+    assert all(whole.images[name] for name in there[3:])
+    assert "torch 2" in whole.sections["runs"]
+    assert "{{" not in whole.raw
+    assert "{%" not in whole.raw
+
+
+def test_the_page_needs_nothing_else_and_lets_nothing_in(whole: Page) -> None:
+    assert {tag for tag, _ in whole.tags} & {"link", "iframe", "object", "embed", "form", "base", "video"} == set()
+    for tag, attributes in whole.tags:
+        assert not [name for name in attributes if name.startswith("on") or name in ("style", "srcset", "action")]
+        if tag == "img" and "src" in attributes:
+            assert str(attributes["src"]).startswith("data:image/")
+    assert "url(" not in whole.styles
+    assert "@import" not in whole.styles
+    assert re.findall(r"https?:", whole.raw) == []
+    (policy,) = (
+        a["content"] for tag, a in whole.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
+    )
+    for text, name in ((whole.scripts, "script"), (whole.styles, "style")):
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{name}-src 'sha256-{digest}'" in str(policy)
+    assert "default-src 'none'" in str(policy)
+    assert [tag for tag, _ in whole.tags].count("script") == 1
+
+
+def test_only_what_was_not_done_is_missing(whole: Page) -> None:
+    assert "no evaluation" not in whole.sections["missing"]
+    for text in ("nothing was measured on held-out images", "No whole slides", "gan-uad classify"):
+        assert text in whole.sections["missing"]
+    assert "SHORT" not in whole.sections["missing"]
+
+
+def test_every_picture_can_be_read_and_says_what_it_is(whole: Page) -> None:
+    found = list(pictures(whole))
+    assert len(found) > 40
+    assert any(getattr(image, "n_frames", 1) == 4 for image in found), "the animation is kept"
+    assert all(attributes["alt"] for images in whole.images.values() for attributes in images)
+
+
+def test_hostile_names_are_text(whole: Page, evaluated: Path, hostile: Path) -> None:
+    assert HOSTILE in whole.sections["patches"]
+    assert "</figcaption><img src=x onerror=alert(1)>phantom" in whole.sections["patches"]
+    assert str(hostile) in whole.sections["runs"]
+    assert "<script>alert" not in whole.raw
+    assert "<b>set" not in whole.raw
+    assert "onerror=alert(1)>" not in whole.raw
+    assert any(attributes["alt"] == f"images/00{HOSTILE}" for attributes in whole.images["patches"])
+
+
+def test_figures_are_those_of_the_evaluation(whole: Page, evaluated: Path) -> None:
+    figures = json.loads((evaluated / "metrics.json").read_text())
+    table = whole.table("AUPRC")
+    assert [row["model"] for row in table] == list(figures)
+    for row, found in zip(table, figures.values(), strict=True):
+        area = found["auroc"]
+        assert row["AUROC"] == f"{area['value']:.3f} [{area['low']:.2f}, {area['high']:.2f}]"
+        assert row["normal + anomalous"] == f"{found['images']['normal']} + {found['images']['anomalous']}"
+        rate = found["decision_intervals"]["accuracy"]
+        bounds = "–" if rate["low"] is None else f"{rate['low']:.2f}, {rate['high']:.2f}"
+        assert row["accuracy"] == f"{found['decisions']['accuracy']:.3f} [{bounds}]"
+    name = next(iter(figures))
+    told = f"{name}: AUROC {table[0]['AUROC']} on 20 normal and "
+    assert told in whole.sections["glance"]
+    better = figures[name]["auroc"]["low"] > figures["mean_color"]["auroc"]["high"]
+    assert better != (
+        "not clearly better" in whole.sections["glance"] or "worse than mean colour" in whole.sections["glance"]
+    )
+
+
+def test_counts_are_those_of_the_scores_and_the_set(whole: Page, evaluated: Path, hostile: Path) -> None:
+    table = rows(evaluated / "scores.csv")
+    for row in whole.table("above threshold"):
+        if row["set"] == "scored":
+            own = [r for r in table if r["label"] == str(int(row["label"] == "anomalous"))]
+            assert row["images"] == str(len(own))
+            assert row["groups"] == str(len({r["group"] for r in own}))
+            flagged = sum(r["decision"] == "1" for r in own) / len(own)
+            assert row["above threshold"] == f"{100 * flagged:.1f} %"
+    split = {row["split"]: row for row in whole.table("unknown")}
+    index = rows(hostile / "index.csv")
+    assert split["test"]["anomalous"] == str(sum(r["split"] == "test" and r["label"] == "1" for r in index))
+    assert split["all"]["images"] == str(len(index))
+
+
+def test_patches_shown_are_those_at_the_ends(whole: Page, evaluated: Path) -> None:
+    table = sorted(rows(evaluated / "scores.csv"), key=lambda row: float(row["score"]))
+    normal, anomalous = ([row["image"] for row in table if row["label"] == label] for label in "01")
+    wanted = [*anomalous[::-1][:8], *normal[:8], *anomalous[:8], *normal[::-1][:8]]
+    assert [attributes["alt"] for attributes in whole.images["patches"]] == wanted
+
+
+# ---------------------------------------------------------------- wrong sources
+
+
+def test_wrong_sources_are_answered_in_one_line(cli: Any, scored: Path, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "r.html")
+    fails(cli("report", tmp_path / "none", *out), "no such folder or picture")
+    fails(cli("report", tmp_path, *out), "nothing to report on", "name a run folder")
+    (tmp_path / "notes.txt").write_text("x")
+    fails(cli("report", tmp_path / "notes.txt", *out), "neither a picture")
+    fails(cli("report", scored, "--out", tmp_path), "is a folder: name a file")
+    for number, (name, content) in enumerate(
+        [
+            ("metrics.json", "[]"), ("metrics.json", '{"f1": 0.5}'), ("fid.json", '[{"figure": "FID"}]'), ("scores.json", "{"),
+            ("scores.json", '{"model": 3}'), ("projections.json", "{}"), ("classify.json", '{"labels": 1}'), ("slides.csv", "a,b\n1,2\n"),
+            ("scores.csv", "image,label,score\na,5,1\n"), ("latents.npz", "no"),
+        ]
+    ):  # fmt: skip
+        folder = tmp_path / f"wrong{number}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        if name == "latents.npz":
+            Image.new("RGB", (4, 4)).save(folder / "latent_space.png")
+        fails(cli("report", folder, *out), str(folder / name))
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_run_that_has_not_logged_yet_and_a_place_that_cannot_be_written(
+    cli: Any, hostile: Path, tmp_path: Path
+) -> None:
+    config = load_config("demo_wgan_gp", (f"data.path={hostile}",))
+    run = Run.create(tmp_path / "runs", config)
+    page = report(cli, tmp_path / "deep" / "r.html", tmp_path / "runs")
+    assert f"runs/{run.folder.name}: its images were not compared with real ones (no FID)" in page.sections["missing"]
+    assert "training" not in page.sections
+    (tmp_path / "file").write_text("")
+    fails(cli("report", run.folder, "--out", tmp_path / "file" / "r.html"), "cannot write")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from gan_uad.jobs.benchmark_plan import OWN
+from gan_uad.jobs.evaluate import read_scores
 from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Cell, Folded, Notes, Table, interval
 from gan_uad.report.tables import format_number
 
 RESULTS = "results.json"
+CURVES = 7  # in one picture
 RATES = {
     "fpr5_sensitivity": "sensitivity (5 %)", "fpr5_specificity": "specificity (5 %)", "fpr5_f1": "F1 (5 %)",
     "youden_accuracy": "accuracy (Youden)", "youden_f1": "F1 (Youden)", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
@@ -35,6 +39,7 @@ def add_benchmark(g: Gathering, found: Found) -> None:
             found.name,
             Notes([ABOUT, *(f"{name}: {note.strip()}" for name, note in result["data"].items() if note)]),
         )
+        _pictures(g, found, result["cells"])
         _searches(g, found, result["cells"])
         _warnings(g, found, result["cells"])
         _results(g, found, summary)
@@ -91,6 +96,50 @@ def _figure(found: dict[str, Any] | None, digits: int = 3, drawn: bool = False) 
         return interval({"value": found["mean"], **found}, drawn=drawn)
     spread = "" if found["sd"] is None else f"± {format_number(found['sd'], digits)}"
     return Cell(format_number(found["mean"], digits), found["mean"], spread)
+
+
+def _pictures(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+    """ROC curves of the cells of each data set, as far as they can be told apart, and triplets of the best."""
+    from gan_uad.report.plots import roc
+
+    for data in dict.fromkeys(cell["data"] for cell in cells):
+        own = [cell for cell in cells if cell["data"] == data and cell["auroc"] and _scores(found, cell) is not None]
+        own.sort(key=lambda cell: -cell["auroc"]["value"])
+        curves: dict[str, Any] = {}
+        for cell in own[:CURVES]:
+            scores = read_scores(_scores(found, cell) or found.path).labelled()
+            curves[f"{_cell_name(cell)}"] = (scores.label, scores.score)
+        if not curves:
+            continue
+        which = (
+            f"the {len(curves)} cells with the highest AUROC of {len(own)}"
+            if len(own) > len(curves)
+            else f"{len(own)} cells"
+        )
+        n = f"n = {own[0]['normal']:,} normal and {own[0]['anomalous']:,} anomalous images"
+        drawn = roc(curves, g.drawing("roc"))
+        g.doc.picture("benchmark", found.name, drawn, f"{data}: ROC curves of {which}; {n}. Drawn for this report.")
+        best = found.path / own[0]["folder"] / "scores"
+        caption = (
+            f"{data}, {_cell_name(own[0])} (the highest AUROC): input, closest normal image found, and difference."
+        )
+        g.doc.picture("maps", found.name, best / "triplets.png", caption, wide=True)
+
+
+def _scores(found: Found, cell: Mapping[str, Any]) -> Path | None:
+    """The scores of a cell, where they are at hand and in the benchmark's folder."""
+    path = found.path / cell["folder"] / "scores" / "scores.csv"
+    return path if path.is_file() and path.resolve().is_relative_to(found.path.resolve()) else None
+
+
+def _cell_name(cell: Mapping[str, Any]) -> str:
+    parts = (
+        cell["method"],
+        "" if cell["scoring"] == OWN else cell["scoring"],
+        cell["overrides"],
+        f"seed {cell['seed']}",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def _searches(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:

@@ -137,8 +137,8 @@ def _counted(manifest: Manifest, path: str, kind: str) -> Table:
         counts = [len(manifest.where(split, label)) for label in LABEL_NAMES]
         groups = {manifest.group[i] for i in manifest.where(split)} - {""}
         rows.append([split or "all", *counts, sum(counts), len(groups) or None])
-    headings = ("split", *LABEL_NAMES.values(), "images", "groups (patients or slides)")
-    return Table(f"Patches of {path} ({kind}): n by split and label", headings, rows)
+    headings = ("split", *LABEL_NAMES.values(), "images", "groups")
+    return Table(f"Patches of {path} ({kind}): n by split and label; groups are patients or slides", headings, rows)
 
 
 def _draw_data(

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gan_uad.jobs.report_gather import Found, Gathering, in_words, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.jobs.report_gather import Found, Gathering, in_words, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Cell, Notes, Table, interval, percent
 
 LARGE = 2048  # images below which a Fréchet distance is biased upwards
 SHOWN = 4  # projections at each end
+MOST = 100  # rows of their table
 
 
 def add_fid(g: Gathering, found: Found) -> None:
@@ -202,7 +203,6 @@ def _of_fold(model: str, what: str, figures: Mapping[str, Any]) -> list[Any]:
 def add_projections(g: Gathering, found: Found) -> None:
     """A folder of `gan-uad project`: how near its images came, the nearest and the farthest."""
     about = read_json(found.path / "projections.json")
-    read_rows(found.path / "projections.csv", ("image",))
     with well_formed(found.path / "projections.json"):
         g.scored |= {Path(about["model"]).resolve()}
         settings = {
@@ -223,20 +223,15 @@ def add_projections(g: Gathering, found: Found) -> None:
                 r["steps"],
                 Cell(f"{r['seconds']:.3g}", r["seconds"]),
             ]
-            for r in ranked
+            for r in (ranked if len(ranked) <= MOST else ranked[: MOST // 2] + ranked[-MOST // 2 :])
         ]
-        g.doc.add(
-            "maps",
-            found.name,
-            Table(
-                f"Distance ({about['distance']}) of {len(rows)} images to the closest image found",
-                ("image", "distance", "squared error", "steps", "seconds"),
-                rows,
-            ),
-        )
+        shown = "" if len(rows) == len(ranked) else f", the {MOST // 2} nearest and farthest"
+        caption = f"Distance ({about['distance']}) of {len(ranked):,} images to the closest image found{shown}"
+        headings = ("image", "distance", "squared error", "steps", "seconds")
+        g.doc.add("maps", found.name, Table(caption, headings, rows))
         ends = {"nearest": ranked[:SHOWN], "farthest": ranked[SHOWN:][-SHOWN:]}
         for end, chosen in ends.items():
-            for row in chosen:
+            for row in (row for row in chosen if Path(row["folder"]).name == row["folder"]):
                 caption = (
                     f"Among the {end}: {Path(row['image']).name}, distance {row['distance']:.4g}. Input, closest image found, difference "
                     "(scale 0 to 1 in all)."

@@ -7,12 +7,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from gan_uad.jobs.evaluate_slides import AGGREGATES
 from gan_uad.jobs.report_gather import Found, Gathering, in_words, listed, pairs, read_json, read_rows, well_formed
 from gan_uad.jobs.slide_tasks import SLIDES
 from gan_uad.report.html import Cell, Notes, Table, interval, percent
 from gan_uad.report.tables import format_number
 
 SHOWN = 12  # overlays
+MOST = 200  # rows of the table
 
 
 def add_slides(g: Gathering, found: Found) -> None:
@@ -49,13 +51,9 @@ def add_slides(g: Gathering, found: Found) -> None:
             for row in rows
         ]
     headings = ("slide", "tiles", "highest rarity", "mean of the highest", "tiles beyond 1 % of normals")
-    g.doc.add(
-        "slides",
-        found.name,
-        Table(
-            f"{len(rows)} slides. Rarity: −log10 of the probability that a normal tile scores as high", headings, table
-        ),
-    )
+    shown = f", the {MOST} that score highest" if len(rows) > MOST else ""
+    caption = f"{len(rows):,} slides{shown}. Rarity: −log10 of the probability that a normal tile scores as high"
+    g.doc.add("slides", found.name, Table(caption, headings, table[:MOST]))
     empty = [row["slide"] for row in rows if not int(row["tiles"])]
     if empty:
         g.doc.missing(found.name, f"{len(empty)} slides have no tissue, so no score: {', '.join(empty[:5])}")
@@ -100,7 +98,9 @@ def add_slide_figures(g: Gathering, found: Found) -> None:
     with well_formed(found.path / "metrics.json"):
         for name, result in results.items():
             g.evaluated.add(Path(result["source"]).resolve())
-            what = [(f"slides, {key}", result["slides"], areas) for key, areas in result["scores"].items()]
+            what = [
+                (f"slides: {AGGREGATES.get(k, k)}", result["slides"], areas) for k, areas in result["scores"].items()
+            ]
             if result.get("tiles"):
                 what.append(("tiles", result["tiles"]["tiles"], result["tiles"]))
             for by, n, areas in what:
@@ -109,7 +109,6 @@ def add_slide_figures(g: Gathering, found: Found) -> None:
             best, n = result["scores"]["top_k"]["auroc"], result["slides"]
             told = f"{name}: slides are told apart with AUROC {in_words(best)} ({n['normal']} normal and {n['anomalous']} anomalous)"
             g.doc.result(found.name, told + ".")
-            _froc(g, found, name, result)
             notes = dict.fromkeys([*result["notes"], *(areas["auroc"]["note"] for areas in result["scores"].values())])
             if said := [f"{name}: {note}" for note in notes if note]:
                 g.doc.add("slides", found.name, Notes(said, warning=True))
@@ -119,6 +118,9 @@ def add_slide_figures(g: Gathering, found: Found) -> None:
         found.name,
         Table("Slides and tiles told apart; intervals over slides. The bar goes from 0 to 1.", headings, rows),
     )
+    for name, result in results.items():
+        with well_formed(found.path / "metrics.json"):
+            _froc(g, found, name, result)
     g.doc.picture("slides", found.name, found.path / "roc.png", "ROC curves of slides; n as in the table.")
     g.doc.picture(
         "slides",

@@ -81,7 +81,7 @@ class Table:
     def numeric(self) -> list[bool]:
         """Per column: whether it holds numbers and gaps only, which stand at the right."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headings)
-        return [not self.pairs and any(map(_sort, column)) and all(map(_number_or_gap, column)) for column in columns]
+        return [not self.pairs and all(map(_number_or_gap, column)) for column in columns]
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,13 @@ class Document:
         shown = [key for key in TOPICS if key in self.topics or own.get(key)]
         blocks = [block for by_source in self.topics.values() for parts in by_source.values() for block in parts]
         changed = sum(bool(picture.changed) for block in blocks for picture in _pictures(block))
-        return environment.get_template("report.html.j2").render(
+        page = environment.get_template("report.html.j2").render(
             title=self.title, topics=[(key, TOPICS[key], self.topics.get(key, {})) for key in shown], results=own["glance"],
             gaps=self.gaps, made_by=made_by, generator=generator, style=style, script=script, style_hash=_hash(style),
             script_hash=_hash(script), changed=changed, widest=WIDEST, highest=HIGHEST,
         )  # fmt: skip
+        # A file name that is no UTF-8 has bytes that cannot be written; they are shown by their numbers.
+        return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def embed(source: Path | NDArray[np.uint8]) -> Picture:
@@ -256,7 +258,7 @@ def _encoded(image: Any, was: str) -> Picture:
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
         changes.append(f"reduced from {before}")
     png, jpeg = io.BytesIO(), io.BytesIO()
-    image.save(png, "PNG", optimize=True)
+    image.save(png, "PNG")
     content, kind = png.getvalue(), "png"
     if len(content) > KEPT or was == "jpeg":
         image.save(jpeg, "JPEG", quality=QUALITY, subsampling=0)
