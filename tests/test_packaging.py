@@ -67,7 +67,7 @@ def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_everything_of_the_package_is_inside(contents: set[str]) -> None:
     files = [file for name in SHIPPED for file in (ROOT / name).rglob("*") if file.is_file()]
     wanted = {str(file.relative_to(ROOT)) for file in files if "__pycache__" not in file.parts}
-    wanted |= {f"gan_uad/configs/{file.name}" for file in (ROOT / "configs").glob("*.yaml")}
+    wanted |= {f"gan_uad/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
     assert sorted(wanted - contents) == [], "name the new room in [tool.setuptools] of pyproject.toml"
 
 
