@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_uad.jobs.benchmark_plan import OWN
+from gan_uad.jobs.benchmark_tables import BASELINE
 from gan_uad.jobs.evaluate import read_scores
 from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Cell, Folded, Notes, Table, interval
@@ -14,10 +15,17 @@ from gan_uad.report.tables import format_number
 
 RESULTS = "results.json"
 CURVES = 7  # in one picture
+PIXELS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
 RATES = {
-    "fpr5_sensitivity": "sensitivity (5 %)", "fpr5_specificity": "specificity (5 %)", "fpr5_f1": "F1 (5 %)",
-    "youden_accuracy": "accuracy (Youden)", "youden_f1": "F1 (Youden)", "pixel_auroc": "pixel AUROC", "aupro": "AUPRO",
-}  # fmt: skip
+    f"{rule}_{rate}": f"{heading} {at}"
+    for rule, at in (("fpr5", "(5\u00a0%)"), ("youden", "(Youden)"))
+    for rate, heading in (
+        ("accuracy", "accuracy"),
+        ("f1", "F1"),
+        ("sensitivity", "sensitivity"),
+        ("specificity", "specificity"),
+    )
+}
 COSTS = ("train_seconds", "train_images_per_s", "score_images_per_s")
 ABOUT = (
     "Test split, with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several seeds: mean ± "
@@ -63,22 +71,28 @@ def add_benchmark(g: Gathering, found: Found) -> None:
 
 
 def _tables(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
-    shown = {key: heading for key, heading in RATES.items() if any(row[key] for row in summary)}
-    rows = []
+    pixels, rates = (
+        {key: heading for key, heading in headings.items() if any(row[key] for row in summary)}
+        for headings in (PIXELS, RATES)
+    )
+    areas, decisions = [], []
     for row in summary:
         n = Cell(f"{row['normal']:,} + {row['anomalous']:,}", row["normal"] + row["anomalous"])
-        areas = [_figure(row[key], drawn=key == "auroc") for key in ("auroc", "auprc")]
-        rows.append([row["data"], _name(row), len(row["seeds"]), n, *areas, *(_figure(row[key]) for key in shown)])
-    headings = ("data", "method", "seeds", "normal + anomalous", "AUROC", "AUPRC", *shown.values())
-    g.doc.add(
-        "benchmark", found.name, Table("Methods compared. The bar of the AUROC goes from 0 to 1.", headings, rows)
-    )
+        told = [_name(row), row["data"]]
+        drawn = [_figure(row[key], drawn=key == "auroc") for key in ("auroc", "auprc")]
+        areas.append([*told, row["trained_on"], len(row["seeds"]), n, *drawn, *(_figure(row[key]) for key in pixels)])
+        decisions.append([*told, *(_figure(row[key]) for key in rates)])
+    headings = ("method", "data", "trained on", "seeds", "normal + anomalous", "AUROC", "AUPRC", *pixels.values())
+    caption = "Methods compared. Trained on all: anomalous labels were seen. The bar of the AUROC goes from 0 to 1"
+    g.doc.add("benchmark", found.name, Table(caption, headings, areas))
+    if rates:
+        g.doc.add("benchmark", found.name, Table("Decisions", ("method", "data", *rates.values()), decisions))
     costs = [
-        [row["data"], _name(row), row["kimg"], row["training"], *(_figure(row[k], 1) for k in COSTS)]
+        [_name(row), row["data"], row["kimg"], row["training"], *(_figure(row[k], 1) for k in COSTS)]
         for row in summary if row["training"]
     ]  # fmt: skip
     if costs:
-        headings = ("data", "method", "kimg", "training", "training s", "images/s in training", "images/s in scoring")
+        headings = ("method", "data", "kimg", "training", "training s", "images/s in training", "images/s in scoring")
         g.doc.add("benchmark", found.name, Table("What it cost", headings, costs))
 
 
@@ -165,17 +179,24 @@ def _warnings(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
 
 
 def _results(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
-    """The best method of each data set, and mean colour beside it."""
+    """The best method of each data set that saw normal images only, mean colour, and the best that saw labels."""
     for data in dict.fromkeys(row["data"] for row in summary):
         known = [row for row in summary if row["data"] == data and row["auroc"]]
-        if not known:
-            continue
-        best = max(known, key=lambda row: row["auroc"]["mean"])
-        baseline = next((row for row in known if row["method"] == "mean colour"), None)
-        text = f"{data}: the highest AUROC of {len(known)} rows is {best['auroc']['mean']:.3f}, of {_name(best)}"
-        if baseline is not None and best is not baseline:
-            text += f"; mean colour: {baseline['auroc']['mean']:.3f}"
-        g.doc.result(found.name, f"{text}. The best of many is flattered by the choice.")
+        baseline = next((row for row in known if row["method"] == BASELINE), None)
+        said = []
+        for what, own in (
+            ("trained on normal images", [row for row in known if row["trained_on"] != "all" and row is not baseline]),
+            ("trained with anomalous labels", [row for row in known if row["trained_on"] == "all"]),
+        ):
+            if own:
+                best = max(own, key=lambda row: row["auroc"]["mean"])
+                choice = f"the highest AUROC of {len(own)} rows" if len(own) > 1 else "AUROC"
+                said.append(f"{what}, {choice} is {best['auroc']['mean']:.3f} ({_name(best)})")
+        if baseline is not None:
+            said.append(f"mean colour: {baseline['auroc']['mean']:.3f}")
+        if said:
+            flattered = " The best of many is flattered by the choice." if len(known) > 2 else ""
+            g.doc.result(found.name, f"{data}: {'; '.join(said)}.{flattered}")
 
 
 def _machine(g: Gathering, found: Found, about: Mapping[str, Any], title: str) -> None:

@@ -66,7 +66,7 @@ def _overlays(g: Gathering, found: Found, rows: list[dict[str, str]]) -> None:
     inside = [row for row in rows if Path(row["slide"]).name == row["slide"]]  # a name must not lead out of the folder
     for row in inside[:SHOWN]:
         place = f"Slide {row['slide']}, {int(row['tiles']):,} tiles: rarity of its tiles over the tissue"
-        if not g.doc.picture("slides", found.name, found.path / row["slide"] / "overlay.png", f"{place}."):
+        if not g.doc.picture("slides", found.name, found.path / row["slide"] / "overlay.png", f"{place}.", wide=True):
             g.doc.missing(found.name, f"slide {row['slide']}: no overlay.png")
     if len(inside) > SHOWN:
         g.doc.missing(
