@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from gan_uad.config import RunConfig, read_yaml, resolve
-from gan_uad.errors import UserError
+from gan_uad.config import RunConfig, read_yaml, resolve, trained_model, trained_models
+from gan_uad.errors import UserError, near
 from gan_uad.files import explained, make_folder, write_json, write_text
 
 _NAME = re.compile(r"(\d{5})-(.+)")
@@ -160,3 +160,24 @@ def _git_revision() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None
+
+
+def model_file(path: str | Path) -> Path:
+    """The model file that a run folder, a path or the name of a shipped model means: of a run that was judged the best one, else the last.
+
+    Raises `UserError` when there is none.
+    """
+    path = trained_model(path)
+    if path.is_dir():
+        best = path / "best.safetensors"
+        file = best if best.is_file() else path / "model.safetensors"
+        if not file.is_file():
+            raise UserError(
+                f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder"
+            )
+        return file
+    if not path.exists():
+        shipped = trained_models()
+        hint = f" (nor a shipped model: {near(str(path), shipped)})" if shipped else ""
+        raise UserError(f"no such run folder or model file: {path}{hint}")
+    return path

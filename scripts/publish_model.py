@@ -15,8 +15,8 @@ from pathlib import Path
 
 from gan_uad.errors import UserError
 from gan_uad.files import write_text
-from gan_uad.jobs.load import model_file
 from gan_uad.report.tables import format_interval
+from gan_uad.run import model_file
 from gan_uad.training.checkpoint import build_networks, save_model
 
 MODELS = Path(__file__).parents[1] / "models"

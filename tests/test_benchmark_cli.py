@@ -380,3 +380,10 @@ def test_dealt_by_patch_as_published(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"")
     with pytest.raises(UserError, match="by_patch needs a folder"):
         prepare_data("zip", DataEntry(path="a.zip", split="by_patch"), {}, tmp_path, {}, tmp_path / "out")
+
+
+def test_a_shipped_model_is_a_finished_run(cli: Any, trained: Any, tmp_path: Path) -> None:
+    data = {"patches": {"path": str(trained.patches)}}
+    for name, state in (("pcam_izi_f_64_small", "to do"), ("pcam_izi_f_64", "no finished run or model file")):
+        file = written(tmp_path / "b.yaml", data=data, methods={"izi": {"train": {"run": name}}})
+        assert state in cli("benchmark", file, "--out", tmp_path / "out", "--dry-run").stdout

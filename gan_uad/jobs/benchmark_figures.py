@@ -19,10 +19,9 @@ from gan_uad.jobs.evaluate import (
     threshold_of,
     validation_of,
 )
-from gan_uad.jobs.load import model_file
 from gan_uad.jobs.maps import pixel_figures
 from gan_uad.metrics.detection import auroc, classification_report
-from gan_uad.run import Run
+from gan_uad.run import Run, model_file
 from gan_uad.training.checkpoint import read_model
 
 RULES = {"fpr5": "fpr:0.05", "youden": "youden"}

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from gan_uad.data.arrays import digest
 from gan_uad.errors import UserError, near
 from gan_uad.jobs.benchmark_data import Prepared
 from gan_uad.jobs.benchmark_file import Benchmark, Method, Range, Scoring, Search, Settings
+from gan_uad.run import model_file
 
 FREE = ("device", "threads", "tick_kimg", "snapshot_kimg", "checkpoint_kimg")  # of `training`: they change no figure
 BEFORE = "{before}"  # in a setting: the run before in the chain, where that is not a generator
@@ -185,13 +187,14 @@ class _Maker:
     def _finished(self, pattern: str) -> Training:
         text = pattern.replace("{data}", self.name).replace("{method}", self.method).replace("{seed}", str(self.seed))
         path = Path(text).expanduser()
-        matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) or [path]
         found = [(match, file) for match in matches if (file := _model_file(match))]
         if not found:
             raise _Missing(f"no finished run or model file at {text}")
         run, file = found[-1]
         content = hashlib.sha256(file.read_bytes()).hexdigest()
-        return Training(re.sub(r"^\d{5}-", "", run.stem), content, run=str(run.resolve()))
+        place = run if run.exists() else file  # the name of a shipped model is no place
+        return Training(re.sub(r"^\d{5}-", "", run.stem), content, run=str(place.resolve()))
 
 
 class _Missing(Exception):
@@ -199,9 +202,9 @@ class _Missing(Exception):
 
 
 def _model_file(path: Path) -> Path | None:
-    """As `gan_uad.jobs.load.model_file`, which is not asked since it imports torch."""
-    files = [path / "best.safetensors", path / "model.safetensors"] if path.is_dir() else [path]
-    return next((file for file in files if file.is_file()), None)
+    with suppress(UserError):
+        return model_file(path)
+    return None
 
 
 def _essence(config: RunConfig) -> str:

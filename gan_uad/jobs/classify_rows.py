@@ -23,11 +23,11 @@ from gan_uad.data.patches import PatchSet, Pixels, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.files import write_json, write_text
 from gan_uad.jobs.feature_sets import ImageSet, of_generator
-from gan_uad.jobs.load import Model, load_model, model_file
+from gan_uad.jobs.load import Model, load_model
 from gan_uad.metrics.detection import accuracy, auroc, bootstrap_interval, classification_report
 from gan_uad.networks.sampling import style_based
 from gan_uad.report.tables import format_interval, table
-from gan_uad.run import Run, environment
+from gan_uad.run import Run, environment, model_file
 from gan_uad.scoring.base import Scorer
 from gan_uad.training.checkpoint import read_model
 

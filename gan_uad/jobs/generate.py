@@ -22,9 +22,10 @@ from gan_uad.data.patches import Pixels, to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.jobs.latents import check_style, read_latents
-from gan_uad.jobs.load import Model, load_model, model_file
+from gan_uad.jobs.load import Model, load_model
 from gan_uad.networks.sampling import Latents, draw, from_seeds, settle
 from gan_uad.report.pictures import image_grid
+from gan_uad.run import model_file
 
 CHUNK = 256
 MOST = 1_000_000  # seeds of a range: more is a slip of the finger

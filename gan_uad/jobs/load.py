@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from gan_uad import registry
-from gan_uad.config import DataConfig, RunConfig, resolve, trained_model, trained_models
+from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError, near
 from gan_uad.jobs.latents import check_style
 from gan_uad.networks.sampling import draw, from_seeds, settle
+from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer, load_scorer
 from gan_uad.training.checkpoint import build_networks
 
@@ -73,27 +74,6 @@ class Model:
     def scorer(self, inverter: str | None = None, **options: Any) -> Scorer:
         """The run's scorer, or one with another inverter; `options` are those of either."""
         return make_scorer(self, inverter, options)
-
-
-def model_file(path: str | Path) -> Path:
-    """The model file that a run folder, a path or the name of a shipped model means: of a run that was judged the best one, else the last.
-
-    Raises `UserError` when there is none.
-    """
-    path = trained_model(path)
-    if path.is_dir():
-        best = path / "best.safetensors"
-        file = best if best.is_file() else path / "model.safetensors"
-        if not file.is_file():
-            raise UserError(
-                f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder"
-            )
-        return file
-    if not path.exists():
-        shipped = trained_models()
-        hint = f" (nor a shipped model: {near(str(path), shipped)})" if shipped else ""
-        raise UserError(f"no such run folder or model file: {path}{hint}")
-    return path
 
 
 def load_model(path: str | Path, device: torch.device | None = None) -> Model:

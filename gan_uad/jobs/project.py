@@ -23,10 +23,11 @@ from gan_uad.data.patches import to_tensor, to_uint8
 from gan_uad.data.sources import ENDINGS, Folder
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import atomic, make_folder, write_json, write_text
-from gan_uad.jobs.load import Model, inverter_of, load_model, model_file
+from gan_uad.jobs.load import Model, inverter_of, load_model
 from gan_uad.networks.sampling import style_based
 from gan_uad.report.pictures import image_grid, triplets
 from gan_uad.report.projection import loss_curve, search_animation
+from gan_uad.run import model_file
 
 CHUNK = 256  # images in memory as the network takes them
 FRAMES = 48  # of a GIF

@@ -18,11 +18,12 @@ from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import write_json
 from gan_uad.jobs.fit import fit_on
-from gan_uad.jobs.load import load_model, make_scorer, model_file
+from gan_uad.jobs.load import load_model, make_scorer
 from gan_uad.jobs.maps import pixel_threshold, write_maps, write_masks, write_segments
 from gan_uad.jobs.score_rows import CHUNK, Row, as_rows, claim, read_back, resumed, write_csv, written_numbers
 from gan_uad.jobs.score_sets import ScoreSets, choose_sets, told_anew
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
+from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer, Scores
 from gan_uad.scoring.mean_color import MeanColorScorer
 

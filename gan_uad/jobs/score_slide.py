@@ -19,7 +19,7 @@ from gan_uad.data.patches import PatchSet, load_patches
 from gan_uad.errors import UserError
 from gan_uad.files import write_json, write_text
 from gan_uad.jobs.fit import fit_on
-from gan_uad.jobs.load import Model, load_model, make_scorer, model_file
+from gan_uad.jobs.load import Model, load_model, make_scorer
 from gan_uad.jobs.score import calibrate
 from gan_uad.jobs.score_rows import CHUNK, claim, write_csv
 from gan_uad.jobs.score_sets import DEALT_BY, some, told_anew
@@ -28,6 +28,7 @@ from gan_uad.jobs.slide_tasks import SLIDES, each, tasks_of, tell_failures
 from gan_uad.jobs.tile import settings_of
 from gan_uad.metrics.detection import fit_threshold
 from gan_uad.metrics.tails import LEAST, Tail
+from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer
 
 QUANTILE = 0.99  # of held-out normals: a tile beyond it is called anomalous
