@@ -310,7 +310,11 @@ def test_combined_parts_need_validation_normals(cli: Any, trained: Any, tmp_path
     fails(cli("score", trained.encoder, *fisher, "-o", "scoring.options.parts=[l3]"), "no part is called 'l3'")
     assert not (tmp_path / "out").exists()
     lacking = ("-o", "scoring.options.parts=[noise]", "--max-images", 4)
-    fails(cli("score", trained.encoder, *fisher, *lacking), "there is no noise here", "what is measured is residual, features")
+    fails(
+        cli("score", trained.encoder, *fisher, *lacking),
+        "there is no noise here",
+        "what is measured is residual, features",
+    )
 
 
 @pytest.fixture
