@@ -57,7 +57,21 @@ class DataConfig(_Strict):
         le=0.5,
         description="stains changed at random in training, each by up to this share (0.05: little, 0.2: much)",
     )
+    contamination: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="share of the normal training images that anomalous ones are put in the place of, as if they were normal",
+    )
     strict: bool = Field(False, description="a broken image is an error instead of being skipped and listed")
+
+    @model_validator(mode="after")
+    def _contaminated_normals(self) -> DataConfig:
+        if self.contamination and self.label != "normal":
+            raise ValueError(
+                f"contamination is the share of anomalous images among normal ones, and label is {self.label}: leave it out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fold_of_folds(self) -> DataConfig:
@@ -114,6 +128,22 @@ class TrainingConfig(_Strict):
     )
 
 
+class CorruptionConfig(_Strict):
+    """What is done to an image before it is scored (`data/corruption.py`), to see how a detector takes it. Nothing is the default."""
+
+    haematoxylin: float = Field(0.0, ge=-0.9, le=2, description="so much more of this stain; -0.3: 30 % less")
+    eosin: float = Field(0.0, ge=-0.9, le=2, description="so much more of this stain")
+    blur: float = Field(0.0, ge=0, le=64, description="sigma of a Gaussian, in px of the image as the network sees it")
+    jpeg: int | None = Field(None, ge=1, le=100, description="quality of a JPEG file that the image passes through")
+
+    @property
+    def words(self) -> str:
+        """What is done, such as `haematoxylin+0.3-jpeg30`; "" for nothing."""
+        changes = [f"{name}{getattr(self, name):+g}" for name in ("haematoxylin", "eosin") if getattr(self, name)]
+        changes += [f"blur{self.blur:g}"] if self.blur else []
+        return "-".join(changes + ([] if self.jpeg is None else [f"jpeg{self.jpeg}"]))
+
+
 class ScoringConfig(_Strict):
     """How a trained run scores images, unless told otherwise on the command line."""
 
@@ -127,6 +157,10 @@ class ScoringConfig(_Strict):
     )
     threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
     calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
+    corruption: CorruptionConfig = Field(
+        default_factory=CorruptionConfig,
+        description="what is done to the scored images alone: thresholds and calibration are those of untouched validation images",
+    )
 
 
 class RunConfig(_Strict):

@@ -13,21 +13,24 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from gan_uad.config import DataConfig
+from gan_uad.config import CorruptionConfig, DataConfig
 from gan_uad.data.arrays import digest
 from gan_uad.data.cache import Prepared, Progress, prepare
+from gan_uad.data.corruption import corrupt
 from gan_uad.data.hed import hed_jitter
 from gan_uad.data.images import BadImage, Mask, Pixels, preprocess, preprocess_mask
-from gan_uad.data.manifest import Manifest
+from gan_uad.data.manifest import ANOMALOUS, NORMAL, Manifest
 from gan_uad.data.sources import Source, open_source
 from gan_uad.errors import UserError
 
 __all__ = [
-    "BadImage", "LabelledStream", "PatchSet", "TrainStream", "batches", "load_patches", "preprocess", "to_tensor", "to_uint8"
+    "BadImage", "LabelledStream", "PatchSet", "TrainStream", "batches", "contaminated", "load_patches", "preprocess", "to_tensor",
+    "to_uint8",
 ]  # fmt: skip
 
 
 UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own"
+CONTAMINATION = 0xC0  # the stream of its draws: those of others that are seeded alike are independent of them
 QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, half a turn flips both
 
 
@@ -46,6 +49,7 @@ class PatchSet:
         self.notes = notes  # what was guessed, made up or left out
         self.source = str(source.path)
         self.resolution = int(prepared.images.shape[1])
+        self._corruption = CorruptionConfig()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -53,6 +57,8 @@ class PatchSet:
     @property
     def images(self) -> Pixels:
         """uint8 [N, R, R, 3]: the memory map itself for a whole set, a copy for a selection (`gather` takes a few)."""
+        if self._corruption.words:
+            return self.gather(np.arange(len(self)))
         return self._all.images if len(self) == len(self._all.rows) else self._all.images[self._index]
 
     @property
@@ -64,7 +70,8 @@ class PatchSet:
     def fingerprint(self) -> str:
         """A key of everything that tells this set from another: pixels, rows, labels, groups and splits."""
         m = self.manifest
-        return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split)
+        told = [self._corruption.words] if self._corruption.words else []
+        return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split, *told)
 
     @property
     def brings_splits(self) -> bool:
@@ -77,6 +84,9 @@ class PatchSet:
         A transform is three bits: 4 swaps the axes, then 2 flips up-down, 1 flips left-right; 0 to 7 are all the ways to
         lay a square.
         """
+        return corrupt(self._gathered(indices, transforms), self._corruption)
+
+    def _gathered(self, indices: ArrayLike, transforms: NDArray[np.uint8] | None) -> Pixels:
         rows = self._index[np.asarray(indices)]
         if transforms is None or not transforms.any():
             return np.asarray(self._all.images[rows])
@@ -99,6 +109,26 @@ class PatchSet:
         new.__dict__.update(self.__dict__)
         new._index = self._index[chosen]
         new.manifest = self.manifest.take(chosen)
+        return new
+
+    def corrupted(self, corruption: CorruptionConfig) -> PatchSet:
+        """The same patches, corrupted whenever their pixels are asked for."""
+        new = self.take(np.arange(len(self)))
+        new._corruption = corruption
+        return new
+
+    def with_impostors(self, others: PatchSet) -> PatchSet:
+        """These patches and `others` of the same set, which are labelled as normal here."""
+        new = self.take(np.arange(len(self)))
+        new._index = np.concatenate([self._index, others._index])
+        order = np.argsort(new._index, kind="stable")
+        both = Manifest.of(
+            self.manifest.image + others.manifest.image,
+            group=self.manifest.group + others.manifest.group,
+            split=self.manifest.split + others.manifest.split,
+            label=[NORMAL] * len(new),
+        )
+        new._index, new.manifest = new._index[order], both.take(order)
         return new
 
     def masks(self) -> Mask:
@@ -140,6 +170,26 @@ def load_patches(
     if prepared.cut:
         notes.append(f"{prepared.cut} images are not square: their centre square is used")
     return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
+
+
+def contaminated(patches: PatchSet, normals: PatchSet, share: float, seed: int) -> PatchSet:
+    """`normals` with a share of them replaced by anomalous images of the train split, which pass for normal (label 0).
+
+    Of n normals round(share · n) make room for as many anomalous images, so that the number of images stays n. Both are drawn with
+    `seed`; what a smaller share puts in and takes out, a larger one does too. Raises `UserError` where the train split has too few
+    anomalous images, or the share is less than one image.
+    """
+    if not share:
+        return normals
+    count, pool = round(share * len(normals)), patches.select("train", ANOMALOUS)
+    if not 0 < count <= len(pool):
+        few = f"the train split has {len(pool)}" if count else "give more images or a larger share"
+        raise UserError(
+            f"{patches.source}: data.contamination {share:g} of {len(normals)} training images is {count} anomalous ones; {few}"
+        )
+    rng = np.random.default_rng((seed, CONTAMINATION))
+    kept, put_in = rng.permutation(len(normals))[count:], rng.permutation(len(pool))[:count]
+    return normals.take(np.sort(kept)).with_impostors(pool.take(np.sort(put_in)))
 
 
 def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str]]:

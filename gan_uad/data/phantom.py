@@ -354,7 +354,7 @@ def _check_resolution(resolution: int) -> None:
 
 def write_phantom(
     out: Path, *, resolution: int = 64, train: int = 2000, val: int = 200, test: int = 300, seed: int = 0,
-    groups: tuple[int, int, int] = GROUPS, progress: Callable[[int, int], None] | None = None
+    groups: tuple[int, int, int] = GROUPS, train_anomalous: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> Path:  # fmt: skip
     """Write a patch set: `images/*.png`, `masks/*.png` (8-bit, 0 or 255, anomalous patches only) and `index.csv`.
 
@@ -366,6 +366,7 @@ def write_phantom(
         out: the folder, made if need be; also what is returned.
         resolution: see `render_patch`.
         train: normal patches to train on.
+        train_anomalous: anomalous patches of the train split, for trainings that see them (`data.contamination`, classifiers).
         val, test: normal patches, and as many anomalous ones, each kind in turn.
         seed: 0 or more.
         groups: slides, each with a stain of its own, of train, val and test; small sets may not reach them all.
@@ -375,9 +376,12 @@ def write_phantom(
     """
     _check_resolution(resolution)
     counts = dict(zip(SPLITS, (train, val, test), strict=True))
-    if min(*counts.values(), *groups) < 1 or seed < 0:
-        raise ValueError(f"counts {counts} and groups {groups} must be at least 1, seed {seed} at least 0")
+    if min(*counts.values(), *groups) < 1 or min(seed, train_anomalous) < 0:
+        raise ValueError(
+            f"counts {counts} and groups {groups} must be at least 1, seed {seed} and train_anomalous at least 0"
+        )
     arguments = {"version": VERSION, "resolution": resolution, **counts, "seed": seed, "groups": list(groups)}
+    arguments |= {"train_anomalous": train_anomalous} if train_anomalous else {}
     index, record = out / "index.csv", out / "phantom.json"
     if index.exists() or record.exists():
         found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else "no phantom.json"
@@ -388,7 +392,8 @@ def write_phantom(
     make_folder(out / "images")
     make_folder(out / "masks")
     write_json(record, arguments)
-    plan = [(s, label, i) for s, n in enumerate(counts.values()) for label in (0, 1)[: s + 1] for i in range(n)]
+    kinds = [(train, train_anomalous), (val, val), (test, test)]
+    plan = [(s, label, i) for s, counted in enumerate(kinds) for label in (0, 1) for i in range(counted[label])]
     rows: list[list[object]] = [["image", "group", "label", "split", "class", "mask"]]
     for done, (split, label, i) in enumerate(plan, start=1):
         rows.append(_write_patch(out, resolution, seed, split, label, i, groups[split]))

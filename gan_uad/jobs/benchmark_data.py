@@ -71,6 +71,8 @@ def _phantom(entry: DataEntry, home: Path) -> Prepared:
 
     assert entry.phantom is not None
     arguments = entry.phantom.model_dump()
+    if not arguments["train_anomalous"]:  # as the keys of sets that were made before there were any
+        del arguments["train_anomalous"]
     key = digest("phantom", VERSION, sorted(arguments.items()))
     folder = make_folder(home / "data") / f"phantom-{key[:10]}"
     with alone(home / "data" / ".lock"):

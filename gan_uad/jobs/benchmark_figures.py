@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gan_uad.config import RunConfig, load_config, presets
+from gan_uad.config import CorruptionConfig, RunConfig, load_config, presets
 from gan_uad.errors import UserError
 from gan_uad.jobs.benchmark_plan import Training
 from gan_uad.jobs.evaluate import (
@@ -36,6 +36,8 @@ def figures_of_scores(folder: Path, resamples: int) -> dict[str, Any]:
     result["warnings"] += described.get("warnings", [])
     result["pixels"] = pixel_figures(folder) if (folder / "truth").is_dir() and (folder / "maps").is_dir() else None
     result["scorer"] = described["label"]
+    if described.get("corruption"):
+        result["corruption"] = CorruptionConfig(**described["corruption"]).words
     result["baseline"] = _of_file(folder / BASELINE, resamples) if (folder / BASELINE).is_file() else None
     return result
 
@@ -87,12 +89,17 @@ def training_figures(path: Path, step: Training, home: Path) -> dict[str, Any]:
     config = run.config if run else None
     return {
         "config": step.config or about["config"]["name"], "run": name, "reused": bool(step.run),
-        "resolution": about["config"]["resolution"], "trained_on": about["config"]["data"]["label"], "kimg": nimg / 1000,
+        "resolution": about["config"]["resolution"], "trained_on": _trained_on(about["config"]["data"]), "kimg": nimg / 1000,
         "whole": _is_whole(step, config, nimg, about, judgements), "published_kimg": step.published_kimg,
         "seconds": seconds, "images_per_s": round(nimg / seconds, 2) if seconds else None,
         **{key: last.get(key) for key in ("reconstruction", "kl")},
         **_best(judgements, about),
     }  # fmt: skip
+
+
+def _trained_on(data: dict[str, Any]) -> str:
+    share = data.get("contamination", 0)
+    return f"{data['label']}, {100 * share:g} % anomalous" if share else str(data["label"])
 
 
 def _seconds(rows: list[dict[str, Any]]) -> float | None:

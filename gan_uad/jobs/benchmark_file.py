@@ -27,6 +27,7 @@ class Phantom(_Strict):
     train: int = Field(2000, ge=1, description="normal images to train on")
     val: int = Field(200, ge=1, description="images of each kind")
     test: int = Field(300, ge=1, description="images of each kind")
+    train_anomalous: int = Field(0, ge=0, description="anomalous images to train on, for contamination and classifiers")
     groups: tuple[int, int, int] = Field((40, 20, 20), description="slides of train, val and test")
     seed: int = Field(0, ge=0)
 
@@ -161,7 +162,7 @@ def shipped() -> dict[str, Path]:
 
 
 def load_benchmark(source: str, reduced: bool = False) -> Benchmark:
-    """Read a benchmark by bare name or path; `reduced`: with what it says under `reduced` put over the rest.
+    """Read a benchmark by bare name or path; `reduced`: with what it says under `reduced` put over the rest (null takes a key out).
 
     Raises `UserError` for an unknown name, unreadable YAML, an unknown key (with near names) or a wrong value.
     """
@@ -187,6 +188,9 @@ def load_benchmark(source: str, reduced: bool = False) -> Benchmark:
 def _merged(raw: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(raw)
     for key, value in over.items():
+        if value is None:
+            result.pop(key, None)
+            continue
         both = isinstance(value, dict) and isinstance(result.get(key), dict)
         result[key] = _merged(result[key], value) if both else value
     return result

@@ -167,7 +167,8 @@ class _Maker:
             own = _overrides(layers, config, configs)
             trained = load_config(config, own).task != ""
             # A run is scored anew for another scoring, not trained anew; a scorer that is fitted is that scoring.
-            aside = [override for override in own if trained and override.startswith("scoring.")]
+            # What is done to the scored images alone is nothing that a fit would differ by.
+            aside = [o for o in own if o.startswith("scoring." if trained else "scoring.corruption")]
             told = aside if last else []
             chain.append(self._training(config, [o for o in own if o not in aside], chain[-1] if chain else None))
         return chain, told
@@ -212,6 +213,10 @@ def _essence(config: RunConfig) -> str:
     told = config.model_dump(mode="json")
     told["training"] = {key: value for key, value in told["training"].items() if key not in FREE}
     told["data"]["path"] = None
+    if not told["data"]["contamination"]:  # keys are as they were before there was any
+        del told["data"]["contamination"]
+    if not config.scoring.corruption.words:
+        del told["scoring"]["corruption"]
     return json.dumps(told, sort_keys=True)
 
 

@@ -20,7 +20,8 @@ RULES = {"fpr5": "5 %", "youden": "Youden"}
 RATES = ("accuracy", "f1", "sensitivity", "specificity")
 PIXELS = ("pixel_auroc", "aupro", "dice", "iou")
 ERRORS = ("reconstruction", "kl", "val_reconstruction", "val_kl")
-FIGURES = ("auroc", "auprc", *(f"{rule}_{rate}" for rule in RULES for rate in RATES), *PIXELS, *ERRORS)
+FALSE_ALARMS = "fpr5_false_alarms"
+FIGURES = ("auroc", "auprc", *(f"{rule}_{rate}" for rule in RULES for rate in RATES), FALSE_ALARMS, *PIXELS, *ERRORS)
 COLUMNS = (
     "data", "method", "scoring", "overrides", "seed", "settings", "resolution", "normal", "anomalous", "auroc", "auroc_low", "auroc_high",
     "auprc", "auprc_low", "auprc_high", *FIGURES[2:], "trained_on", "kimg", "training", "train_seconds", "train_images_per_s",
@@ -33,6 +34,7 @@ DETECTION = {
 DECISIONS = {
     "data": "data", "method": "method",
     **{f"{rule}_{rate}": f"{'F1' if rate == 'f1' else rate} ({at})" for rule, at in RULES.items() for rate in RATES},
+    FALSE_ALARMS: "false alarms (5 %)",
 }  # fmt: skip
 COSTS = {
     "data": "data", "method": "method", "kimg": "kimg", "training": "training", "train_seconds": "training s",
@@ -41,8 +43,9 @@ COSTS = {
 }  # fmt: skip
 ABOUT = (
     "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several "
-    "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); (Youden): the largest "
-    "Youden's J on validation images of both labels. short: trained for less than the configuration, as published, says."
+    "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); false alarms: the "
+    "share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. short: trained for less than "
+    "the configuration, as published, says."
 )
 
 
@@ -86,25 +89,26 @@ def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path) -> str
 
 
 def with_baselines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells with a row of mean colour before the first of each data set and resolution, as its scoring found it."""
-    seen: set[tuple[str, int]] = set()
+    """The cells with a row of mean colour before the first of each data set, resolution and corruption, as its scoring found it."""
+    seen: set[tuple[Any, ...]] = set()
     rows: list[dict[str, Any]] = []
     by_data: dict[str, list[dict[str, Any]]] = {}
     for cell in done:
         by_data.setdefault(cell["data"], []).append(cell)
     for cell in [cell for group in by_data.values() for cell in group]:
-        at = (cell["data"], cell["training"][-1]["resolution"])
+        resolution, changes = cell["training"][-1]["resolution"], cell.get("corruption")
+        at = (cell["data"], resolution, changes)
         if cell["baseline"] is not None and at not in seen:
             seen.add(at)
             about = {
                 "data": cell["data"],
                 "method": BASELINE,
                 "scoring": OWN,
-                "overrides": "",
+                "overrides": changes or "",
                 "seed": None,
                 "settings": "",
             }
-            rows.append({**about, **cell["baseline"], "resolution": at[1], "folder": cell["folder"]})
+            rows.append({**about, **cell["baseline"], "resolution": resolution, "folder": cell["folder"]})
         rows.append(cell)
     return rows
 
@@ -119,6 +123,8 @@ def flat(cell: dict[str, Any]) -> dict[str, Any]:
         row |= {name: found.get("value"), f"{name}_low": found.get("low"), f"{name}_high": found.get("high")}
     for rule in RULES:
         row |= {f"{rule}_{rate}": (cell[rule] or {}).get(rate) for rate in RATES}
+    kept = row["fpr5_specificity"]
+    row[FALSE_ALARMS] = None if kept is None else round(1 - kept, 12)
     row |= {name: (cell.get("pixels") or {}).get(name) for name in PIXELS}
     row["folder"] = cell["folder"]
     trainings = cell.get("training", [])

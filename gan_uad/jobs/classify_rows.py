@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import os
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from gan_uad import console
 from gan_uad.data.arrays import digest
+from gan_uad.data.corruption import through_jpeg
 from gan_uad.data.patches import PatchSet, Pixels, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.files import write_json, write_text
@@ -84,13 +83,7 @@ def of_both_kinds(patches: PatchSet, num: int, seed: int) -> PatchSet:
 
 def as_jpeg(images: Pixels, quality: int | None) -> Pixels:
     """uint8 `[N, R, R, 3]` as they come out of a JPEG file of that quality; None: as they are."""
-    if quality is None:
-        return images
-    coded = []
-    for image in images:
-        Image.fromarray(image).save(buffer := io.BytesIO(), format="jpeg", quality=quality)
-        coded.append(np.asarray(Image.open(buffer)))
-    return np.stack(coded)
+    return images if quality is None else through_jpeg(images, quality)
 
 
 def scored(

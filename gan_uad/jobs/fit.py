@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig
-from gan_uad.data.patches import PatchSet, batches
+from gan_uad.data.patches import PatchSet, batches, contaminated
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.jobs.load import Model, load_model, make_scorer
 from gan_uad.jobs.patches import load_together
@@ -49,11 +49,14 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
         raise UserError(
             f"{config.data.path}: no normal image in the train split; `gan-uad data check` shows what is there"
         )
+    normals = contaminated(patches, normals, config.data.contamination, settings.seed)
     if existing is not None:
         existing.update_config(config)
     run = existing or Run.create(out, config)
     save_grid(normals.gather(range(min(64, len(normals)))), run.folder / "reals.png")
-    console.say(f"{len(normals):,} normal train images of {config.data.path} -> {run.folder}")
+    console.say(
+        f"{len(normals):,} normal train images of {config.data.path}{contamination_in_words(config)} -> {run.folder}"
+    )
     start = time.monotonic()
     fit_on(scorer, normals, settings.batch, "take fewer with training.total_kimg")
     spent = time.monotonic() - start
@@ -70,6 +73,11 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     run.log({**figures, "memory_gb": memory.peak(where), "time": round(time.time(), 1)})
     console.say(f"done: {run.folder}, fitted in {console.duration(spent)}")
     return run
+
+
+def contamination_in_words(config: RunConfig) -> str:
+    """`, 5 % of them anomalous`; "" where none are."""
+    return f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
 
 
 def _is_whole(run: Run, config: RunConfig) -> bool:

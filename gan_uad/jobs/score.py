@@ -64,7 +64,8 @@ def score(
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
     found_by = getattr(scorer, "inverter", None)
-    method = "-".join(_method(scorer))
+    corruption = config.scoring.corruption
+    method = "-".join(filter(None, [*_method(scorer), corruption.words]))
     folder = out or _default_folder(run, data or str(config.data.path), method, split)
     normals = _normals(scorer, sets, config.scoring.scorer)
     _check_normals(scorer, sets)
@@ -74,6 +75,7 @@ def score(
         "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"],
         "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
+        "corruption": corruption.model_dump(mode="json") if corruption.words else None,
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
     claim(folder, "scores.json", "scores.csv", key, "scores of another model, data set or setting")
@@ -159,12 +161,12 @@ def _normals(scorer: Scorer, sets: ScoreSets, name: str) -> PatchSet | None:
     """What a scorer that learns is fitted on; None for one that has nothing to learn."""
     if not scorer.learns:
         return None
-    if sets.train is None:
+    if sets.learnt_from is None:
         raise UserError(
             f"the scorer {name} learns from normal images, and none of a train split are at hand: "
             "give patches with a train split, or put back those that the run was trained on"
         )
-    return sets.train
+    return sets.learnt_from
 
 
 def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gan_uad import console
 from gan_uad.config import DataConfig, RunConfig, resolve
-from gan_uad.data.patches import PatchSet, load_patches
+from gan_uad.data.patches import PatchSet, contaminated, load_patches
 from gan_uad.errors import UserError
 from gan_uad.jobs.load import Model, inverter_of
 
@@ -24,11 +24,12 @@ DEALT_BY = (
 
 @dataclass
 class ScoreSets:
-    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline and scorers learn from."""
+    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline (`train`) and scorers learn from."""
 
     target: PatchSet
     validation: PatchSet | None
     train: PatchSet | None
+    learnt_from: PatchSet | None  # train, contaminated as the training of the run was (`data.contamination`)
     warnings: list[str]  # why figures of these scores would flatter
 
 
@@ -37,6 +38,8 @@ def told_anew(model: Model, overrides: tuple[str, ...], inverter: str | None) ->
     for override in overrides:
         if not override.startswith(("data.", "scoring.")):
             raise UserError(f"-o {override}: a trained run can only be told data.* and scoring.* anew")
+        if override.startswith("data.contamination"):
+            raise UserError(f"-o {override}: images are contaminated in training; a trained run stays as it is")
     if inverter is not None:
         overrides = (*overrides, f"scoring.inverter={inverter}")
     name, raw = model.name, model.config.model_dump(mode="json")
@@ -71,20 +74,24 @@ def choose_sets(
     picked = target if chosen == "all" else target.select(chosen)
     if len(picked) == 0:
         raise UserError(f"{path} has no image in the {chosen} split; --split takes train, val, test or all")
-    picked = some(picked, max_images, seed)
+    picked = some(picked, max_images, seed).corrupted(model.config.scoring.corruption)
     apart = target.brings_splits and chosen in {"train", "test"} and len(target.select("val", 0)) > 0
     reference = (
         target if same or apart else _reference(trained_on.model_copy(update={"path": own.path}), model.resolution)
     )
     warnings = _warnings(model, trained_on, target, chosen) if same else []
+    if changes := model.config.scoring.corruption.words:
+        warnings.append(f"the scored images were corrupted before they were scored: {changes}")
     if reference is None:
-        return ScoreSets(picked, None, None, warnings)
+        return ScoreSets(picked, None, None, None, warnings)
     validation = some(reference.select("val"), model.config.scoring.calibration_images, seed)
     train = reference.select("train", label=0)
+    share = trained_on.contamination
     return ScoreSets(
         picked,
         validation if len(validation.select(label=0)) else None,
         train if len(train) else None,
+        contaminated(reference, train, share, model.config.training.seed) if len(train) else None,
         warnings,
     )
 

@@ -61,6 +61,8 @@ def score_slides(
     model = load_model(run, device.prepare(where))
     trained_on = model.config.data
     config = model.config = told_anew(model, overrides, inverter)
+    if config.scoring.corruption.words:
+        raise UserError("scoring.corruption is for sets of patches (gan-uad score): slides are scored as they are")
     scorer = make_scorer(model)
     cut = _checked(cut, config.data, model.resolution)
     held_out, train = _normals(model, trained_on, scorer, normals, cut)

@@ -13,10 +13,10 @@ from torch import nn
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_model
-from gan_uad.data.patches import PatchSet
+from gan_uad.data.patches import PatchSet, contaminated
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
-from gan_uad.jobs.fit import fit
+from gan_uad.jobs.fit import contamination_in_words, fit
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
@@ -111,11 +111,13 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         raise UserError(
             f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there"
         )
+    chosen = contaminated(patches, chosen, config.data.contamination, settings.seed)
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
     judge = None if settings.judge_kimg is None else _judge(config, task, patches, chosen)
     run = distributed.first(lambda: _run(config, out, existing, chosen))
-    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path} -> {run.folder}")
+    told = contamination_in_words(config)
+    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{told} -> {run.folder}")
     description = {
         "config": config.model_dump(mode="json"),
         "train_images": len(chosen),
