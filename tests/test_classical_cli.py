@@ -126,6 +126,20 @@ def test_at_most_total_kimg_are_fitted_on(cli: Any, patches: Path, tmp_path: Pat
     assert not torch.equal(held[0], held[2])
 
 
+def test_a_scorer_that_draws_has_the_seed_of_the_training(cli: Any, patches: Path, tmp_path: Path) -> None:
+    """Another seed is another forest (or three seeds of a benchmark would be one); its own option goes before it."""
+    ways = (("training.seed=0",), ("training.seed=1",), ("training.seed=0", "scoring.options.seed=1"))
+    found = []
+    for number, way in enumerate(ways):
+        words = [word for setting in way for word in ("-o", setting)]
+        assert trained(cli, "isolation_forest", patches, tmp_path / "runs", *words).exit_code == 0
+        model = gan_uad.load(str(tmp_path / "runs" / f"{number:05d}-isolation_forest"))
+        images = next(batches(load_patches(DataConfig(path=str(patches)), 32).select("test"), 100))[0]
+        found.append(model.scorer().score(images).image)
+    assert not torch.equal(found[0], found[1])
+    assert torch.equal(found[1], found[2])
+
+
 def test_an_interrupted_fit_is_taken_up_and_a_whole_one_left_alone(
     cli: Any, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +27,10 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     """Fit the scorer of `config` on at most `training.total_kimg` train normals (drawn with `training.seed`); returns the run.
 
     A resumed run that is whole is left as it is; one that was interrupted is fitted from the start. Of `training`, only `total_kimg`,
-    `batch` (images read together), `seed`, `device` and `threads` play a part.
+    `batch` (images read together), `seed` (also that of a scorer that draws), `device` and `threads` play a part.
     """
     _check(config)
+    config = _seeded(config)
     if existing is None and (config.data.flips or config.data.turns or config.data.hed_jitter):
         raise UserError(
             f"the scorer {config.scoring.scorer} is fitted on images as they are: data.flips, data.turns and data.hed_jitter have no use, "
@@ -78,6 +80,15 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
 def contamination_in_words(config: RunConfig) -> str:
     """`, 5 % of them anomalous`; "" where none are."""
     return f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
+
+
+def _seeded(config: RunConfig) -> RunConfig:
+    """With `training.seed` for the seed of a scorer that draws (an isolation forest, a patch memory), where it is told no other."""
+    scoring = config.scoring
+    if "seed" not in inspect.signature(registry.find("scorer", scoring.scorer)).parameters:
+        return config
+    options = {"seed": config.training.seed, **scoring.options}
+    return config.model_copy(update={"scoring": scoring.model_copy(update={"options": options})})
 
 
 def _is_whole(run: Run, config: RunConfig) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import header, interleave
+from common import header, interleave, median_ratio
 
 from gan_uad import device as devices
 from gan_uad import registry
@@ -91,8 +91,12 @@ def main() -> None:
             spent = time.perf_counter() - start
             print(f"{name:22s} fitted in {spent:7.2f} s, peak so far {peak(device):.2f} GB")
         works[name] = lambda scorer=scorer: scorer.score(images)
-    for name, seconds in interleave(works, args.rounds, device).items():
-        print(f"{name:22s} {args.images / statistics.median(seconds):8.1f} images/s")
+    spent_by = interleave(works, args.rounds, device)
+    for name, seconds in spent_by.items():
+        rate = args.images / statistics.median(seconds)
+        print(
+            f"{name:22s} {rate:8.1f} images/s, {median_ratio(seconds, spent_by['features alone']):5.2f} of the features' time"
+        )
 
 
 if __name__ == "__main__":
