@@ -277,7 +277,17 @@ def test_shipped_files_are_whole(name: str, tmp_path: Path) -> None:
 
 
 def test_names_are_those_that_are_promised() -> None:
-    assert set(shipped()) == {"phantom", "colon", "pcam", "idc", "camelyon16", "bmad_camelyon16", "medmnist", "contamination", "shift"}
+    assert set(shipped()) == {
+        "phantom",
+        "colon",
+        "pcam",
+        "idc",
+        "camelyon16",
+        "bmad_camelyon16",
+        "medmnist",
+        "contamination",
+        "shift",
+    }
 
 
 @pytest.mark.parametrize("name", sorted({"colon", "pcam", "idc", "camelyon16", "bmad_camelyon16", "medmnist"}))

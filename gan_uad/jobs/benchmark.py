@@ -2,6 +2,7 @@
 
 benchmarks/NAME/  results.csv .json .md .tex
                   cells/<data>-<method>-...-<key>/  cell.json  scores/  log.txt  error.txt (of one that failed)   attempts/... (of searches)
+                  tables/<data>-<kind>-...-<key>/  cell.json  table/ (of fid and classify)  log.txt  error.txt
                   runs/<configuration>-<key>/00000-<configuration>  done.json   data/ (what is made: phantom, splits by patch)
 """
 
@@ -12,6 +13,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,11 +25,13 @@ from gan_uad.errors import Interrupted, JobFailed, UserError, near
 from gan_uad.files import make_folder, write_text
 from gan_uad.jobs.benchmark_data import Prepared, data_root, prepare_data
 from gan_uad.jobs.benchmark_file import Benchmark, load_benchmark
+from gan_uad.jobs.benchmark_judging import Judging, plan_judgings, sections
 from gan_uad.jobs.benchmark_plan import ENDED, Cell, plan
 from gan_uad.jobs.benchmark_tables import write_tables
 from gan_uad.jobs.slide_tasks import parse_shard
 from gan_uad.report.tables import format_number
 
+Work = Cell | Judging
 # What cells need and takes seconds to import, of which this process needs nothing (the last: torch's first optimiser imports it).
 PRELOADED = [
     "gan_uad.jobs.benchmark_cells", "gan_uad.report.pictures", "gan_uad.report.plots", "matplotlib.backends.backend_agg", "sklearn.metrics",
@@ -67,10 +71,12 @@ def benchmark(
         except UserError:
             if name not in wanted:  # what is finished on the others stays in the table where it can
                 continue
-            plan(found, {name: Prepared(Path(name), name)}, kimg, device)  # what is wrong in the file is told first
+            absent = {name: Prepared(Path(name), name)}  # what is wrong in the file is told first
+            plan(found, absent, kimg, device)
+            plan_judgings(found, absent, kimg, device)
             raise
-    cells = plan(found, sets, kimg, device)
-    mine = [cell for cell in _sharded(cells, part) if wanted >= {cell.method, cell.data}]
+    cells, judgings = plan(found, sets, kimg, device), plan_judgings(found, sets, kimg, device)
+    mine = [cell for cell in _sharded([*cells, *judgings], part) if wanted >= {cell.method, cell.data}]
     todo = [cell for cell in _with_attempts(mine) if not _finished(cell, folder)]
     if dry_run:
         for cell in mine:
@@ -78,12 +84,13 @@ def benchmark(
         return folder
     make_folder(folder)
     console.say(
-        f"{found.name}: {len(cells)} cells, {len(mine)} of them here, {len(todo)} trainings and scorings to do -> {folder}"
+        f"{found.name}: {len(cells) + len(judgings)} cells, {len(mine)} of them here, {len(todo)} trainings and scorings to do -> {folder}"
     )
     try:
-        failed = _Pool(folder.resolve(), max(1, jobs), device, lambda: write_tables(found, cells, folder)).run(todo)
+        tell = partial(write_tables, found, cells, folder, judgings)
+        failed = _Pool(folder.resolve(), max(1, jobs), device, tell).run(todo)
     finally:
-        shown = write_tables(found, cells, folder)
+        shown = write_tables(found, cells, folder, judgings)
     print(shown, end="")
     console.say(
         f"table -> {folder}/results.md (.csv, .json, .tex); pictures: gan-uad evaluate {folder}/cells/*/scores --out FOLDER"
@@ -96,13 +103,14 @@ def benchmark(
 
 
 def _selection(found: Benchmark, only: tuple[str, ...]) -> set[str]:
-    """Names of the methods and data sets that are asked for; of a kind of which none is named, all."""
-    known = {*found.methods, *found.data}
+    """Names of the methods (with the sections of generators) and data sets that are asked for; of a kind of which none is named, all."""
+    methods = {*found.methods, *sections(found)}
+    known = {*methods, *found.data}
     for name in only:
         if name not in known:
             raise UserError(f"--only {name}: no method or data set is called so: {near(name, known)}")
     chosen: set[str] = set()
-    for names in (set(found.methods), set(found.data)):
+    for names in (methods, set(found.data)):
         chosen |= (names & set(only)) or names
     return chosen
 
@@ -119,20 +127,20 @@ def _places(found: Benchmark, told: tuple[str, ...]) -> dict[str, str]:
     return places
 
 
-def _sharded(cells: list[Cell], part: tuple[int, int]) -> list[Cell]:
+def _sharded(cells: list[Work], part: tuple[int, int]) -> list[Work]:
     """Every n-th family: what begins with the same training stays together."""
     families = list(dict.fromkeys(cell.family for cell in cells))
     mine = set(families[part[0] :: part[1]])
     return [cell for cell in cells if cell.family in mine]
 
 
-def _with_attempts(cells: list[Cell]) -> list[Cell]:
+def _with_attempts(cells: list[Work]) -> list[Work]:
     """The cells, each after its attempts, and none twice."""
     every = [one for cell in cells for one in (*cell.attempts, cell)]
     return list({cell.folder: cell for cell in every}.values())
 
 
-def _finished(cell: Cell, home: Path) -> bool:
+def _finished(cell: Work, home: Path) -> bool:
     return (home / cell.folder / "cell.json").is_file()
 
 
@@ -143,11 +151,11 @@ class _Pool:
         self.home, self.jobs, self.device, self.after_each = home, jobs, device, after_each
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(PRELOADED)
-        self.running: dict[BaseProcess, Cell] = {}
+        self.running: dict[BaseProcess, Work] = {}
         self.seats: dict[BaseProcess, int] = {}  # which of the `jobs` places a process has
-        self.failed: list[Cell] = []
+        self.failed: list[Work] = []
 
-    def run(self, todo: Sequence[Cell]) -> list[Cell]:
+    def run(self, todo: Sequence[Work]) -> list[Work]:
         """All of them; returns those that failed, attempts left out. Raises `Interrupted` on Ctrl-C, when all have ended."""
         waiting, total, ended = [cell for cell in todo if not cell.problem], len(todo), 0
         for broken in (cell for cell in todo if cell.problem):
@@ -175,7 +183,7 @@ class _Pool:
                 process.join()
         return [cell for cell in self.failed if not cell.by]
 
-    def _ready(self, waiting: list[Cell]) -> Cell | None:
+    def _ready(self, waiting: list[Work]) -> Work | None:
         """The first cell whose attempts have ended, and none of whose trainings another cell is at."""
         pending = {cell.folder for cell in (*waiting, *self.running.values())}
         taken = {place for cell in self.running.values() for place in self._untrained(cell)}
@@ -184,11 +192,11 @@ class _Pool:
                 return cell
         return None
 
-    def _untrained(self, cell: Cell) -> set[str]:
+    def _untrained(self, cell: Work) -> set[str]:
         places = {step.place for step in cell.chain if step.place}
         return {place for place in places if not (self.home / place / "done.json").is_file()}
 
-    def _start(self, cell: Cell) -> None:
+    def _start(self, cell: Work) -> None:
         taken = {self.seats[process] for process in self.running}
         seat = next(seat for seat in range(self.jobs) if seat not in taken)
         process = self.context.Process(target=_work, args=(cell, self.home, self.device, self._environment(seat)))
@@ -202,7 +210,7 @@ class _Pool:
             told["CUDA_VISIBLE_DEVICES"] = gpus[seat % len(gpus)]
         return {**os.environ, **told}
 
-    def _why(self, cell: Cell, code: int) -> str:
+    def _why(self, cell: Work, code: int) -> str:
         """Why a cell is not finished; "" for one that is."""
         if _finished(cell, self.home):
             return ""
@@ -211,7 +219,7 @@ class _Pool:
             write_text(file, f"{ENDED} {-code}{' (out of memory?)' if code == -signal.SIGKILL else ''}\n")
         return file.read_text(encoding="utf-8").strip() if file.is_file() else f"ended with exit code {code}"
 
-    def _tell(self, cell: Cell, why: str, count: str) -> None:
+    def _tell(self, cell: Work, why: str, count: str) -> None:
         """A line of what became of a cell."""
         folder = self.home / cell.folder
         if why:
@@ -220,11 +228,14 @@ class _Pool:
             console.say(f"{count} {cell.label} FAILED: {why}{f' (log: {log})' if log.is_file() else ''}")
             return
         found = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        if "said" in found:
+            console.say(f"{count} {cell.label}: {found['said']}")
+            return
         area = "scored" if found["auroc"] is None else f"AUROC {format_number(found['auroc']['value'])}"
         console.say(f"{count} {cell.label}: {area}{' on val' if cell.by else ''}")
 
 
-def _work(cell: Cell, home: Path, device: str, environ: dict[str, str]) -> None:
+def _work(cell: Work, home: Path, device: str, environ: dict[str, str]) -> None:
     """In the new process: what imports torch."""
     from gan_uad.jobs.benchmark_cells import work
 

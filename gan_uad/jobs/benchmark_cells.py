@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,21 @@ from gan_uad import console
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import alone, make_folder, write_json, write_text
 from gan_uad.jobs.benchmark_figures import figures_of_scores, training_figures
+from gan_uad.jobs.benchmark_judging import DISTANCE, TABLE2, Judging
 from gan_uad.jobs.benchmark_plan import BEFORE, ENDED, Cell, Training
+from gan_uad.jobs.classify import classify
+from gan_uad.jobs.fid_table import fid
+from gan_uad.jobs.real_vs_synthetic import real_vs_synthetic
 from gan_uad.jobs.score import score
 from gan_uad.jobs.train import train
 from gan_uad.run import Run, environment
 
 RESULT, ERROR, LOG, DONE = "cell.json", "error.txt", "log.txt", "done.json"
+SUBSETS = 2020  # seed of KID's subsets and of the halves, as of `gan-uad fid`
 TRIED = 100  # bootstrap resamples of an attempt, which is chosen by its figure alone
 
 
-def work(cell: Cell, home: Path, device: str, environ: Mapping[str, str]) -> None:
+def work(cell: Cell | Judging, home: Path, device: str, environ: Mapping[str, str]) -> None:
     """Do `cell` below `home`, and end the process: 0 done, 1 failed (`error.txt` says why in one line), 130 interrupted.
 
     All output goes to `log.txt` of the cell. When the process that started this one is gone, this one ends as by SIGTERM.
@@ -46,7 +51,11 @@ def work(cell: Cell, home: Path, device: str, environ: Mapping[str, str]) -> Non
         with alone(folder / ".lock"):
             if not (folder / RESULT).is_file():
                 (folder / ERROR).unlink(missing_ok=True)
-                write_json(folder / RESULT, _done(cell, home, folder, device))
+                if isinstance(cell, Cell):
+                    found = _done(cell, home, folder, device)
+                else:
+                    found = _compared(cell, home, folder, device)
+                write_json(folder / RESULT, found)
     except Interrupted as error:
         print(error.message, flush=True)
         os._exit(130)
@@ -79,9 +88,7 @@ def _done(cell: Cell, home: Path, folder: Path, device: str) -> dict[str, Any]:
         chain, told = chosen.chain, chosen.told
     else:
         chain, told = cell.chain, cell.told
-    runs: list[Path] = []
-    for step in chain:
-        runs.append(Path(step.run) if step.run else _trained(step, home, cell.path, runs[-1] if runs else None))
+    runs = _runs(chain, home, cell.path)
     speed = _scored(cell, runs[-1], told, folder / "scores", device)
     result: dict[str, Any] = {
         "method": cell.method, "scoring": cell.scoring, "data": cell.data, "overrides": cell.overrides, "seed": cell.seed,
@@ -96,6 +103,96 @@ def _done(cell: Cell, home: Path, folder: Path, device: str) -> dict[str, Any]:
         result["search"] = tried
         result["settings"] = tried["chosen"]
     return result
+
+
+def _compared(judging: Judging, home: Path, folder: Path, device: str) -> dict[str, Any]:
+    """What `cell.json` of a comparison holds."""
+    chains = [_runs(chain, home, judging.path) for chain in judging.chains]
+    sources = [str(runs[-1]) for runs in chains]
+    out, at = folder / "table", judging.path
+    if judging.kind == DISTANCE:
+        fid((sources[0],), at, out, judging.num, (judging.features,), seed=SUBSETS, where=device)
+        rows = [_distance_row(cell, judging) for cell in json.loads((out / "fid.json").read_text(encoding="utf-8"))]
+        said = f"{rows[-1]['features']} {rows[-1]['value']:.2f}"
+    else:
+        if judging.kind == TABLE2:
+            classifier, normal, anomalous = sources
+            classify(classifier, at, normal, anomalous, out, judging.num, seed=judging.seed, where=device)
+            name = "classify.json"
+        else:
+            real_vs_synthetic(
+                sources[0], at, out, judging.num, judging.preset, judging.kimg, seed=judging.seed, where=device
+            )
+            name = "real_vs_synthetic.json"
+        found = json.loads((out / name).read_text(encoding="utf-8"))
+        rows = [_accuracy_row(row, found, judging) for row in found["rows"]]
+        said = ", ".join(f"accuracy {row['accuracy']:.3f} ({row['patches']})" for row in rows)
+    trainings = [
+        training_figures(run, step, home)
+        for runs, chain in zip(chains, judging.chains, strict=True)
+        for run, step in zip(runs, chain, strict=True)
+    ]
+    whole = all(training["whole"] for training in trainings)
+    for row in rows:
+        row["training"] = ("whole" if whole else "short") if row.get("kimg") is not None else ""
+    return {
+        "kind": judging.kind, "what": judging.what, "data": judging.data, "seed": judging.seed, "num": judging.num,
+        "key": judging.key, "folder": judging.folder, "rows": rows, "said": said, "training": trainings, "environment": _machine(),
+    }  # fmt: skip
+
+
+def _distance_row(cell: dict[str, Any], judging: Judging) -> dict[str, Any]:
+    """A cell of `gan-uad fid` as a row; the reals against themselves keep their names."""
+    made = "run" in cell
+    row = {
+        "data": judging.data,
+        "method": judging.what if made else cell["method"],
+        "seed": judging.seed if made else None,
+    }
+    row |= {
+        key: cell.get(key) for key in ("px", "kimg", "value", "kid", "kid_std", "precision", "recall", "memorisation")
+    }
+    row |= {"features": cell["figure"], "n": cell["n"], "n_real": cell["n_real"], "warnings": cell["warnings"]}
+    if made and row["kimg"] is None:  # of one inside an encoder's run
+        row["kimg"] = cell["run"]["kimg"]
+    return {**row, "folder": f"{judging.folder}/table"}
+
+
+def _accuracy_row(row: dict[str, Any], found: dict[str, Any], judging: Judging) -> dict[str, Any]:
+    """A row of `gan-uad classify`, with the lengths of the trainings that it rests on."""
+    same = (
+        "n",
+        "n_0",
+        "n_1",
+        "accuracy",
+        "low",
+        "high",
+        "interval",
+        "auroc",
+        "auroc_low",
+        "auroc_high",
+        "recall_0",
+        "recall_1",
+    )
+    kind = "real and synthesised" if judging.kind == TABLE2 else "real vs synthetic"
+    kimg = " + ".join(f"{run['kimg']:g}" for run in found["runs"].values())
+    named = {
+        "data": judging.data,
+        "kind": kind,
+        "what": judging.what,
+        "seed": judging.seed,
+        "patches": row["set"],
+        "kimg": kimg,
+    }
+    return {**named, **{key: row[key] for key in same}, "notes": found["notes"], "folder": f"{judging.folder}/table"}
+
+
+def _runs(chain: Sequence[Training], home: Path, data: str) -> list[Path]:
+    """The finished runs of a chain, trained where need be."""
+    runs: list[Path] = []
+    for step in chain:
+        runs.append(Path(step.run) if step.run else _trained(step, home, data, runs[-1] if runs else None))
+    return runs
 
 
 def _machine() -> dict[str, Any]:

@@ -115,21 +115,57 @@ class Search(_Strict):
         return self
 
 
-class Method(_Strict):
-    """What is trained (default: the preset of the method's own name), with which settings, and how it is scored."""
+class Trained(_Strict):
+    """What is trained (default: the preset of its own name), with which settings."""
 
     train: list[Step] = Field([], description="a chain: each training is given the run before as its generator")
     set: Settings = {}
-    score: dict[str, Scoring] = Field({}, description="ways of scoring the same run, by name; default: the run's own")
-    search: Search | None = None
     data: list[str] | None = Field(None, description="only on these data sets")
-    seeds: list[int] | None = Field(None, description="instead of those of the file")
-    overrides: dict[str, Settings] | None = Field(None, description="instead of those of the file")
 
     @field_validator("train", mode="before")
     @classmethod
     def _one_or_more(cls, raw: Any) -> Any:
         return raw if isinstance(raw, list) else [raw]
+
+
+class Method(Trained):
+    """What is trained, and how it is scored."""
+
+    score: dict[str, Scoring] = Field({}, description="ways of scoring the same run, by name; default: the run's own")
+    search: Search | None = None
+    seeds: list[int] | None = Field(None, description="instead of those of the file")
+    overrides: dict[str, Settings] | None = Field(None, description="instead of those of the file")
+
+
+class Generation(_Strict):
+    """Table 1: how far generated images are from real ones, as `gan-uad fid` tells it."""
+
+    generators: list[str] = Field([], description="of `generators` or `methods`; default: all of `generators`")
+    features: list[str] = Field(["efficientnet_lite0"], min_length=1, description="networks, each a row of its own")
+    num: int = Field(50_000, ge=4, description="images that each generator makes")
+    data: list[str] | None = Field(None, description="only on these data sets")
+
+
+class Classification(_Strict):
+    """Table 2 and the real-vs-synthetic classifier, as `gan-uad classify` makes them."""
+
+    classifier: str | None = Field(None, description="of `methods` or `generators`; with it normal and anomalous")
+    normal: str | None = Field(None, description="generator of normal patches")
+    anomalous: str | None = Field(None, description="generator of anomalous patches")
+    num: int = Field(10_000, ge=2, description="real patches, and synthesised ones, at most")
+    real_vs_synthetic: list[str] = Field(
+        [], description="generators whose images a classifier learns to tell from real ones"
+    )
+    preset: str | None = Field(None, description="of that classifier")
+    kimg: float | None = Field(None, gt=0, description="how long that classifier is trained")
+    data: list[str] | None = Field(None, description="only on these data sets")
+
+    @model_validator(mode="after")
+    def _all_three(self) -> Classification:
+        given = [name is not None for name in (self.classifier, self.normal, self.anomalous)]
+        if any(given) != all(given) or not (any(given) or self.real_vs_synthetic):
+            raise ValueError("give classifier, normal and anomalous together, or real_vs_synthetic, or both")
+        return self
 
 
 class Benchmark(_Strict):
@@ -139,6 +175,9 @@ class Benchmark(_Strict):
     about: str = ""
     data: dict[str, DataEntry]
     methods: dict[str, Method]
+    generators: dict[str, Trained] = Field({}, description="trained for the two sections below, and not scored")
+    generation: Generation | None = None
+    classification: list[Classification] = Field([], description="one, or several")
     seeds: list[int] = [0]
     overrides: dict[str, Settings] = Field({}, description="sets of settings by name; each multiplies the methods")
     set: Settings = Field({}, description="settings of every training")
@@ -149,10 +188,12 @@ class Benchmark(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, raw: Any) -> Any:
-        """A method may be named without anything behind it."""
-        if isinstance(raw, dict) and isinstance(raw.get("methods"), dict):
-            methods = {name: {} if method is None else method for name, method in raw["methods"].items()}
-            raw = {**raw, "methods": methods}
+        """A method or generator may be named without anything behind it."""
+        if isinstance(raw, dict) and isinstance(raw.get("classification"), dict):
+            raw = {**raw, "classification": [raw["classification"]]}
+        for key in ("methods", "generators"):
+            if isinstance(raw, dict) and isinstance(raw.get(key), dict):
+                raw = {**raw, key: {name: {} if one is None else one for name, one in raw[key].items()}}
         return raw
 
 
@@ -202,7 +243,8 @@ def _check(found: Benchmark, where: str) -> None:
         if not count:
             raise UserError(f"{where}: {what} is empty: there is nothing to compare")
     named: list[tuple[str, list[str]]] = [
-        ("data", list(found.data)), ("methods", list(found.methods)), ("overrides", list(found.overrides))
+        ("data", list(found.data)), ("methods", list(found.methods)), ("overrides", list(found.overrides)),
+        ("generators", list(found.generators)),
     ]  # fmt: skip
     for name, method in found.methods.items():
         named += [
@@ -215,12 +257,11 @@ def _check(found: Benchmark, where: str) -> None:
                 raise UserError(
                     f"{where}: {place}: the name {name!r} becomes part of a folder's: use letters, digits and _ . + -"
                 )
+    _check_sections(found, where)
+    for name, generator in found.generators.items():
+        _check_data(generator.data, found, f"{where}: generators.{name}")
     for name, method in found.methods.items():
-        for data in method.data or []:
-            if data not in found.data:
-                raise UserError(
-                    f"{where}: methods.{name}.data: no data set is called {data!r}: {near(data, found.data)}"
-                )
+        _check_data(method.data, found, f"{where}: methods.{name}")
         for variant, scoring in method.score.items():
             for key in scoring.set:
                 if not key.startswith(("scoring.", "data.")):
@@ -228,6 +269,35 @@ def _check(found: Benchmark, where: str) -> None:
                         f"{where}: methods.{name}.score.{variant}.set: {key!r} is no setting of a scoring (scoring.*); "
                         f"those of a training are in methods.{name}.set"
                     )
+
+
+def _check_data(names: list[str] | None, found: Benchmark, where: str) -> None:
+    for data in names or []:
+        if data not in found.data:
+            raise UserError(f"{where}.data: no data set is called {data!r}: {near(data, found.data)}")
+
+
+def _check_sections(found: Benchmark, where: str) -> None:
+    """What `generation` and `classification` name is there, and can be trained without a choice. Raises `UserError`."""
+    known = {**found.methods, **found.generators}
+    named: list[tuple[str, str]] = []
+    if (first := found.generation) is not None:
+        _check_data(first.data, found, f"{where}: generation")
+        named += [("generation.generators", name) for name in first.generators]
+        if not (first.generators or found.generators):
+            raise UserError(f"{where}: generation: there is no generator: name some, or add generators")
+    for second in found.classification:
+        _check_data(second.data, found, f"{where}: classification")
+        three = [(key, getattr(second, key)) for key in ("classifier", "normal", "anomalous")]
+        three += [("real_vs_synthetic", name) for name in second.real_vs_synthetic]
+        named += [(f"classification.{key}", name) for key, name in three if name is not None]
+    for place, name in named:
+        if name not in known:
+            raise UserError(f"{where}: {place}: no generator or method is called {name!r}: {near(name, known)}")
+        if isinstance(one := known[name], Method) and one.search is not None:
+            raise UserError(
+                f"{where}: {place}: {name} is searched for, so no single run can be judged; add it to generators"
+            )
 
 
 def _is_name(name: str) -> bool:

@@ -18,7 +18,7 @@ from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.errors import UserError, near
 from gan_uad.jobs.benchmark_data import Prepared
-from gan_uad.jobs.benchmark_file import Benchmark, Method, Range, Scoring, Search, Settings
+from gan_uad.jobs.benchmark_file import Benchmark, Method, Range, Scoring, Search, Settings, Trained
 from gan_uad.run import model_file
 
 FREE = ("device", "threads", "tick_kimg", "snapshot_kimg", "checkpoint_kimg")  # of `training`: they change no figure
@@ -106,6 +106,13 @@ def plan(benchmark: Benchmark, data: dict[str, Prepared], kimg: float | None, de
     return cells
 
 
+def chain_of(
+    benchmark: Benchmark, data: Prepared, kimg: float | None, device: str, name: str, label: str, trained: Trained, seed: int
+) -> list[Training]:  # fmt: skip
+    """The trainings of `trained`, called `label`, on the data set `name`. Raises `Missing` for a run that is not there."""
+    return _Maker(benchmark, data, kimg, device, name, label, "", OWN, seed).generator(trained)
+
+
 @dataclass(frozen=True)
 class _Maker:
     """Makes the cell of one place in the grid of methods, data sets, overrides, scorings and seeds."""
@@ -139,7 +146,7 @@ class _Maker:
         )  # fmt: skip
         try:
             chain, told = self._chain(method, layers)
-        except _Missing as missing:
+        except Missing as missing:
             key = digest("missing", str(missing), self.method, self.scoring, self.name, self.overrides, self.seed)
             return replace(cell, key=key, problem=str(missing))
         if way.inverter is not None:  # what is set is for the run's own
@@ -151,7 +158,11 @@ class _Maker:
         )  # fmt: skip
         return replace(cell, chain=tuple(chain), told=tuple(told), key=key)
 
-    def _chain(self, method: Method, layers: Sequence[Settings]) -> tuple[list[Training], list[str]]:
+    def generator(self, trained: Trained) -> list[Training]:
+        """The trainings of what is judged and not scored."""
+        return self._chain(trained, [self.benchmark.set, self.benchmark.data[self.name].set, trained.set])[0]
+
+    def _chain(self, method: Trained, layers: Sequence[Settings]) -> tuple[list[Training], list[str]]:
         """The trainings, and what of the settings is told to the scoring instead."""
         steps = [(step.config, step.run) for step in method.train] or [(self.method, None)]
         configs = [config for config, _ in steps if config]
@@ -191,14 +202,14 @@ class _Maker:
         matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) or [path]
         found = [(match, file) for match in matches if (file := _model_file(match))]
         if not found:
-            raise _Missing(f"no finished run or model file at {text}")
+            raise Missing(f"no finished run or model file at {text}")
         run, file = found[-1]
         content = hashlib.sha256(file.read_bytes()).hexdigest()
         place = run if run.exists() else file  # the name of a shipped model is no place
         return Training(re.sub(r"^\d{5}-", "", run.stem), content, run=str(place.resolve()))
 
 
-class _Missing(Exception):
+class Missing(Exception):
     """A run that a method names is not there."""
 
 

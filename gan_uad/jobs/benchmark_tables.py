@@ -11,6 +11,7 @@ from typing import Any
 from gan_uad import __version__
 from gan_uad.files import write_json, write_text
 from gan_uad.jobs.benchmark_file import Benchmark
+from gan_uad.jobs.benchmark_judging import CLASSIFICATION, GENERATION, Judging, judged_rows
 from gan_uad.jobs.benchmark_plan import OWN, Cell
 from gan_uad.report.tables import MISSING, format_interval, format_number, table
 
@@ -41,6 +42,21 @@ COSTS = {
     "train_images_per_s": "images/s in training", "score_images_per_s": "images/s in scoring",
     "reconstruction": "reconstruction", "kl": "KL", "val_reconstruction": "reconstruction (val)", "val_kl": "KL (val)",
 }  # fmt: skip
+DISTANCES = {
+    "data": "data", "method": "generator", "seed": "seed", "px": "px", "kimg": "kimg", "training": "training", "features": "features",
+    "value": "Fréchet distance", "kid": "KID × 1000", "precision": "precision", "recall": "recall",
+    "memorisation": "nearer than held-out", "n": "n", "n_real": "n real",
+}  # fmt: skip
+ACCURACIES = {
+    "data": "data", "kind": "test", "what": "of", "seed": "seed", "patches": "patches", "n": "n", "accuracy": "accuracy % [95 %]",
+    "auroc": "AUROC [95 %]", "kimg": "kimg", "training": "training",
+}  # fmt: skip
+JUDGED = {
+    "Generation": "Generated against real images, as `gan-uad fid` compares them. FID is the distance in the Inception's features alone.",
+    "Classification": "Real and synthesised: a classifier of normal and anomalous patches on real test patches, and on those that a "
+    "generator of each kind makes (of: classifier-normal-anomalous). Real vs synthetic: a classifier that learnt to tell them apart; "
+    "50 %: it cannot.",
+}
 ABOUT = (
     "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several "
     "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); false alarms: the "
@@ -49,7 +65,9 @@ ABOUT = (
 )
 
 
-def collect(cells: Iterable[Cell], home: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[str]]:
+def collect(
+    cells: Iterable[Cell | Judging], home: Path
+) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[str]]:
     """Of the cells of the table: what is finished, what failed and why, and what was not tried yet."""
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
@@ -67,9 +85,12 @@ def collect(cells: Iterable[Cell], home: Path) -> tuple[list[dict[str, Any]], li
     return done, failed, missing
 
 
-def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path) -> str:
-    """Write the four files; returns the table of detection as plain text."""
+def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path, judgings: Sequence[Judging] = ()) -> str:
+    """Write the four files, and those of generators where any are judged; returns the tables as plain text."""
     done, failed, missing = collect(cells, home)
+    compared, failed_too, missing_too = collect(judgings, home)
+    failed, missing = failed + failed_too, missing + missing_too
+    judged = judged_rows(judgings, home)
     rows = [row for cell in with_baselines(done) for row in [flat(cell)]]
     summary = summarised(rows)
     write_text(home / "results.csv", table(rows, COLUMNS, "csv"))
@@ -79,37 +100,71 @@ def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path) -> str
             "format": FORMAT, "benchmark": benchmark.name, "about": benchmark.about, "gan_uad": __version__, "columns": list(COLUMNS),
             "data": {name: entry.note for name, entry in benchmark.data.items()},
             "rows": rows, "summary": summary, "cells": done, "failed": failed, "not_run": missing,
-            "machines": _machines(done),
+            "machines": _machines([*done, *compared]), **judged,
         },
     )  # fmt: skip
-    write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing))
+    for name, found in judged.items():
+        if found:
+            columns = [key for key, value in found[0].items() if not isinstance(value, list)]
+            write_text(home / f"results_{name}.csv", table(found, columns, "csv"))
     shown = [_shown(row) for row in summary]
-    write_text(home / "results.tex", table(shown, _used(DETECTION, shown), "latex") if shown else "")
-    return table(shown, _used(DETECTION, shown), "text") if shown else ""
+    parts = {"Detection": (shown, DETECTION), **_judged_tables(judged)}
+    write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing, judged, compared))
+    tables = {
+        form: [table(rows, _used(columns, rows), form) for rows, columns in parts.values() if rows]
+        for form in ("latex", "text")
+    }
+    write_text(home / "results.tex", "\n".join(tables["latex"]))
+    return "\n".join(tables["text"])
+
+
+def _judged_tables(judged: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
+    """Rows of the two sections as cells of text, by title, with their columns."""
+    distances = [
+        {
+            **row, "value": format_number(row["value"], 2), "kid": f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}",
+            "precision": format_number(row["precision"], 3), "recall": format_number(row["recall"], 3),
+            "memorisation": None if row["memorisation"] is None else format_number(row["memorisation"], 3),
+            "kimg": None if row["kimg"] is None else f"{row['kimg']:g}",
+        }
+        for row in judged.get(GENERATION, [])
+    ]  # fmt: skip
+    accuracies = [
+        {
+            **row, "accuracy": format_interval(100 * row["accuracy"], 100 * row["low"], 100 * row["high"], 2),
+            "auroc": format_interval(row["auroc"], row["auroc_low"], row["auroc_high"]),
+            "n": f"{row['n']} ({row['n_0']} + {row['n_1']})",
+        }
+        for row in judged.get(CLASSIFICATION, [])
+    ]  # fmt: skip
+    return {"Generation": (distances, DISTANCES), "Classification": (accuracies, ACCURACIES)}
 
 
 def with_baselines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells with a row of mean colour before the first of each data set, resolution and corruption, as its scoring found it."""
-    seen: set[tuple[Any, ...]] = set()
-    rows: list[dict[str, Any]] = []
+    """The cells of each data set after rows of mean colour, one of each resolution and corruption, as the first such scoring found it."""
     by_data: dict[str, list[dict[str, Any]]] = {}
     for cell in done:
         by_data.setdefault(cell["data"], []).append(cell)
-    for cell in [cell for group in by_data.values() for cell in group]:
+    return [row for cells in by_data.values() for row in [*_baselines(cells), *cells]]
+
+
+def _baselines(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    seen: set[tuple[Any, ...]] = set()
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
         resolution, changes = cell["training"][-1]["resolution"], cell.get("corruption")
-        at = (cell["data"], resolution, changes)
+        at = (resolution, changes)
         if cell["baseline"] is not None and at not in seen:
             seen.add(at)
             about = {
                 "data": cell["data"],
                 "method": BASELINE,
-                "scoring": OWN,
-                "overrides": changes or "",
+                "scoring": cell["scoring"] if changes else OWN,
+                "overrides": cell["overrides"] if changes else "",
                 "seed": None,
                 "settings": "",
             }
             rows.append({**about, **cell["baseline"], "resolution": resolution, "folder": cell["folder"]})
-        rows.append(cell)
     return rows
 
 
@@ -200,7 +255,8 @@ def _used(columns: dict[str, str], shown: list[dict[str, Any]]) -> dict[str, str
 
 
 def _markdown(
-    benchmark: Benchmark, summary: list[dict[str, Any]], done: list[dict[str, Any]], failed: list[dict[str, str]], missing: list[str]
+    benchmark: Benchmark, summary: list[dict[str, Any]], done: list[dict[str, Any]], failed: list[dict[str, str]], missing: list[str],
+    judged: dict[str, list[dict[str, Any]]], compared: list[dict[str, Any]],
 ) -> str:  # fmt: skip
     shown = [_shown(row) for row in summary]
     parts = [f"# {benchmark.name}\n", benchmark.about.strip() + "\n" if benchmark.about else "", ABOUT + "\n"]
@@ -209,6 +265,11 @@ def _markdown(
         if shown:
             parts += [f"## {title}\n", table(shown, _used(columns, shown), "markdown")]
     parts += _searches(done)
+    for title, (rows, columns) in _judged_tables(judged).items():
+        if rows:
+            links = dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in judged[title.lower()])
+            parts += [f"## {title}\n", JUDGED[title] + "\n", table(rows, _used(columns, rows), "markdown")]
+            parts += ["What each rests on: " + ", ".join(links) + ".\n"]
     if failed:
         parts += [
             "## Failed\n",
@@ -218,7 +279,7 @@ def _markdown(
         ]
     if missing:
         parts += ["## Not run yet\n", "".join(f"- {label}\n" for label in missing)]
-    parts += ["## Made with\n", "".join(f"- {text}\n" for text in _machines_in_words(done))]
+    parts += ["## Made with\n", "".join(f"- {text}\n" for text in _machines_in_words([*done, *compared]))]
     return "\n".join(part for part in parts if part)
 
 

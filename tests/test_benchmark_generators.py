@@ -1,0 +1,155 @@
+"""Sections `generation` and `classification` of a benchmark: the tables of `gan-uad fid` and `classify`, each apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from score_tools import fails, rows
+
+from gan_uad.jobs.benchmark_data import Prepared
+from gan_uad.jobs.benchmark_file import load_benchmark
+from gan_uad.jobs.benchmark_judging import plan_judgings
+from gan_uad.jobs.benchmark_plan import plan
+
+pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
+
+
+@pytest.fixture(scope="module")
+def source(
+    classifier: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Finished runs of seconds; one generator is missing, and one judgement cannot be."""
+    told = {
+        "data": {"patches": {"path": str(labelled_patches)}},
+        "resamples": 100,
+        "methods": {"cnn": {"train": {"run": str(classifier)}}},
+        "generators": {
+            "normal": {"train": {"run": str(two_generators["normal"])}},
+            "sick": {"train": {"run": str(two_generators["anomalous"])}},
+            "gone": {"train": {"run": "no/run*"}},
+        },
+        "generation": {"generators": ["normal", "gone", "cnn"], "num": 24},
+        "classification": {"classifier": "cnn", "normal": "normal", "anomalous": "sick", "num": 16},
+    }
+    path = tmp_path_factory.mktemp("file") / "tables.yaml"
+    path.write_text(yaml.safe_dump(told, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(cli: Any, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("benchmark") / "out"
+    fails(cli("benchmark", source, "--out", out), "2 of 5 cells failed", code=1)
+    return out
+
+
+def results(folder: Path) -> Any:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_figures_are_those_of_fid(
+    cli: Any, made: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path: Path
+) -> None:
+    result = cli("fid", two_generators["normal"], "--real", labelled_patches, "--num", 24, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    alone = json.loads((tmp_path / "fid.json").read_text())
+    found = results(made)["generation"]
+    assert [row["value"] for row in found] == pytest.approx([row["value"] for row in alone])
+    assert [row["method"] for row in found] == [*(row["method"] for row in alone[:-1]), "normal"]
+    assert (found[-1]["n"], found[-1]["kimg"], found[-1]["training"]) == (24, 0.016, "whole")
+    assert [row["seed"] for row in found[:-1]] == [None] * (len(alone) - 1)
+    assert [row["method"] for row in rows(made / "results_generation.csv")] == [row["method"] for row in found]
+    assert (made / found[-1]["folder"] / "fid.md").is_file()
+
+
+def test_figures_are_those_of_classify(
+    cli: Any, made: Path, classifier: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--normal",
+        two_generators["normal"],
+        "--anomalous",
+        two_generators["anomalous"],
+        "--data",
+        labelled_patches,
+    ]
+    assert cli("classify", classifier, *words, "--num", 16, "--out", tmp_path).exit_code == 0
+    alone = json.loads((tmp_path / "classify.json").read_text())["rows"]
+    found = results(made)["classification"]
+    assert [(row["patches"], row["accuracy"], row["auroc"]) for row in found] == [
+        (row["set"], row["accuracy"], row["auroc"]) for row in alone
+    ]
+    assert {(row["n"], row["what"]) for row in found} == {(16, "cnn-normal-sick")}
+    text = (made / "results.md").read_text()
+    for section in ("## Detection", "## Generation", "## Classification"):
+        assert text.count(section) == 1
+    for row in found:
+        assert f"{100 * row['accuracy']:.2f}" in text
+        assert f"{100 * row['accuracy']:.2f}" in (made / "results.tex").read_text()
+
+
+def test_what_fails_fails_alone_and_what_is_finished_stays(cli: Any, made: Path, source: Path) -> None:
+    failed = {one["cell"]: one["error"] for one in results(made)["failed"]}
+    assert list(failed) == [f"patches, distance, {name}, efficientnet_lite0, seed 0" for name in ("gone", "cnn")]
+    missing, unfit = failed.values()
+    assert "no finished run or model file at no/run" in missing
+    assert "holds no generator" in unfit
+    assert [cell["method"] for cell in results(made)["cells"]] == ["cnn"]
+    before = {path: path.stat().st_mtime_ns for path in made.glob("*/*/cell.json")}
+    assert len(before) == 3
+    again = cli("benchmark", source, "--out", made, "--only", "classification")
+    assert again.exit_code == 0, again.output
+    assert "1 of them here, 0 trainings" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in made.glob("*/*/cell.json")} == before
+    listed = cli("benchmark", source, "--out", made, "--only", "generation", "--dry-run").stdout.splitlines()
+    assert [line.rpartition(", seed 0: ")[2] for line in listed] == [
+        "finished",
+        "no finished run or model file at no/run*",
+        "to do",
+    ]
+
+
+def test_generators_are_the_runs_of_the_detection(tmp_path: Path) -> None:
+    """What has the same settings is trained once; each generator of the shipped file is judged in each network."""
+    found = load_benchmark("pcam")
+    data = {"pcam": Prepared(tmp_path, "")}
+    judged = plan_judgings(found, data, None, "auto")
+    trained = {step.key: cell.method for cell in plan(found, data, None, "auto") for step in cell.chain}
+    assert [trained.get(one.chains[0][0].key) for one in judged if one.features == "inception"] == [
+        "anogan_64", "izi_f", "pgan_64", "stylegan_64", "hybrid",
+    ]  # fmt: skip
+    (table2,) = (one for one in judged if one.kind == "table2")
+    assert trained[table2.chains[0][0].key] == "densenet_64_small"
+    assert 'data.label="anomalous"' in table2.chains[2][0].overrides
+    assert table2.chains[2][0].key not in trained
+    assert [(one.what, one.kimg) for one in judged if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
+    capped = plan_judgings(found, data, 20, "auto")
+    assert [one.kimg for one in capped if one.kind == "real_vs_synthetic"] == [20]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"generation": {"generators": ["gan"]}}, "generation.generators: no generator or method is called 'gan': did you mean 'gann'"),
+        ({"generation": {"generators": ["gann"], "feature": ["x"]}}, "unknown key 'generation.feature': did you mean 'features'"),
+        ({"generators": {}, "generation": {}}, "generation: there is no generator: name some"),
+        ({"classification": {"classifier": "cnn"}}, "classification.0: give classifier, normal and anomalous together"),
+        ({"classification": {"real_vs_synthetic": ["a"]}}, "classification.real_vs_synthetic: no generator or method is called 'a'"),
+        ({"classification": {"real_vs_synthetic": ["knn"]}}, "knn is searched for, so no single run can be judged"),
+        ({"generation": {"data": ["patch"]}}, "generation.data: no data set is called 'patch': did you mean 'patches'"),
+        ({"generators": {"gann": {"train": "dcgan"}}, "generation": {}}, "generation: gann: no preset is called 'dcgan'"),
+    ],
+)  # fmt: skip
+def test_wrong_sections_are_refused_in_one_line(cli: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    search = {"grid": {"scoring.options.k": [1, 2]}}
+    parts = {
+        "data": {"patches": {"path": "there"}},
+        "methods": {"knn": {"search": search}, "cnn": {"train": "densenet_64_small"}},
+        "generators": {"gann": {"train": "dcgan_64"}},
+    } | change
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(parts))
+    fails(cli("benchmark", tmp_path / "wrong.yaml", "--out", tmp_path / "out"), message)
