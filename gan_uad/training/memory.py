@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,12 @@ from gan_uad.errors import JobFailed
 from gan_uad.run import Run
 from gan_uad.training import distributed
 
-# torch has a class for CUDA's allocator only: the CPU's, cuBLAS and the driver raise plain RuntimeErrors.
-PHRASES = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+# torch has a class for CUDA's allocator only: the CPU's, cuBLAS, the driver and oneDNN raise plain RuntimeErrors. oneDNN does not
+# say what failed: making a primitive needs memory and nothing else that can lack. (Of one that does not exist it says that it
+# could not create a primitive descriptor.)
+PHRASES = re.compile(
+    "can't allocate memory|not enough memory|out of memory|ALLOC_FAILED|could not create a primitive(?! descriptor)"
+)
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def _told(line: Callable[[], str], alone: bool) -> Iterator[None]:
 
 
 def _is_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in PHRASES)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or PHRASES.search(str(error)) is not None
 
 
 def _advice(run: Run, kept: str, batch: int, allows: Callable[[int, int], bool]) -> str:
