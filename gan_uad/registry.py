@@ -137,7 +137,11 @@ def _read(module: str, file: Path) -> Iterator[Entry]:
     source = file.read_text(encoding="utf-8")
     if "@register(" not in source:
         return
-    for node in ast.parse(source, filename=str(file)).body:
+    try:
+        body = ast.parse(source, filename=str(file)).body
+    except SyntaxError as error:  # one file that is being written must not take the traceback to every command
+        raise UserError(f"{file}, line {error.lineno}: {error.msg}") from None
+    for node in body:
         if not isinstance(node, ast.ClassDef):
             continue
         for decorator in node.decorator_list:
