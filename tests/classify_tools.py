@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sharing import once
 from torch import Tensor
 
 import gan_uad
@@ -34,27 +35,27 @@ NO_MORE = ("-o", "training.tick_kimg=0.02", "-o", "training.checkpoint_kimg=0.02
 @pytest.fixture(scope="session")
 def labelled_patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Phantom tissue, normal and with bleeding, of five slides a split."""
-    folder = tmp_path_factory.mktemp("patches")
-    table = [["image", "group", "label", "split"]]
-    for number, (split, counts) in enumerate(SPLITS.items()):
-        for label, count in enumerate(counts):
-            for i in range(count):
-                picture, _ = render_patch(
-                    np.random.default_rng([number, label, i]), 32, "haemorrhage" if label else None
-                )
-                name = f"{split}_{label}_{i:02d}.png"
-                Image.fromarray(picture).save(folder / name)
-                table.append([name, f"{split}-{i % 5}", str(label), split])
-    with open(folder / "index.csv", "w", newline="") as file:
-        csv.writer(file).writerows(table)
-    return folder
+
+    def make(folder: Path) -> None:
+        table = [["image", "group", "label", "split"]]
+        for number, (split, counts) in enumerate(SPLITS.items()):
+            for label, count in enumerate(counts):
+                for i in range(count):
+                    rng = np.random.default_rng([number, label, i])
+                    picture, _ = render_patch(rng, 32, "haemorrhage" if label else None)
+                    name = f"{split}_{label}_{i:02d}.png"
+                    Image.fromarray(picture).save(folder / name)
+                    table.append([name, f"{split}-{i % 5}", str(label), split])
+        with open(folder / "index.csv", "w", newline="") as file:
+            csv.writer(file).writerows(table)
+
+    return once(tmp_path_factory, "labelled_patches", make)
 
 
 @pytest.fixture(scope="session")
 def classifier_preset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("presets") / "tiny_classifier.yaml"
-    path.write_text(TINY)
-    return path
+    name = "tiny_classifier.yaml"
+    return once(tmp_path_factory, "presets", lambda folder: (folder / name).write_text(TINY)) / name
 
 
 @pytest.fixture(scope="session")
@@ -62,20 +63,24 @@ def classifier(
     cli: Any, labelled_patches: Path, classifier_preset: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A run. Nobody writes into it."""
-    out = tmp_path_factory.mktemp("classifier")
-    result = cli("train", classifier_preset, "--data", labelled_patches, "--out", out)
-    assert result.exit_code == 0, result.output
-    return out / "00000-tiny_classifier"
+
+    def make(out: Path) -> None:
+        result = cli("train", classifier_preset, "--data", labelled_patches, "--out", out)
+        assert result.exit_code == 0, result.output
+
+    return once(tmp_path_factory, "classifier", make) / "00000-tiny_classifier"
 
 
 @pytest.fixture(scope="session")
 def two_generators(labelled_patches: Path, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Of normal and of anomalous patches: two runs of a few steps."""
-    out = tmp_path_factory.mktemp("generators")
-    words = ("--data", labelled_patches, "-o", "data.label=anomalous")
-    result = tiny.train(tiny.config("wgan_gp"), out, *words, total_kimg=0.008)
-    assert result.exit_code == 0, result.output
-    return {"normal": tiny.generator, "anomalous": out / "00000-wgan_gp"}
+
+    def make(out: Path) -> None:
+        words = ("--data", labelled_patches, "-o", "data.label=anomalous")
+        result = tiny.train(tiny.config("wgan_gp"), out, *words, total_kimg=0.008)
+        assert result.exit_code == 0, result.output
+
+    return {"normal": tiny.generator, "anomalous": once(tmp_path_factory, "generators", make) / "00000-wgan_gp"}
 
 
 @pytest.fixture(scope="session")

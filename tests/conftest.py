@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sharing import once
 
 from gan_uad.device import share_cores
 
@@ -118,16 +119,16 @@ def trained(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempP
     """What the tests of scoring share; nobody may write into it."""
     from gan_uad.data.phantom import write_phantom
 
-    root = tmp_path_factory.mktemp("trained")
-    patches = write_phantom(root / "patches", resolution=32, train=48, val=20, test=20, groups=(8, 4, 4))
-    folders: list[Path] = []
-    for name, text in TINY.items():
-        (root / f"{name}.yaml").write_text(text)
-        generator = ["--generator", folders[0]] if folders else []
-        result = cli("train", root / f"{name}.yaml", "--data", patches, "--out", root / "runs", *generator)
-        assert result.exit_code == 0, result.output
-        folders.append(next((root / "runs").glob(f"*-{name}")))
-    return Trained(patches, folders[0], folders[1])
+    def make(root: Path) -> None:
+        patches = write_phantom(root / "patches", resolution=32, train=48, val=20, test=20, groups=(8, 4, 4))
+        for number, (name, text) in enumerate(TINY.items()):
+            (root / f"{name}.yaml").write_text(text)
+            generator = ["--generator", root / "runs" / "00000-tiny_wgan_gp"] if number else []
+            result = cli("train", root / f"{name}.yaml", "--data", patches, "--out", root / "runs", *generator)
+            assert result.exit_code == 0, result.output
+
+    root = once(tmp_path_factory, "trained", make)
+    return Trained(root / "patches", *(root / "runs" / f"{number:05d}-{name}" for number, name in enumerate(TINY)))
 
 
 @dataclass(frozen=True)
@@ -164,42 +165,51 @@ def tiny(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempPath
     import yaml
     from PIL import Image
 
-    made = Tiny(tmp_path_factory.mktemp("tiny"), cli)
-    rng = np.random.default_rng(0)
-    for label, count in (("normal", 20), ("anomalous", 4)):
-        folder = made.patches / label
-        folder.mkdir(parents=True)
-        for k in range(count):
-            Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
-    sizes = {"channel_base": 64, "channel_max": 8}
-    training = {"total_kimg": 0.048, "batch": 4, "threads": 1, "device": "cpu", "tick_kimg": 0.012}
-    training |= {"snapshot_kimg": 0.048, "checkpoint_kimg": 0.02}
-    common = {"resolution": 32, "data": {"path": str(made.patches)}, "training": training}
-    tasks: dict[str, dict[str, Any]] = {
-        "dcgan": {"model": "dcgan", "network": {**sizes, "z_dim": 4}},
-        "wgan_gp": {"model": "wgan_gp", "network": {**sizes, "z_dim": 4}, "optim": {"n_critic": 3, "ema_kimg": 0.01}},
-        "izi_f": {"model": "residual_encoder", "network": sizes, "optim": {"lr": 1e-3}},
-        "ziz": {"model": "residual_encoder", "network": sizes, "optim": {"lr": 1e-3}},
-    }
-    for task, settings in tasks.items():
-        made.config(task).write_text(yaml.safe_dump({"task": task, **common, **settings}))
-    result = made.train(made.config("wgan_gp"), made.root / "generator", total_kimg=0.016)
-    assert result.exit_code == 0, result.output
-    return made
+    def make(root: Path) -> None:
+        made = Tiny(root, cli)
+        rng = np.random.default_rng(0)
+        for label, count in (("normal", 20), ("anomalous", 4)):
+            folder = made.patches / label
+            folder.mkdir(parents=True)
+            for k in range(count):
+                Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{k}.png")
+        sizes = {"channel_base": 64, "channel_max": 8}
+        training = {"total_kimg": 0.048, "batch": 4, "threads": 1, "device": "cpu", "tick_kimg": 0.012}
+        training |= {"snapshot_kimg": 0.048, "checkpoint_kimg": 0.02}
+        common = {"resolution": 32, "data": {"path": str(made.patches)}, "training": training}
+        tasks: dict[str, dict[str, Any]] = {
+            "dcgan": {"model": "dcgan", "network": {**sizes, "z_dim": 4}},
+            "wgan_gp": {
+                "model": "wgan_gp",
+                "network": {**sizes, "z_dim": 4},
+                "optim": {"n_critic": 3, "ema_kimg": 0.01},
+            },
+            "izi_f": {"model": "residual_encoder", "network": sizes, "optim": {"lr": 1e-3}},
+            "ziz": {"model": "residual_encoder", "network": sizes, "optim": {"lr": 1e-3}},
+        }
+        for task, settings in tasks.items():
+            made.config(task).write_text(yaml.safe_dump({"task": task, **common, **settings}))
+        result = made.train(made.config("wgan_gp"), made.root / "generator", total_kimg=0.016)
+        assert result.exit_code == 0, result.output
+
+    return Tiny(once(tmp_path_factory, "tiny", make), cli)
 
 
 @pytest.fixture(scope="session")
 def scored(cli: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The encoder run's own test split, scored once with everything there is, and evaluated. Nobody writes into it."""
-    out = tmp_path_factory.mktemp("scored") / "scores"
-    # Four validation groups can promise a rate of 0.2.
-    result = cli("score", trained.encoder, "--maps", "--threshold", "fpr:0.2", "--out", out)
-    assert result.exit_code == 0, result.output
-    assert result.stdout.strip() == str(out)
-    result = cli("evaluate", out, "--resamples", 200)
-    assert result.exit_code == 0, result.output
-    (out / "printed.txt").write_text(result.stdout)
-    return out
+
+    def make(root: Path) -> None:
+        out = root / "scores"
+        # Four validation groups can promise a rate of 0.2.
+        result = cli("score", trained.encoder, "--maps", "--threshold", "fpr:0.2", "--out", out)
+        assert result.exit_code == 0, result.output
+        assert result.stdout.strip() == str(out)
+        result = cli("evaluate", out, "--resamples", 200)
+        assert result.exit_code == 0, result.output
+        (out / "printed.txt").write_text(result.stdout)
+
+    return once(tmp_path_factory, "scored", make) / "scores"
 
 
 @pytest.fixture
@@ -213,14 +223,16 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Uninterrupted runs by task. Nobody writes into them."""
-    runs = {}
-    for task in ("dcgan", "wgan_gp", "izi_f"):
-        out = tmp_path_factory.mktemp(f"whole_{task}")
-        generator = ["--generator", tiny.generator] if task == "izi_f" else []
-        result = tiny.train(tiny.config(task), out, *generator)
-        assert result.exit_code == 0, result.output
-        runs[task] = out / f"00000-{task}"
-    return runs
+    tasks = ("dcgan", "wgan_gp", "izi_f")
+
+    def make(root: Path) -> None:
+        for task in tasks:
+            generator = ["--generator", tiny.generator] if task == "izi_f" else []
+            result = tiny.train(tiny.config(task), root / task, *generator)
+            assert result.exit_code == 0, result.output
+
+    root = once(tmp_path_factory, "whole", make)
+    return {task: root / task / f"00000-{task}" for task in tasks}
 
 
 @pytest.fixture(scope="session")

@@ -247,6 +247,7 @@ def test_slides(cli: Any, tmp_path: Path) -> None:
     assert "<script>alert" not in page.raw
 
 
+@pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # of the hostile name in a legend
 def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path) -> None:
     area = {"value": 0.75, "low": 0.5, "high": 0.875, "note": ""}
     rates = dict.fromkeys(("accuracy", "f1", "sensitivity", "specificity"), 0.5)
