@@ -19,7 +19,12 @@ from gan_uad.cli_options import device_option
     help="Where the data sets lie. [default: $GAN_UAD_DATA, else data]",
 )
 @click.option("--data", multiple=True, metavar="NAME=PATH", help="Where this data set of the benchmark lies instead.")
-@click.option("--only", multiple=True, metavar="NAME", help="Only this method or data set; may be given again.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="NAME",
+    help="Only this method or data set, or only generation or classification; may be given again.",
+)
 @click.option("--kimg", type=click.FloatRange(0.001), help="No training is longer; the table calls such runs short.")
 @click.option("--reduced", is_flag=True, help="The reduced form that the benchmark describes, to see that all works.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time on this machine.")
@@ -32,7 +37,8 @@ def benchmark(
 ) -> None:  # fmt: skip
     """Methods x data sets x seeds x overrides in one table: train, score, evaluate whatever of BENCHMARK is not finished yet.
 
-    BENCHMARK: phantom, colon, pcam, idc, camelyon16, bmad_camelyon16, medmnist, or a YAML file. Run again, it goes on.
+    BENCHMARK: phantom, colon, pcam, idc, camelyon16, bmad_camelyon16, medmnist, contamination, shift, or a YAML
+    file. Run again, it goes on.
     """
     from gan_uad.jobs.benchmark import benchmark as job
 
