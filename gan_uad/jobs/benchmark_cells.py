@@ -20,7 +20,7 @@ import click
 from gan_uad import console
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import alone, make_folder, write_json, write_text
-from gan_uad.jobs.benchmark_figures import figures_of_scores, training_figures
+from gan_uad.jobs.benchmark_figures import figures_of_scores, how_long, training_figures
 from gan_uad.jobs.benchmark_judging import DISTANCE, TABLE2, Judging
 from gan_uad.jobs.benchmark_plan import BEFORE, ENDED, Cell, Training
 from gan_uad.jobs.classify import classify
@@ -132,9 +132,8 @@ def _compared(judging: Judging, home: Path, folder: Path, device: str) -> dict[s
         for runs, chain in zip(chains, judging.chains, strict=True)
         for run, step in zip(runs, chain, strict=True)
     ]
-    whole = all(training["whole"] for training in trainings)
     for row in rows:
-        row["training"] = ("whole" if whole else "short") if row.get("kimg") is not None else ""
+        row["training"] = how_long(trainings) if row.get("kimg") is not None else ""
     return {
         "kind": judging.kind, "what": judging.what, "data": judging.data, "seed": judging.seed, "num": judging.num,
         "key": judging.key, "folder": judging.folder, "rows": rows, "said": said, "training": trainings, "environment": _machine(),

@@ -97,6 +97,13 @@ def training_figures(path: Path, step: Training, home: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def how_long(trainings: list[dict[str, Any]]) -> str:
+    """`whole`, `short`, or `unknown` of a chain of trainings."""
+    if any(training["whole"] is False for training in trainings):
+        return "short"
+    return "whole" if all(training["whole"] for training in trainings) else "unknown"
+
+
 def _trained_on(data: dict[str, Any]) -> str:
     share = data.get("contamination", 0)
     return f"{data['label']}, {100 * share:g} % anomalous" if share else str(data["label"])
@@ -130,13 +137,16 @@ def _best(judgements: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, 
 
 def _is_whole(
     step: Training, config: RunConfig | None, nimg: int, about: dict[str, Any], judgements: list[dict[str, Any]]
-) -> bool:
-    """Whether a run was trained for as long as its configuration, as published, says, or until it got no better."""
+) -> bool | None:
+    """Whether a run was trained for as long as its configuration, as published, says, or until it got no better.
+
+    None for a finished encoder that was: its file does not say how long the generator in it had been trained.
+    """
     settings = about["config"]["training"]
     asked = float(config.training.total_kimg if config else settings["total_kimg"])
     published = step.published_kimg if step.published_kimg is not None else _published(about["config"]["name"]) or asked
     if nimg >= round(published * 1000):
-        return True
+        return None if step.run and {"gan", "encoder"} <= about["networks"].keys() else True
     if about.get("scorer") is not None:  # fitted on at most so many normals
         return nimg < round(asked * 1000)
     since = next((k for k, row in enumerate(reversed(judgements)) if row["best"]), 0)

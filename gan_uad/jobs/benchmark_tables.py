@@ -10,6 +10,7 @@ from typing import Any
 
 from gan_uad import __version__
 from gan_uad.files import write_json, write_text
+from gan_uad.jobs.benchmark_figures import how_long
 from gan_uad.jobs.benchmark_file import Benchmark
 from gan_uad.jobs.benchmark_judging import CLASSIFICATION, GENERATION, Judging, judged_rows
 from gan_uad.jobs.benchmark_plan import OWN, Cell
@@ -61,7 +62,7 @@ ABOUT = (
     "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several "
     "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); false alarms: the "
     "share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. short: trained for less than "
-    "the configuration, as published, says."
+    "the configuration, as published, says; unknown: a finished encoder, whose file does not say how long its generator was trained."
 )
 
 
@@ -195,7 +196,7 @@ def flat(cell: dict[str, Any]) -> dict[str, Any]:
     row |= {
         "trained_on": seen.pop() if len(seen) == 1 else "all",
         "kimg": " + ".join(f"{training['kimg']:g}" for training in trainings),
-        "training": "whole" if all(training["whole"] for training in trainings) else "short",
+        "training": how_long(trainings),
         "train_seconds": None if None in seconds else round(sum(seconds), 2),
         "train_images_per_s": last["images_per_s"], "score_images_per_s": cell["score_images_per_s"],
         "runs": " ".join(training["run"] for training in trainings),
