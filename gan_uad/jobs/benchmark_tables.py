@@ -30,16 +30,16 @@ COLUMNS = (
     "score_images_per_s", "runs", "folder",
 )  # fmt: skip
 DETECTION = {
-    "data": "data", "method": "method", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC", "pixel_auroc": "pixel AUROC",
-    "trained_on": "trained on", "kimg": "kimg", "training": "training",
+    "data": "data", "method": "method", "px": "px", "n": "normal + anomalous", "seeds": "seeds", "auroc": "AUROC", "auprc": "AUPRC",
+    "pixel_auroc": "pixel AUROC", "trained_on": "trained on", "kimg": "kimg", "training": "training",
 }  # fmt: skip
 DECISIONS = {
-    "data": "data", "method": "method",
+    "data": "data", "method": "method", "px": "px",
     **{f"{rule}_{rate}": f"{'F1' if rate == 'f1' else rate} ({at})" for rule, at in RULES.items() for rate in RATES},
     FALSE_ALARMS: "false alarms (5 %)",
 }  # fmt: skip
 COSTS = {
-    "data": "data", "method": "method", "kimg": "kimg", "training": "training", "train_seconds": "training s",
+    "data": "data", "method": "method", "px": "px", "kimg": "kimg", "training": "training", "train_seconds": "training s",
     "train_images_per_s": "images/s in training", "score_images_per_s": "images/s in scoring",
     "reconstruction": "reconstruction", "kl": "KL", "val_reconstruction": "reconstruction (val)", "val_kl": "KL (val)",
 }  # fmt: skip
@@ -108,7 +108,7 @@ def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path, judgin
         if found:
             columns = [key for key, value in found[0].items() if not isinstance(value, list)]
             write_text(home / f"results_{name}.csv", table(found, columns, "csv"))
-    shown = [_shown(row) for row in summary]
+    shown = _in_text(summary)
     parts = {"Detection": (shown, DETECTION), **_judged_tables(judged)}
     write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing, judged, compared))
     tables = {
@@ -229,11 +229,22 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def _in_text(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The summary as rows of text; px and the number of seeds where rows differ in them."""
+    shown = [_shown(row) for row in summary]
+    for key in ("px", "seeds"):
+        if len({row[key] for row in shown}) == 1:
+            for row in shown:
+                del row[key]
+    return shown
+
+
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """A row of the summary as cells of text."""
     method = row["method"]
     details = [row["scoring"], row["overrides"], *sorted({text for text in row["settings"] if text})]
     shown: dict[str, Any] = {"data": row["data"], "method": ", ".join(part for part in [method, *details] if part)}
+    shown |= {"px": str(row["resolution"]), "seeds": str(len(row["seeds"]))}
     shown["n"] = f"{row['normal']} + {row['anomalous']}"
     shown |= {key: row[key] for key in ("trained_on", "kimg", "training")}
     for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
@@ -259,7 +270,7 @@ def _markdown(
     benchmark: Benchmark, summary: list[dict[str, Any]], done: list[dict[str, Any]], failed: list[dict[str, str]], missing: list[str],
     judged: dict[str, list[dict[str, Any]]], compared: list[dict[str, Any]],
 ) -> str:  # fmt: skip
-    shown = [_shown(row) for row in summary]
+    shown = _in_text(summary)
     parts = [f"# {benchmark.name}\n", benchmark.about.strip() + "\n" if benchmark.about else "", ABOUT + "\n"]
     parts += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
     for title, columns in (("Detection", DETECTION), ("Decisions", DECISIONS), ("Training and speed", COSTS)):
