@@ -42,7 +42,7 @@ EVERY = [command for page, text in PAGES.items() for command in docs_tools.comma
 # What names in capitals stand for; in a page that trains, RUN is its latest run.
 PLACES = {
     "RUN": "pcam_stylegan2_64_small", "GENERATOR": "pcam_stylegan2_64_small", "RUN_OF_CNN_256": "cnn_256", "DATA": "patches",
-    "PATCHES": "patches", "OTHER": "patches", "IMAGES": "patches", "SCORES": "scores", "FID": "fid", "SLIDES": "slide_scores",
+    "PATCHES": "patches", "OTHER": "colon", "IMAGES": "patches", "SCORES": "scores", "FID": "fid", "SLIDES": "slide_scores",
     "PRESET": "wgan_gp_64_small", "CONFIG": "wgan_gp_64_small", "NAME": "pcam", "N": "1", "KIMG": "1", "DIR": ".", "FOLDER": "figures",
     "WALK.gif": "walk.gif", "ZIP": "patches.zip", "FILE": "scores.csv", "$seed": "0", "runs/...": "runs/00000-x",
 }  # fmt: skip
@@ -60,6 +60,7 @@ ONLY_CHECKED = {
     "gan-uad weights": "fetches hundreds of MB, or looks at what this machine has; tests/test_weights.py does both",
     "--features inception": "needs a weights file that is not in the package",
     "vgg16": "needs a weights file that is not in the package",
+    "--folds": "five trainings; tests/test_cross_validate.py",
     "gan-uad doctor": "measures the machine for seconds; tests/test_doctor.py",
 }
 # Records of what was done, with the sets and hours that it took; the same verbs are run by the other pages.
@@ -332,7 +333,9 @@ CHECKS: dict[str | None, Callable[[dict[str, Any], dict[str, str]], None]] = {
 
 # ---------------------------------------------------------------- run
 
-JOBS = [page for page in PAGES if page in {"docs/benchmark.md", "docs/judging.md", "models/README.md"}]
+JOBS = [
+    page for page in PAGES if page not in READ_ONLY | {"docs/own_model.md"} and not page.startswith("docs/results/")
+]
 LESS = {"total_kimg": 0.004, "batch": 4, "judge_kimg": "null", "patience": "null"}
 SMALL = ["-o", "resolution=64", *(word for key, value in LESS.items() for word in ("-o", f"training.{key}={value}"))]
 NETS = {
@@ -345,7 +348,7 @@ NETS = {
     "": {},
 }
 CAPS = {
-    "score": ["--max-images", "30", "-o", "scoring.calibration_images=12"],
+    "score": ["-o", "scoring.calibration_images=12"],
     "score-slide": ["--normals", "patches", "--slide-mpp", "0.5"],
     "evaluate": ["--resamples", "100"],
     "fid": ["--num", "8", "--features", "pixels@8"],
@@ -359,7 +362,11 @@ CAPS = {
 
 # What RUN is before a page has trained anything, and where a sentence means another one than the latest.
 AT_FIRST = {"docs/scoring.md": "pcam_izi_f_64_small"}
-INSTEAD = {"gan-uad train hybrid_64 --generator RUN --data DATA": "pcam_stylegan2_64_small"}
+INSTEAD = {
+    "gan-uad train hybrid_64 --generator RUN --data DATA": "pcam_stylegan2_64_small",
+    "gan-uad train izi_f_64_small --generator RUN": "runs/00001-wgan_gp_64_small",
+    "gan-uad score RUN -o scoring.options.combine=fisher": "runs/00002-izi_f_64_small",
+}
 # What a page takes for granted that an earlier one has made.
 BEFORE = {
     "docs/benchmark.md": [
@@ -382,13 +389,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a reader has: patches in class folders, slides with annotations, sets as they are downloaded."""
     root = tmp_path_factory.mktemp("world")
     rng = np.random.default_rng(0)
-    for label, count, base in (("normal", 56, (200, 140, 190)), ("tumour", 6, (150, 90, 170))):
-        (root / "patches" / label).mkdir(parents=True)
-        for k in range(count):
-            pixels = np.clip(rng.normal(base, 25, (64, 64, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / "patches" / label / f"{k}.png")
-    shutil.copytree(root / "patches", root / "colon")
-    shutil.copytree(root / "patches", root / "folder")
+    for place in ("patches", "colon"):
+        for label, count, base in (("normal", 56, (200, 140, 190)), ("tumour", 6, (150, 90, 170))):
+            (root / place / label).mkdir(parents=True)
+            for k in range(count):
+                pixels = np.clip(rng.normal(base, 25, (64, 64, 3)), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(root / place / label / f"{k}.png")
+    (root / "folder").mkdir()
+    shutil.copy(root / "patches" / "normal" / "1.png", root / "folder")
     shutil.copy(root / "patches" / "normal" / "0.png", root / "patch.png")
     slides = (
         "slides/train.svs",
@@ -397,7 +405,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data/camelyon16/images/tumor_001.tif",
     )
     for k, name in enumerate(slides):
-        write_slide(root / name, 320, 320, [(0, 0, 320, 320)], mpp=0.5, seed=k)
+        write_slide(root / name, 320, 320, [(0, 0, 320, 150 if "test" in name else 320)], mpp=0.5, seed=k)
     for name in ("slides/xml/train.xml", "slides/xml/test.xml", "data/camelyon16/annotations/tumor_001.xml"):
         asap(root / name, ("Tumor", corners((0, 0, 130, 130))))
     arrays = {}
@@ -445,15 +453,18 @@ class Reader:
 
 def caps(words: list[str]) -> list[str]:
     """What is added to a command, so that it is done in a second."""
-    if "--folds" in words or (words[0] == "train" and not Path(words[1]).is_dir()):
+    if words[0] == "train" and not Path(words[1]).is_dir():
         found = config.load_config(words[1])
         if not found.task:
-            return ["-o", "training.total_kimg=0.02"]
+            features = [] if words[1] == "mean_color" else ["-o", "scoring.options.features=pixels@8"]
+            return ["-o", "training.total_kimg=0.02", *features]
         nets = [word for key, value in NETS.get(found.model, {}).items() for word in ("-o", f"network.{key}={value}")]
         return [*SMALL, *nets]
     if words[0] == "train":
         return ["-o", "training.total_kimg=0.008"]
     added = CAPS.get(words[0], [])
+    if words[0] == "score" and ("--inverter" in words or words[1] in config.trained_models()):
+        added = [*added, "--max-images", "6"]
     if "--inverter" in words:
         added = [*added, "-o", "scoring.options.steps=1", "-o", "scoring.options.perceptual=efficientnet_lite0"]
     if "--real-vs-synthetic" in words:
@@ -466,8 +477,10 @@ def caps(words: list[str]) -> list[str]:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a small job's time goes into them."""
+def no_pictures(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of a small job's time goes into them; a report is made of them."""
+    if page == "docs/report.md":
+        return
     monkeypatch.setattr("gan_uad.report.pictures.triplets", lambda *_, **__: None)
     for name in ("roc", "pr", "histogram", "confusion", "calibration", "learning_curves"):
         monkeypatch.setattr(f"gan_uad.report.plots.{name}", lambda *_, **__: None)
