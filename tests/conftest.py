@@ -17,6 +17,10 @@ from sharing import once
 from gan_uad.device import share_cores
 
 share_cores()
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # commands, and the processes that they start, would take all cores for each worker
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 pytest_plugins = ["classify_tools"]
 

@@ -92,6 +92,17 @@ def test_figures_are_those_of_classify(
         assert f"{100 * row['accuracy']:.2f}" in (made / "results.tex").read_text()
 
 
+def test_the_report_shows_both_tables(cli: Any, made: Path, tmp_path: Path) -> None:
+    result = cli("report", made, "--out", tmp_path / "report.html")
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "report.html").read_text()
+    for row in results(made)["generation"]:
+        assert f"{row['value']:.2f}" in page
+    for row in results(made)["classification"]:
+        assert f"{100 * row['accuracy']:.2f}" in page
+    assert "as gan-uad fid compares them" in page
+
+
 def test_what_fails_fails_alone_and_what_is_finished_stays(cli: Any, made: Path, source: Path) -> None:
     failed = {one["cell"]: one["error"] for one in results(made)["failed"]}
     assert list(failed) == [f"patches, distance, {name}, efficientnet_lite0, seed 0" for name in ("gone", "cnn")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,17 +109,17 @@ def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path, judgin
             columns = [key for key, value in found[0].items() if not isinstance(value, list)]
             write_text(home / f"results_{name}.csv", table(found, columns, "csv"))
     shown = _in_text(summary)
-    parts = {"Detection": (shown, DETECTION), **_judged_tables(judged)}
+    parts = {"Detection": (shown, DETECTION), **judged_tables(judged)}
     write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing, judged, compared))
     tables = {
-        form: [table(rows, _used(columns, rows), form) for rows, columns in parts.values() if rows]
+        form: [table(rows, used_columns(columns, rows), form) for rows, columns in parts.values() if rows]
         for form in ("latex", "text")
     }
     write_text(home / "results.tex", "\n".join(tables["latex"]))
     return "\n".join(tables["text"])
 
 
-def _judged_tables(judged: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
+def judged_tables(judged: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
     """Rows of the two sections as cells of text, by title, with their columns."""
     distances = [
         {
@@ -261,7 +261,7 @@ def _figure(found: dict[str, Any] | None, digits: int) -> str | None:
     return value if found["sd"] is None else f"{value} ± {format_number(found['sd'], digits)}"
 
 
-def _used(columns: dict[str, str], shown: list[dict[str, Any]]) -> dict[str, str]:
+def used_columns(columns: dict[str, str], shown: list[dict[str, Any]]) -> dict[str, str]:
     """The columns that some row has anything in."""
     return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in shown)}
 
@@ -275,12 +275,12 @@ def _markdown(
     parts += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
     for title, columns in (("Detection", DETECTION), ("Decisions", DECISIONS), ("Training and speed", COSTS)):
         if shown:
-            parts += [f"## {title}\n", table(shown, _used(columns, shown), "markdown")]
+            parts += [f"## {title}\n", table(shown, used_columns(columns, shown), "markdown")]
     parts += _searches(done)
-    for title, (rows, columns) in _judged_tables(judged).items():
+    for title, (rows, columns) in judged_tables(judged).items():
         if rows:
             links = dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in judged[title.lower()])
-            parts += [f"## {title}\n", JUDGED[title] + "\n", table(rows, _used(columns, rows), "markdown")]
+            parts += [f"## {title}\n", JUDGED[title] + "\n", table(rows, used_columns(columns, rows), "markdown")]
             parts += ["What each rests on: " + ", ".join(links) + ".\n"]
     if failed:
         parts += [

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_uad.jobs.benchmark_plan import OWN
-from gan_uad.jobs.benchmark_tables import BASELINE
+from gan_uad.jobs.benchmark_tables import BASELINE, JUDGED, judged_tables, used_columns
 from gan_uad.jobs.evaluate import read_scores
 from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Cell, Folded, Notes, Table, interval
@@ -49,6 +49,7 @@ def add_benchmark(g: Gathering, found: Found) -> None:
         )
         _pictures(g, found, result["cells"])
         _searches(g, found, result["cells"])
+        _judged(g, found, result)
         _warnings(g, found, result["cells"])
         _results(g, found, summary)
         for number, machine in enumerate(result["machines"], 1):
@@ -94,6 +95,23 @@ def _tables(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
     if costs:
         headings = ("method", "data", "kimg", "training", "training s", "images/s in training", "images/s in scoring")
         g.doc.add("benchmark", found.name, Table("What it cost", headings, costs))
+
+
+def _judged(g: Gathering, found: Found, result: Mapping[str, Any]) -> None:
+    """The tables of generators and of real and synthesised patches, where the benchmark has them."""
+    for title, (rows, columns) in judged_tables(result).items():
+        if not rows:
+            continue
+        used = used_columns(columns, rows)
+        caption = f"Benchmark {result['benchmark']}. {JUDGED[title].replace('`', '')}"
+        g.doc.add(
+            title.lower(),
+            found.name,
+            Table(caption, tuple(used.values()), [[row.get(key) for key in used] for row in rows]),
+        )
+        said = dict.fromkeys(text for row in result[title.lower()] for text in row.get("warnings", []))
+        if said:
+            g.doc.add(title.lower(), found.name, Notes(list(said), warning=True))
 
 
 def _name(row: Mapping[str, Any]) -> str:
