@@ -20,8 +20,8 @@ pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine
 
 @pytest.fixture(scope="module")
 def source(
-    classifier: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+    classifier: Path, two_generators: dict[str, Path], trained: Any, labelled_patches: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:  # fmt: skip
     """Finished runs of seconds; one generator is missing, and one judgement cannot be."""
     told = {
         "data": {"patches": {"path": str(labelled_patches)}},
@@ -30,9 +30,10 @@ def source(
         "generators": {
             "normal": {"train": {"run": str(two_generators["normal"])}},
             "sick": {"train": {"run": str(two_generators["anomalous"])}},
+            "inside": {"train": {"run": str(trained.encoder)}},
             "gone": {"train": {"run": "no/run*"}},
         },
-        "generation": {"generators": ["normal", "gone", "cnn"], "num": 24},
+        "generation": {"generators": ["inside", "normal", "gone", "cnn"], "num": 24},
         "classification": {"classifier": "cnn", "normal": "normal", "anomalous": "sick", "num": 16},
     }
     path = tmp_path_factory.mktemp("file") / "tables.yaml"
@@ -43,7 +44,7 @@ def source(
 @pytest.fixture(scope="module")
 def made(cli: Any, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmark") / "out"
-    fails(cli("benchmark", source, "--out", out), "2 of 5 cells failed", code=1)
+    fails(cli("benchmark", source, "--out", out), "2 of 6 cells failed", code=1)
     return out
 
 
@@ -57,13 +58,19 @@ def test_figures_are_those_of_fid(
     result = cli("fid", two_generators["normal"], "--real", labelled_patches, "--num", 24, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     alone = json.loads((tmp_path / "fid.json").read_text())
-    found = results(made)["generation"]
+    found = [row for row in results(made)["generation"] if row["method"] != "inside"]
     assert [row["value"] for row in found] == pytest.approx([row["value"] for row in alone])
     assert [row["method"] for row in found] == [*(row["method"] for row in alone[:-1]), "normal"]
     assert (found[-1]["n"], found[-1]["kimg"], found[-1]["training"]) == (24, 0.016, "whole")
     assert [row["seed"] for row in found[:-1]] == [None] * (len(alone) - 1)
-    assert [row["method"] for row in rows(made / "results_generation.csv")] == [row["method"] for row in found]
+    listed = [row["method"] for row in rows(made / "results_generation.csv")]
+    assert [name for name in listed if name != "inside"] == [row["method"] for row in found]
     assert (made / found[-1]["folder"] / "fid.md").is_file()
+
+
+def test_a_generator_inside_an_encoder_is_not_told_the_kimg_of_the_encoder(made: Path) -> None:
+    (inside,) = (row for row in results(made)["generation"] if row["method"] == "inside")
+    assert (inside["kimg"], inside["training"]) == (None, "unknown")
 
 
 def test_figures_are_those_of_classify(
@@ -111,13 +118,14 @@ def test_what_fails_fails_alone_and_what_is_finished_stays(cli: Any, made: Path,
     assert "holds no generator" in unfit
     assert [cell["method"] for cell in results(made)["cells"]] == ["cnn"]
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/*/cell.json")}
-    assert len(before) == 3
+    assert len(before) == 4
     again = cli("benchmark", source, "--out", made, "--only", "classification")
     assert again.exit_code == 0, again.output
     assert "1 of them here, 0 trainings" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in made.glob("*/*/cell.json")} == before
     listed = cli("benchmark", source, "--out", made, "--only", "generation", "--dry-run").stdout.splitlines()
     assert [line.rpartition(", seed 0: ")[2] for line in listed] == [
+        "finished",
         "finished",
         "no finished run or model file at no/run*",
         "to do",

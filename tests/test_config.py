@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gan_uad import registry
@@ -185,7 +185,6 @@ def test_data_settings_alone() -> None:
         data_config("here", ["training.batch=3"])
 
 
-@settings(max_examples=50)
 @given(*[st.text("ab.z_=:-019 ,'\"[]{}#&*!|>%@\\\t\n\r\0\x85\u2028é😀", max_size=30)] * 2)
 def test_no_override_is_a_traceback(key: str, value: str) -> None:
     try:

@@ -20,7 +20,6 @@ from PIL import Image
 from gan_uad.config import DataConfig
 from gan_uad.data import cache as cache_module
 from gan_uad.data.patches import PatchSet, TrainStream, batches, load_patches, to_tensor, to_uint8
-from gan_uad.data.sources import open_source
 from gan_uad.errors import JobFailed, UserError
 
 
@@ -269,6 +268,6 @@ def test_real_sets(shared_data: Path, tmp_path: Path) -> None:
     idc = load(shared_data / "idc", tmp_path, resolution=64)
     assert (len(idc), len(set(idc.manifest.group)), idc.skipped) == (192, 6, [])
     assert not idc.manifest.groups_on_two_sides()
-    colon = open_source(shared_data / "colon", DataConfig()).manifest
-    counted = {split: tuple(len(colon.where(split, label)) for label in (0, 1)) for split in ("train", "val", "test")}
+    colon = load_patches(DataConfig(path=str(shared_data / "colon")), 32, cache=tmp_path)
+    counted = {split: tuple(len(colon.select(split, label)) for label in (0, 1)) for split in ("train", "val", "test")}
     assert counted == {"train": (563, 0), "val": (98, 101), "test": (335, 574)}

@@ -133,7 +133,7 @@ def _compared(judging: Judging, home: Path, folder: Path, device: str) -> dict[s
         for run, step in zip(runs, chain, strict=True)
     ]
     for row in rows:
-        row["training"] = how_long(trainings) if row.get("kimg") is not None else ""
+        row["training"] = how_long(trainings) if row["seed"] is not None else ""
     return {
         "kind": judging.kind, "what": judging.what, "data": judging.data, "seed": judging.seed, "num": judging.num,
         "key": judging.key, "folder": judging.folder, "rows": rows, "said": said, "training": trainings, "environment": _machine(),
@@ -152,8 +152,6 @@ def _distance_row(cell: dict[str, Any], judging: Judging) -> dict[str, Any]:
         key: cell.get(key) for key in ("px", "kimg", "value", "kid", "kid_std", "precision", "recall", "memorisation")
     }
     row |= {"features": cell["figure"], "n": cell["n"], "n_real": cell["n_real"], "warnings": cell["warnings"]}
-    if made and row["kimg"] is None:  # of one inside an encoder's run
-        row["kimg"] = cell["run"]["kimg"]
     return {**row, "folder": f"{judging.folder}/table"}
 
 

@@ -158,5 +158,5 @@ def judged_rows(judgings: Iterable[Judging], home: Path) -> dict[str, list[dict[
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    told = {"folder", "seed"}
-    return a.get("kimg") is None and all(a.get(key) == b.get(key) for key in {*a, *b} - told)
+    """Whether both are the same reals against themselves, which have no seed."""
+    return a["seed"] is None and all(a.get(key) == b.get(key) for key in {*a, *b} - {"folder"})
