@@ -128,7 +128,10 @@ def _files() -> Iterator[tuple[str, Path]]:
             for file in sorted(Path(folder).glob("*.py")):
                 yield f"{package}.{file.stem}", file
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        spec = importlib.util.find_spec(point.value)
+        try:
+            spec = importlib.util.find_spec(point.value)
+        except ModuleNotFoundError:  # a package above it is gone
+            spec = None
         if spec and spec.origin:
             yield point.value, Path(spec.origin)
 

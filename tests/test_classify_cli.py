@@ -310,3 +310,16 @@ def test_a_swapped_generator_is_named(
     )  # fmt: skip
     assert result.exit_code == 0
     assert "was trained on anomalous patches and stands for normal ones here" in result.stdout
+
+
+def test_of_a_generator_inside_an_encoders_run_no_length_is_told(
+    cli: Any, classifier: Path, two_generators: dict[str, Path], trained: Any, tmp_path: Path
+) -> None:
+    pair = ("--normal", trained.encoder, "--anomalous", two_generators["anomalous"])
+    result = cli("classify", classifier, *pair, "--num", 4, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("- normal: ")]
+    assert "how long it was trained is not known there" in line
+    assert "kimg" not in line
+    run = json.loads((tmp_path / "classify.json").read_text())["runs"]["normal"]
+    assert (run["kimg"], run["trained_kimg"], run["planned_kimg"], run["short"]) == (None, None, None, False)

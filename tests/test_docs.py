@@ -55,7 +55,7 @@ ONLY_CHECKED = {
     "=$(scontrol": "there is no Slurm",
     "export ": "sets a variable",
     "python -m": "names the program",
-    "gan-uad demo": "a minute even with --quick; .ci/run runs it, tests/test_demo*.py its parts",
+    "gan-uad demo": "a minute even with --quick; .ci/run runs it",
     "gan-uad download": "fetches gigabytes; tests/test_download_cli.py fetches from a server of its own",
     "gan-uad weights": "fetches hundreds of MB, or looks at what this machine has; tests/test_weights.py does both",
     "--features inception": "needs a weights file that is not in the package",

@@ -53,7 +53,10 @@ def project(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {about['name']}\nVersion: {about['version']}\n")
     points = {**about["entry-points"][group], "small_vae": "small_vae"}
-    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *(f"{k} = {v}" for k, v in points.items()), ""]))
+    gone = "left_over = a_package_that_is_gone.nets"  # the tables of other packages may be out of date
+    (info / "entry_points.txt").write_text(
+        "\n".join([f"[{group}]", gone, *(f"{k} = {v}" for k, v in points.items()), ""])
+    )
     for module in points.values():
         shutil.copy(files[f"{module}.py"], tmp_path / "site")
     monkeypatch.syspath_prepend(tmp_path / "site")

@@ -161,9 +161,10 @@ def figures(
 def about_run(source: str, model: Model) -> dict[str, Any]:
     """What a figure's reader must know of a run: which file, how long it was trained, and whether that is less than was planned.
 
-    A run that stopped early because nothing got better is not short.
+    A run that stopped early because nothing got better is not short. How long a generator inside an encoder's run was trained is not
+    known: its counts are the encoder's, so the three of them are None.
     """
-    file, planned = model_file(source), model.config.training.total_kimg
+    file = model_file(source)
     folder, nimg = file.parent, model.nimg
     stopped_early = False
     if file.name == "best.safetensors" and (folder / "model.safetensors").is_file():
@@ -171,10 +172,17 @@ def about_run(source: str, model: Model) -> dict[str, Any]:
         better = [row["best"] for row in Run(folder).read_judgements()]
         patience = model.config.training.patience
         stopped_early = patience is not None and len(better) > patience and not any(better[-patience:])
-    return {
+    about = {
         "run": source, "file": file.name, "sha256": file_digest(source), "name": model.name, "model": model.config.model,
-        "kimg": model.nimg / 1000, "trained_kimg": nimg / 1000, "planned_kimg": planned, "stopped_early": stopped_early,
-        "short": not stopped_early and nimg < 990 * planned, "label": model.config.data.label,
+        "label": model.config.data.label,
+    }  # fmt: skip
+    if "encoder" in model.networks:
+        unknown = dict.fromkeys(("kimg", "trained_kimg", "planned_kimg"))
+        return {**about, **unknown, "stopped_early": False, "short": False}
+    planned = model.config.training.total_kimg
+    return {
+        **about, "kimg": model.nimg / 1000, "trained_kimg": nimg / 1000, "planned_kimg": planned, "stopped_early": stopped_early,
+        "short": not stopped_early and nimg < 990 * planned,
     }  # fmt: skip
 
 
@@ -239,7 +247,11 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 def _run_notes(runs: dict[str, dict[str, Any]]) -> list[str]:
     notes = []
     for role, run in runs.items():
-        note = f"{role}: {run['name']} ({run['run']}), {run['file']} at {run['kimg']:g} of {run['trained_kimg']:g} kimg"
+        note = f"{role}: {run['name']} ({run['run']}), {run['file']}"
+        if run["kimg"] is None:
+            notes.append(f"{note}, a generator inside an encoder's run: how long it was trained is not known there")
+            continue
+        note += f" at {run['kimg']:g} of {run['trained_kimg']:g} kimg"
         if run["stopped_early"]:
             note += ", where it stopped, since nothing got better"
         elif run["short"]:

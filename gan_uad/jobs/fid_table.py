@@ -142,12 +142,13 @@ def _images(row: Candidate, chosen: Choices) -> tuple[ImageSet, list[str]]:
             raise UserError(f"{row.source}: {len(patches)} images, at least {LEAST} are needed")
         return of_patches(patches, row.name), [f"{row.name}: {note}" for note in patches.notes]
     run = about_run(row.source, row.model)
-    short = f"{row.name}: SHORT, trained for {run['trained_kimg']:g} of the {run['planned_kimg']:g} kimg of its configuration"
-    told = run["short"] and row.kimg
     images = of_generator(
         row.model, row.name, f"{run['sha256']} {row.kimg}", chosen.num, chosen.psi, _noise(row, chosen)
     )
-    return images, [short] if told else []
+    if not (run["short"] and row.kimg):
+        return images, []
+    length = f"{run['trained_kimg']:g} of the {run['planned_kimg']:g} kimg of its configuration"
+    return images, [f"{row.name}: SHORT, trained for {length}"]
 
 
 def _key(
