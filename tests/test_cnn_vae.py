@@ -16,6 +16,8 @@ import gan_uad
 from gan_uad import registry
 from gan_uad.config import load_config
 from gan_uad.errors import UserError
+from gan_uad.jobs.benchmark_figures import training_figures
+from gan_uad.jobs.benchmark_plan import Training
 from gan_uad.jobs.train import build_task
 from gan_uad.training.autoencoding import trained_cnn
 
@@ -97,11 +99,19 @@ def test_the_second_stage_starts_from_the_first(stages: Path, tiny: Any, tmp_pat
     same(dict(made.model.trunk.state_dict()), dict(trained))
     before = {id(p) for p in made.model.parameters()}
     assert {id(p) for group in made.opt.param_groups for p in group["params"]} == before
-    result = tiny.train(stages / "cnn_vae.yaml", tmp_path, "-o", f"optim.cnn={first}", total_kimg=0.008)
+    result = tiny.train(
+        stages / "cnn_vae.yaml", tmp_path, "-o", f"optim.cnn={first}", "-o", "data.label=normal", total_kimg=0.008
+    )
     assert result.exit_code == 0, result.output
     assert f"starting from the cnn of {first}" in result.stderr
     after = gan_uad.load(str(tmp_path / "00000-cnn_vae")).networks["vae"].trunk.state_dict()
     assert not any(torch.equal(after[key], value) for key, value in trained.items()), "it is trained on"
+    assert labels_that_a_table_tells_of(tmp_path / "00000-cnn_vae") == "all"
+
+
+def labels_that_a_table_tells_of(run: Path) -> str:
+    """Column "trained on" of `gan-uad benchmark`, where it uses a finished run again."""
+    return str(training_figures(run, Training(run.name, "", run=str(run)), run.parent)["trained_on"])
 
 
 def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path) -> None:
@@ -112,9 +122,10 @@ def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path)
 
 
 def test_without_the_first_stage_it_says_so(stages: Path, tiny: Any, tmp_path: Path) -> None:
-    result = tiny.train(stages / "cnn_vae.yaml", tmp_path, total_kimg=0.004)
+    result = tiny.train(stages / "cnn_vae.yaml", tmp_path, "-o", "data.label=normal", total_kimg=0.004)
     assert result.exit_code == 0, result.output
     assert "note: its cnn starts from random weights; optim.cnn=RUN takes those of a trained one" in result.stderr
+    assert labels_that_a_table_tells_of(tmp_path / "00000-cnn_vae") == "normal"
 
 
 def test_first_stages_that_do_not_fit(stages: Path, tiny: Any, tmp_path: Path) -> None:

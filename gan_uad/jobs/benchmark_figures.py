@@ -89,7 +89,7 @@ def training_figures(path: Path, step: Training, home: Path) -> dict[str, Any]:
     config = run.config if run else None
     return {
         "config": step.config or about["config"]["name"], "run": name, "reused": bool(step.run),
-        "resolution": about["config"]["resolution"], "trained_on": _trained_on(about["config"]["data"]), "kimg": nimg / 1000,
+        "resolution": about["config"]["resolution"], "trained_on": _trained_on(about["config"]), "kimg": nimg / 1000,
         "whole": _is_whole(step, config, nimg, about, judgements), "published_kimg": step.published_kimg,
         "seconds": seconds, "images_per_s": round(nimg / seconds, 2) if seconds else None,
         **{key: last.get(key) for key in ("reconstruction", "kl")},
@@ -104,7 +104,10 @@ def how_long(trainings: list[dict[str, Any]]) -> str:
     return "whole" if all(training["whole"] for training in trainings) else "unknown"
 
 
-def _trained_on(data: dict[str, Any]) -> str:
+def _trained_on(config: dict[str, Any]) -> str:
+    if config["optim"].get("cnn"):  # a first stage, which learnt from labels
+        return "all"
+    data = config["data"]
     share = data.get("contamination", 0)
     return f"{data['label']}, {100 * share:g} % anomalous" if share else str(data["label"])
 
