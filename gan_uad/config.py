@@ -8,6 +8,7 @@ family needs no change here.
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -214,13 +215,10 @@ def presets() -> dict[str, Path]:
 
 
 def trained_models() -> dict[str, Path]:
-    """Every model file of a checkout's `models/` by its bare name; none where the package was installed without the repository."""
-    folder = Path(__file__).parents[1] / "models"
-    return (
-        {}
-        if presets_dir().parent != folder.parent
-        else {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
-    )
+    """Every model file of `models/` by its bare name: of the checkout that the package runs from, else of the folder that one is in."""
+    checkout = Path(__file__).parents[1]
+    folder = (checkout if presets_dir().parent == checkout else Path.cwd()) / "models"
+    return {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
 
 
 def trained_model(path: str | Path) -> Path:
@@ -306,10 +304,24 @@ def _number(text: str) -> str | float:
     return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
 
 
+def first_error(error: ValidationError) -> tuple[Any, str]:
+    """The error to tell of, and in words how many more there are. An unknown key comes first: a mistyped one makes the right one missing,
+    which is then not counted.
+    """
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    rest = [one for one in found if one is not first]
+    if first["type"] == "extra_forbidden":
+        *place, typed = first["loc"]
+        missing = [str(one["loc"][-1]) for one in rest if one["type"] == "missing" and [*one["loc"][:-1]] == place]
+        meant = [(*place, name) for name in difflib.get_close_matches(str(typed), missing, n=1, cutoff=0.5)]
+        rest = [one for one in rest if not (one["type"] == "missing" and one["loc"] in meant)]
+    return first, f" (and {len(rest)} more)" if rest else ""
+
+
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
+    first, more = first_error(error)
     where = ".".join(str(part) for part in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in first["loc"][:-1]:

@@ -178,6 +178,7 @@ def model_file(path: str | Path) -> Path:
         return file
     if not path.exists():
         shipped = trained_models()
-        hint = f" (nor a shipped model: {near(str(path), shipped)})" if shipped else ""
+        absent = "; shipped models go by their names in a copy of the repository: there is no models/ here"
+        hint = f" (nor a shipped model: {near(str(path), shipped)})" if shipped else absent
         raise UserError(f"no such run folder or model file: {path}{hint}")
     return path

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gan_uad import registry
+from gan_uad import config, registry
 from gan_uad.config import DataConfig, RunConfig, data_config, load_config, presets, resolve
 from gan_uad.errors import UserError
 
@@ -131,6 +131,14 @@ def test_the_number_of_further_errors_is_told() -> None:
     assert refused("training.batch=0", "training.seed=-1", "zzz=1").endswith("(and 2 more)")
 
 
+def test_an_unknown_key_comes_before_the_missing_one_that_it_was_to_be() -> None:
+    with pytest.raises(UserError) as caught:
+        resolve({"modl": "dcgan", "task": "dcgan", "training": {"total_kimg": 1}}, default_name="x", where="x")
+    assert caught.value.message == "x: unknown key 'modl': did you mean 'model'?"
+    with pytest.raises(UserError, match=r"did you mean 'model'\? \(and 1 more\)$"):
+        resolve({"modl": "dcgan", "task": "dcgan", "training": {}}, default_name="x", where="x")
+
+
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(UserError, match="key 'model' is missing"):
         resolve({"task": "dcgan", "training": {"total_kimg": 1}}, default_name="x", where="here")
@@ -194,3 +202,15 @@ def test_no_override_is_a_traceback(key: str, value: str) -> None:
     else:
         message = ""
     assert "\n" not in message
+
+
+def test_models_of_the_folder_that_one_is_in_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the package is not run from a checkout, which has a `models` of its own."""
+    monkeypatch.chdir(tmp_path)
+    assert "mine" not in config.trained_models()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.safetensors").touch()
+    assert "mine" not in config.trained_models()
+    monkeypatch.setattr(config, "presets_dir", lambda: tmp_path / "site-packages" / "gan_uad" / "configs")
+    assert config.trained_models() == {"mine": tmp_path / "models" / "mine.safetensors"}
+    assert config.trained_model("mine") == tmp_path / "models" / "mine.safetensors"

@@ -50,6 +50,19 @@ def test_undecidable_classes_are_asked_for_by_name(tmp_path: Path) -> None:
         load(root, tmp_path, normal_classes=["betta"])
 
 
+@pytest.mark.parametrize("split", ["", "test/"])
+def test_normals_are_not_hidden_below_an_anomalous_class(tmp_path: Path, split: str) -> None:
+    names = [f"{split}normal/1.png", f"{split}check/benign/2.png", f"{split}check/carcinoma/3.png"]
+    root = write(tmp_path / "set", names)
+    with pytest.raises(UserError, match="check is taken for a class, and an anomalous one, but holds a folder benign"):
+        load(root, tmp_path)
+    assert load(root, tmp_path, normal_classes=["normal"]).manifest.label.tolist() == [1, 1, 0]
+    nested = write(
+        tmp_path / "fine", [f"{split}normal/0/1.png", f"{split}tumour/case_n/2.png", f"{split}tumour/0/3.png"]
+    )
+    assert load(nested, tmp_path).manifest.label.tolist() == [0, 1, 1]
+
+
 def test_split_folders_keep_their_splits(tmp_path: Path) -> None:
     root = write(
         tmp_path / "set",

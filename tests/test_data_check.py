@@ -86,6 +86,21 @@ def test_a_missing_class(tmp_path: Path, capsys: pytest.CaptureFixture[str], los
     assert [p for p in found["problems"] if problem in p]
 
 
+def test_a_plain_folder_is_told_what_to_do(cli: Any, tmp_path: Path) -> None:
+    for seed in range(10):
+        save(tmp_path / "mucosa", f"{seed}.png", seed)
+    result = cli("data", "check", tmp_path / "mucosa")
+    assert result.exit_code == 1
+    remedy = "if all of them are normal, put them into a folder `normal`, and name the folder around it"
+    assert f"no normal image in train: there is nothing to learn normal tissue from; {remedy}" in result.output
+    result = cli("train", "mean_color", "--data", tmp_path / "mucosa", "--out", tmp_path / "runs")
+    assert (result.exit_code, "no normal image in the train split; " + remedy in result.output) == (2, True)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "mucosa").rename(tmp_path / "set" / "normal")
+    result = cli("train", "mean_color", "--data", tmp_path / "set", "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+
+
 def save(folder: Path, name: str, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)

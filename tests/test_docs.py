@@ -65,6 +65,7 @@ ONLY_CHECKED = {
 }
 # Records of what was done, with the sets and hours that it took; the same verbs are run by the other pages.
 READ_ONLY = {"docs/results.md", "docs/detectors.md", "docs/benchmarks.md"}
+READ_ONLY |= {"docs/settings.md"}  # a list; the command that makes it would write it
 
 
 def test_there_are_commands() -> None:
@@ -72,6 +73,15 @@ def test_there_are_commands() -> None:
     assert {"README.md", "docs/training.md", "docs/own_model.md", "docs/many_gpus.md", "docs/offline.md"} <= {
         c.page for c in EVERY
     }
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("settings_page", ROOT / "scripts" / "settings_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert PAGES["docs/settings.md"] == module.page(), "python scripts/settings_page.py makes it anew"
 
 
 # ---------------------------------------------------------------- parsed and checked

@@ -113,6 +113,30 @@ def test_another_labelled_set(cli: Any, trained: Any, scored: Path, tmp_path: Pa
     assert "slides or patients unknown: interval over images, likely too narrow" in result.stdout
 
 
+def test_a_set_without_splits_where_the_training_data_are_gone(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """As of a shipped model: all of it is scored, without a threshold; of one split, by the others."""
+    for number, row in enumerate(index(trained.patches)[::2]):
+        for root in ("mine", "theirs"):
+            (tmp_path / root / row["class"]).mkdir(parents=True, exist_ok=True)
+            shutil.copy(trained.patches / row["image"], tmp_path / root / row["class"] / f"{number}.png")
+    words = ("--out", tmp_path / "runs", "-o", "resolution=32")
+    assert cli("train", "mean_color", "--data", tmp_path / "mine", *words).exit_code == 0
+    (tmp_path / "mine").rename(tmp_path / "gone")
+    run = tmp_path / "runs" / "00000-mean_color"
+    whole = cli("score", run, tmp_path / "theirs", "--out", tmp_path / "all")
+    assert whole.exit_code == 0, whole.output
+    assert "images are scored; with --split test the others set the threshold and mean colour" in whole.stderr
+    assert {r["threshold"] for r in rows(tmp_path / "all" / "scores.csv")} == {""}
+    one = cli("score", run, tmp_path / "theirs", *RULE, "--split", "test", "--out", tmp_path / "test")
+    assert one.exit_code == 0, one.output
+    found = rows(tmp_path / "test" / "scores.csv")
+    assert 0 < len(found) < len(rows(tmp_path / "all" / "scores.csv")) / 3
+    (threshold,) = {r["threshold"] for r in found}
+    normals = [r["score"] for r in rows(tmp_path / "test" / "scores_validation.csv") if r["label"] == "0"]
+    assert threshold in normals
+    assert not {r["image"] for r in found} & {r["image"] for r in rows(tmp_path / "test" / "scores_validation.csv")}
+
+
 @pytest.mark.usefixtures("fast")
 def test_splits_and_subsets(cli: Any, trained: Any, scored: Path, tmp_path: Path) -> None:
     result = cli("score", trained.encoder, *RULE, "--split", "val", "--out", tmp_path / "val")
@@ -220,6 +244,7 @@ def test_a_crop_is_made(cli: Any, trained: Any, scored: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     found = rows(tmp_path / "out" / "scores.csv")[0]
     assert (found["score"], found["threshold"]) == (known["score"], known["threshold"])
+    assert "the middle 32 px of each image are used, of 50x40 px in a.png (data.crop is center" in result.stderr
 
 
 def test_maps_and_segments(scored: Path, trained: Any) -> None:

@@ -30,6 +30,7 @@ RULE = (
     "a class is normal when its name has the word normal, benign, good, healthy or negative, "
     "says non/not/no before a disease (non_idc), is 0, n, neg or ok, or ends in _n"
 )
+PUT_NORMALS = "if all of them are normal, put them into a folder `normal`, and name the folder around it"
 
 
 @dataclass
@@ -119,12 +120,26 @@ def _refuse_mixture(parts: list[tuple[str, ...]], where: str) -> None:
         )
 
 
+def _refuse_hidden_normals(parts: list[tuple[str, ...]], label: NDArray[np.int8], data: DataConfig, where: str) -> None:
+    """Raise `UserError` where a folder such as `benign` would be anomalous unseen, below a class that the user has not named."""
+    if data.normal_classes:
+        return
+    for path, value in zip(parts, label, strict=True):
+        for inner in path[1:-1] if value == ANOMALOUS else ():
+            if NORMAL_WORDS & set(re.split(r"[^a-z0-9]+", inner.lower())) and is_normal_name(inner):
+                raise UserError(
+                    f"{where}: {path[0]} is taken for a class, and an anomalous one, but holds a folder {inner}: give a folder in which "
+                    "the folders of the classes lie side by side, or name the normal classes with -o data.normal_classes=[...]"
+                )
+
+
 def _class_folders(names: list[str], parts: list[tuple[str, ...]], data: DataConfig, where: str) -> Layout:
     is_mask = [_is_mask(p) for p in parts]
     masks = {_mask_key("", p): n for n, p, m in zip(names, parts, is_mask, strict=True) if m}
     kept = [(n, p) for n, p, m in zip(names, parts, is_mask, strict=True) if not m]
     klass = [p[0] for _, p in kept]
     label, notes = labels_of(klass, data, where)
+    _refuse_hidden_normals([p for _, p in kept], label, data, where)
     mask = [masks.get(_mask_key("", p), "") for _, p in kept]
     manifest = Manifest.of([n for n, _ in kept], label=label, klass=klass, mask=mask)
     return Layout("class folders", manifest, notes + _mask_note(masks, mask))
@@ -144,6 +159,7 @@ def _split_folders(names: list[str], parts: list[tuple[str, ...]], data: DataCon
             images.append((name, path[1:], split))
     klass = [p[0] if len(p) > 1 else "" for _, p, _ in images]
     label, notes = labels_of(klass, data, where)
+    _refuse_hidden_normals([p for _, p, _ in images], label, data, where)
     if unknown := klass.count(""):
         notes.append(f"{unknown} images lie in a split but in no class folder: their labels are unknown")
     mask = [masks.get(_mask_key(split, p), "") for _, p, split in images]

@@ -169,6 +169,11 @@ def load_patches(
         notes.append(f"{prepared.white} images left out with less tissue than {data.min_tissue} of their area")
     if prepared.cut:
         notes.append(f"{prepared.cut} images are not square: their centre square is used")
+    if data.crop == "center":
+        side, (width, height, _) = data.crop_size or resolution, source.describe(int(prepared.rows[0]))
+        if min(width, height) > side:
+            what = f"the middle {side} px of each image are used, of {width}x{height} px in {manifest.image[int(prepared.rows[0])]}"
+            notes.append(f"{what} (data.crop is center; with -o data.crop=none they are resized instead)")
     return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from gan_uad import console
 from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
+from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
 from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import Source, open_source
@@ -153,7 +154,9 @@ def _problems(report: Report) -> list[str]:
         n = len(report.duplicates_across_splits)
         found.append(f"{_many(n, 'image')} with the same pixels in two splits: what was trained on would be tested on")
     if not report.labels.get("train", {}).get("normal"):
-        found.append("no normal image in train: there is nothing to learn normal tissue from")
+        known = any(counts.get(name) for counts in report.labels.values() for name in ("normal", "anomalous"))
+        remedy = "" if known else f"; {PUT_NORMALS}"
+        found.append(f"no normal image in train: there is nothing to learn normal tissue from{remedy}")
     for name in ("normal", "anomalous"):
         if not report.labels.get("test", {}).get(name):
             found.append(f"no {name} image in test: detection cannot be judged")

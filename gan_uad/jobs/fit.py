@@ -12,6 +12,8 @@ from torch import Tensor
 
 from gan_uad import console, device, registry
 from gan_uad.config import RunConfig
+from gan_uad.data.layouts import PUT_NORMALS
+from gan_uad.data.manifest import UNKNOWN
 from gan_uad.data.patches import PatchSet, batches, contaminated
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.jobs.load import Model, load_model, make_scorer
@@ -41,16 +43,14 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     if existing is not None and _is_whole(existing, config):
         console.say(f"done: {existing.folder} was fitted already")
         return existing
-    console.say(f"{config.name}: {config.scoring.scorer} fitted at {config.resolution} px on {where}")
+    console.say(f"{config.name}: {config.scoring.scorer} to be fitted at {config.resolution} px on {where}")
     scorer = make_scorer(Model(Path(config.name), {}, config, 0, where))
     patches = load_together(config.data, config.resolution)
     for note in patches.notes:
         console.say(f"note: {note}")
     normals = some(patches.select("train", 0), round(settings.total_kimg * 1000), settings.seed)
     if len(normals) == 0:
-        raise UserError(
-            f"{config.data.path}: no normal image in the train split; `gan-uad data check` shows what is there"
-        )
+        raise nothing_to_learn_from(config, patches)
     normals = contaminated(patches, normals, config.data.contamination, settings.seed)
     if existing is not None:
         existing.update_config(config)
@@ -75,6 +75,13 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     run.log({**figures, "memory_gb": memory.peak(where), "time": round(time.time(), 1)})
     console.say(f"done: {run.folder}, fitted in {console.duration(spent)}")
     return run
+
+
+def nothing_to_learn_from(config: RunConfig, patches: PatchSet) -> UserError:
+    """Why no image of `data.label` is in the train split, and what to do."""
+    unlabelled = bool((patches.manifest.label == UNKNOWN).all())
+    remedy = PUT_NORMALS if unlabelled else "`gan-uad data check` shows what is there"
+    return UserError(f"{config.data.path}: no {config.data.label} image in the train split; {remedy}")
 
 
 def contamination_in_words(config: RunConfig) -> str:

@@ -56,7 +56,8 @@ def choose_sets(
 ) -> ScoreSets:
     """The images of `split` (or at most `max_images` of them), and the validation and train images of the set to judge them by.
 
-    Those are the scored set's own where it is what the run was trained on, or brings its splits; else the training data's.
+    Those are the scored set's own where it is what the run was trained on, or brings its splits; else the training data's. Where
+    these are not at hand, they are the other splits of the scored set, if one split of it was asked for.
     """
     own = model.config.data
     path = data or own.path
@@ -75,14 +76,20 @@ def choose_sets(
     if len(picked) == 0:
         raise UserError(f"{path} has no image in the {chosen} split; --split takes train, val, test or all")
     picked = some(picked, max_images, seed).corrupted(model.config.scoring.corruption)
-    apart = target.brings_splits and chosen in {"train", "test"} and len(target.select("val", 0)) > 0
+    held_out = len(target.select("val", 0)) > 0
+    apart = target.brings_splits and chosen in {"train", "test"} and held_out
     reference = (
         target if same or apart else _reference(trained_on.model_copy(update={"path": own.path}), model.resolution)
     )
     warnings = _warnings(model, trained_on, target, chosen) if same else []
     if changes := model.config.scoring.corruption.words:
         warnings.append(f"the scored images were corrupted before they were scored: {changes}")
+    if reference is None and held_out and split in {"train", "test"}:
+        reference = target
     if reference is None:
+        if chosen == "all" and held_out:
+            told = "with --split test the others set the threshold and mean colour"
+            console.say(f"note: all {len(target):,} images are scored; {told}")
         return ScoreSets(picked, None, None, None, warnings)
     validation = some(reference.select("val"), model.config.scoring.calibration_images, seed)
     train = reference.select("train", label=0)

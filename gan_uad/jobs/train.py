@@ -16,7 +16,7 @@ from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_m
 from gan_uad.data.patches import PatchSet, contaminated
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
-from gan_uad.jobs.fit import contamination_in_words, fit
+from gan_uad.jobs.fit import contamination_in_words, fit, nothing_to_learn_from
 from gan_uad.jobs.load import inherit_preprocessing, load_model
 from gan_uad.jobs.patches import load_together
 from gan_uad.jobs.score_sets import some
@@ -91,7 +91,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     where = distributed.together(lambda: device.prepare(settings.device, settings.threads, settings.precision))
     together = f", {here.size} processes" if here.size > 1 else ""
     console.say(
-        f"{config.name}: {config.model} trained by {config.task} at {config.resolution} px on {where}{together}"
+        f"{config.name}: {config.model} to be trained by {config.task} at {config.resolution} px on {where}{together}"
     )
     torch.manual_seed(settings.seed)
     task = distributed.together(lambda: build_task(config, where))
@@ -108,9 +108,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         console.say(f"note: {note}")
     chosen = patches.select("train", LABELS[config.data.label])
     if len(chosen) == 0:
-        raise UserError(
-            f"{config.data.path}: no {config.data.label} image in the train split; `gan-uad data check` shows what is there"
-        )
+        raise nothing_to_learn_from(config, patches)
     chosen = contaminated(patches, chosen, config.data.contamination, settings.seed)
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
