@@ -10,7 +10,7 @@ import click
 
 import gan_uad
 from gan_uad import cli_benchmark, cli_download, cli_judging, cli_report, cli_slides, console
-from gan_uad.cli_options import device_option
+from gan_uad.cli_options import FOLDER, device_option
 from gan_uad.device import share_cores
 from gan_uad.errors import Interrupted
 
@@ -46,9 +46,7 @@ def main(quiet: bool) -> None:
 @click.option(
     "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a setting, e.g. -o training.batch=32."
 )
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Where run folders go."
-)
+@click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="Where run folders go.")
 @click.option("--resume", is_flag=True, help="Go on with CONFIG if it is a run folder, else with its latest run.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
 def train(
@@ -91,7 +89,7 @@ def train(
     help="Noise maps: the same for all images, none, or others for each, by its seed (StyleGAN, StyleGAN2). In tissue they place nuclei "
     "and fibres: random shows the variety.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the images. [default: generated]")
+@click.option("--out", type=FOLDER, help="Folder of the images. [default: generated]")
 @click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
 @click.option("--npz", is_flag=True, help="Write one images.npz (with z, w, seeds) instead of a PNG an image.")
 @click.option(
@@ -140,7 +138,11 @@ def generate(
 @main.command()
 @click.argument("run")
 @click.argument("data", required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Where results go. [default: scores/ inside the run]")
+@click.option(
+    "--out",
+    type=FOLDER,
+    help="Where results go. [default: a folder in scores/, inside a run or beside a model file; in ./scores for a shipped model]",
+)
 @click.option(
     "--split",
     type=click.Choice(["train", "val", "test", "all"]),
@@ -181,7 +183,7 @@ def score(
 @main.command()
 @click.argument("run")
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=Path("projected"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("projected"), show_default=True)
 @click.option(
     "--inverter",
     metavar="NAME",
@@ -210,7 +212,9 @@ def project(
 @click.argument("run")
 @click.argument("data", required=False)
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for the picture and latents.npz. [default: in RUN]"
+    "--out",
+    type=FOLDER,
+    help="Folder for the picture and latents.npz. [default: latents/ inside a run, beside a model file]",
 )
 @click.option(
     "--split", type=click.Choice(["train", "val", "test", "all"]), help="Which split to show. [default: as in score]"
@@ -257,7 +261,7 @@ def data() -> None:
 @click.option(
     "--resolution", type=int, default=64, show_default=True, help="Side in px that the images would be brought to."
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for class_samples.png and class_balance.png.")
+@click.option("--out", type=FOLDER, help="Folder for class_samples.png and class_balance.png.")
 @click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Data settings, e.g. -o data.crop=center.")
 @click.option("--json", "as_json", is_flag=True)
 def check(path: str, resolution: int, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
@@ -304,7 +308,7 @@ def verify(what: str | None) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("demo"), show_default=True)
 @click.option("--quick", is_flag=True, help="A reduced form of under a minute, for tests; its figures mean little.")
 @click.option(
     "--slide", is_flag=True, help="The way of whole slides instead: tiles, detector, heatmaps, figures with FROC."

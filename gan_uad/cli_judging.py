@@ -6,14 +6,14 @@ from pathlib import Path
 
 import click
 
-from gan_uad.cli_options import annotations_option, class_option, device_option, unannotated_option
+from gan_uad.cli_options import FOLDER, annotations_option, class_option, device_option, unannotated_option
 
 
 @click.command()
 @click.argument("scores", nargs=-1, required=True, metavar="SCORES...|CONFIG")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Where figures and pictures go. [default: the first SCORES folder; folds/CONFIG]",
 )
 @click.option("--threshold", metavar="RULE", help="Another rule than the scored one, set on the validation scores.")
@@ -107,7 +107,7 @@ def evaluate(
     show_default=True,
     help="Of the subsets of KID (2020: torch-fidelity's) and the halves.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("fid"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("fid"), show_default=True)
 @device_option
 def fid(
     sources: tuple[str, ...], real: str, num: int, features: str, weights: Path | None, fast: bool, split: str | None,
@@ -159,7 +159,7 @@ def fid(
     show_default=True,
     help="Of the choice of images and the training.",
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("classify"), show_default=True)
+@click.option("--out", type=FOLDER, default=Path("classify"), show_default=True)
 @device_option
 def classify(
     classifier: str | None, data: str | None, normal: str | None, anomalous: str | None, real_vs_synthetic: str | None, num: int,

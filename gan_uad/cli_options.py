@@ -7,6 +7,22 @@ from typing import Any
 
 import click
 
+from gan_uad.files import check_folder
+
+
+class _Folder(click.Path):
+    """A folder that is there or can be made, as far as is seen without making it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Raises `UserError` where a file is in the way."""
+        check_folder(Path(value))
+        return super().convert(value, param, ctx)
+
+
+FOLDER = _Folder()
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),

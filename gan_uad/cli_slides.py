@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from gan_uad.cli_options import (
+    FOLDER,
     annotations_option,
     class_option,
     device_option,
@@ -33,9 +34,7 @@ class _Count(click.ParamType):
 
 @click.command()
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("tiles"), show_default=True, help="Folder of the patch set."
-)
+@click.option("--out", type=FOLDER, default=Path("tiles"), show_default=True, help="Folder of the patch set.")
 @click.option(
     "--size", type=click.IntRange(16, 4096), default=256, show_default=True, metavar="PX", help="Side of a tile."
 )
@@ -129,7 +128,7 @@ def tile(
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     default=Path("slide_scores"),
     show_default=True,
     help="A folder a slide goes there, and slides.csv.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import IO, Any
 
 import click
 
@@ -24,6 +25,15 @@ class Interrupted(click.ClickException):
     """Ctrl-C or SIGTERM, after everything that can be kept was kept. Exit code 130."""
 
     exit_code = 130
+
+    def __init__(self, what: str, onward: str = "") -> None:
+        """`what` happened, and how to go on from there, of which a job that was stopped inside another knows only its own way."""
+        super().__init__(f"{what}. {onward}" if onward else what)
+        self.what = what
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """The message alone: being told to stop is no error."""
+        click.echo(self.format_message(), file=file, err=file is None)
 
 
 def near(name: str, known: Iterable[str]) -> str:

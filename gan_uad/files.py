@@ -84,11 +84,20 @@ def write_json(path: Path, value: Any) -> None:
 
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents; raises `UserError` when that is not allowed or a file is in the way."""
+    check_folder(path)
     with explained(path):
         path.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile(prefix=".write_test.", dir=path):  # a name of its own for every thread and machine
             pass
     return path
+
+
+def check_folder(path: Path) -> None:
+    """Raise `UserError` where `path` or a folder that it is to lie in is a file; looks only, so that it can come before any work."""
+    with explained(path):
+        there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+    if there is not None and not there.is_dir():
+        raise UserError(f"cannot write {path}: {there} is a file, not a folder. Choose another folder with --out")
 
 
 def _explain(error: OSError, path: Path) -> UserError | JobFailed:

@@ -54,6 +54,7 @@ def test_a_preset_is_fitted_kept_and_scores(cli: Any, patches: Path, tmp_path: P
     """The scores are those of the same scorer fitted here on the train normals; nothing is fitted when scoring."""
     result = trained(cli, name, patches, tmp_path / "runs")
     assert result.exit_code == 0, result.output
+    assert result.stderr.startswith(f"{name}: {name} to be fitted at 32 px on ")
     run = tmp_path / "runs" / f"00000-{name}"
     files = {file.name for file in run.iterdir()}
     assert files == {"config.yaml", "environment.json", "log.jsonl", "model.safetensors", "reals.png", "fakes"}
@@ -63,6 +64,7 @@ def test_a_preset_is_fitted_kept_and_scores(cli: Any, patches: Path, tmp_path: P
     result = cli("score", run, *RULE, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "fitting" not in result.stderr
+    assert "searching" not in result.stderr
     found = rows(tmp_path / "out" / "scores.csv")
     model = gan_uad.load(str(run))
     settings = model.config.scoring

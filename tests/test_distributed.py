@@ -202,7 +202,7 @@ def test_sigterm_saves_and_a_resumed_job_ends_bit_for_bit_as_an_uninterrupted_on
     assert codes == [130, 130], outputs
     reached = state(run)["nimg"]
     assert 0 < reached < 120, "the job was over before the signal: make it longer"
-    assert f"Error: stopped at {reached / 1000:g} kimg, all saved" in spoken(outputs)[-1]
+    assert f"stopped at {reached / 1000:g} kimg, all saved" in spoken(outputs)[-1]
     assert [file.name for file in tmp_path.iterdir()] == ["00000-long"]
     codes, outputs = launch.run("train", run, "--resume")
     assert codes == [0, 0], outputs

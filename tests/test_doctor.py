@@ -126,6 +126,14 @@ def test_folders_and_environment(
     assert found["GAN_UAD_WEIGHTS"][0]["status"] == "PASS"
 
 
+def test_what_is_used_where_a_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("GAN_UAD_DATA", "GAN_UAD_WEIGHTS"):
+        monkeypatch.delenv(variable, raising=False)
+    data, weights = (check.detail for check in room._environment())
+    assert data == "not set: `benchmark` and `download` use data/ here"
+    assert weights == "not set: pretrained weights come from torch's cache"
+
+
 @pytest.mark.parametrize(("free", "status"), [(0, "FAIL"), (1 << 30, "WARN"), (9 << 30, "PASS")])
 def test_disk_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(total=free, free=free))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from projection_tools import SIZES, colour_distance, made, toy
 from score_tools import fails
@@ -17,6 +20,7 @@ from score_tools import fails
 from gan_uad import download, registry
 from gan_uad.data.patches import to_uint8
 from gan_uad.jobs import project as job
+from gan_uad.report.projection import loss_curve
 from gan_uad.training.checkpoint import save_model
 
 QUICK = ("-o", "steps=3", "-o", "micro_batch=2")
@@ -111,6 +115,28 @@ def test_the_files(cli: Any, nets: dict[str, Any], model: Path, patches: Path, t
         assert gif.n_frames >= 3
         assert gif.size == (2 * 32 * 8, 32 * 8)
     assert pixels(folder / "side_by_side.png").std() > 10
+
+
+@pytest.mark.usefixtures("plain")
+def test_the_curve_says_what_was_found(
+    cli: Any, model: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step saw another image, with noise on its latent: both figures are named, the table's and the curve's."""
+    titles = []
+
+    @contextmanager
+    def seen(*_: Any) -> Iterator[Figure]:
+        figure = Figure()
+        yield figure
+        titles.append(figure.axes[0].get_title())
+
+    monkeypatch.setattr("gan_uad.report.projection.figure_file", seen)
+    monkeypatch.setattr(job, "loss_curve", loss_curve)
+    assert cli("project", model, patches / "1.png", "--out", tmp_path / "out", *QUICK).exit_code == 0
+    last = float(arrays(tmp_path / "out" / "1" / "latent.npz")["loss"][-1])
+    found = float(rows(tmp_path / "out")[0]["distance"])
+    assert titles == [f"last step {last:.4g}, image found {found:.4g}"]
+    assert f"{last:.4g}" != f"{found:.4g}"
 
 
 @pytest.mark.usefixtures("plain")

@@ -57,7 +57,9 @@ def test_an_interrupted_scoring_goes_on(
     torn = "".join(partial.read_text().splitlines(keepends=True)[:-3])
     partial.write_text(torn + '{"score": 0.12')  # the second chunk was half written
     calls[:] = [0] * 10  # no more stops
-    assert cli(*command, "--maps", "--out", tmp_path / "out").exit_code == 0
+    result = cli(*command, "--maps", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert ("searching once more for the 5 images of triplets.png" in result.stderr) == (inverter == "anogan")
     continued = calls[10:]
     assert max(continued) <= 10  # of the pictures
     left = 12 if first_maps else 20  # what follows the first chunk, or all for want of maps; the validation was done

@@ -393,7 +393,7 @@ def test_interrupted_it_goes_on_to_the_same_result(
 
     monkeypatch.setattr(tiles, "encode_png", stop)
     result = run(*slides, *GRID, code=130)
-    assert result.stderr.splitlines()[-1].startswith("Error: stopped by Ctrl-C")
+    assert result.stderr.splitlines()[-1].startswith("stopped by Ctrl-C")
     monkeypatch.undo()
     assert {row["slide"] for row in index(tmp_path / "out")} == {"a"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "index.csv", "tile.json"]

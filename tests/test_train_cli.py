@@ -73,7 +73,9 @@ def test_sources_that_are_none(tiny: Any, tmp_path: Path) -> None:
     raw = yaml.safe_load(tiny.config("dcgan").read_text())
     raw["data"] = {}
     (tmp_path / "no_data.yaml").write_text(yaml.safe_dump(raw))
-    refused(tiny.train(tmp_path / "no_data.yaml", tmp_path / "runs"), "no data is given", "--data")
+    result = tiny.train(tmp_path / "no_data.yaml", tmp_path / "runs")
+    refused(result, "no data is given", "--data")
+    assert "dcgan to be trained by dcgan at 32 px" in result.stderr
 
 
 def test_a_folder_that_cannot_be_written(tiny: Any, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from gan_uad import console, device
 from gan_uad.config import DataConfig
 from gan_uad.data.patches import PatchSet, batches, load_patches
 from gan_uad.data.phantom import write_phantom
-from gan_uad.errors import JobFailed, UserError
-from gan_uad.files import make_folder, write_json
+from gan_uad.errors import Interrupted, JobFailed, UserError
+from gan_uad.files import check_folder, make_folder, write_json
 from gan_uad.jobs.evaluate import evaluate, read_scores
 from gan_uad.jobs.generate import generate
 from gan_uad.jobs.load import Model, load_model, make_scorer
@@ -60,6 +60,7 @@ def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, float]:
 
 def settle(out: Path, wanted: dict[str, object]) -> None:
     """A demo goes on only with what it began."""
+    check_folder(out)
     described = out / "demo.json"
     if described.is_file():
         if json.loads(described.read_text(encoding="utf-8")) != wanted:
@@ -74,10 +75,14 @@ def settle(out: Path, wanted: dict[str, object]) -> None:
 def _train(preset: str, out: Path, patches: Path, seed: int, quick: bool, generator: Run | None) -> Run:
     overrides = [f"training.seed={seed}"] + ([f"training.total_kimg={QUICK_KIMG}"] if quick else [])
     existing = Run.latest(out / "runs", preset)
-    if existing is not None and existing.state_path.is_file():
-        run = train(str(existing.folder), (), out=out / "runs", resume=True)
-    else:
-        run = train(preset, tuple(overrides), str(patches), str(generator.folder) if generator else None, out / "runs")
+    try:
+        if existing is not None and existing.state_path.is_file():
+            run = train(str(existing.folder), (), out=out / "runs", resume=True)
+        else:
+            given = str(generator.folder) if generator else None
+            run = train(preset, tuple(overrides), str(patches), given, out / "runs")
+    except Interrupted as stopped:
+        raise Interrupted(stopped.what, "To go on, give the same command again") from None
     if run is None:
         raise JobFailed(f"{preset} was not trained")
     return run

@@ -341,12 +341,16 @@ def _cache_folder() -> Iterator[Check]:
 
 
 def _environment() -> Iterator[Check]:
-    for variable in ("GAN_UAD_DATA", "GAN_UAD_WEIGHTS"):
+    unset = {
+        "GAN_UAD_DATA": "`benchmark` and `download` use data/ here",
+        "GAN_UAD_WEIGHTS": "pretrained weights come from torch's cache",
+    }
+    for variable, instead in unset.items():
         value = os.environ.get(variable)
         if value:
             yield _exists(variable, value, f"unset {variable}, or set it to the folder that is meant")
         else:
-            yield Check(variable, "PASS", "not set (only some tests need it)")
+            yield Check(variable, "PASS", f"not set: {instead}")
 
 
 def _exists(name: str, path: str, mend: str) -> Check:

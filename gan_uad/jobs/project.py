@@ -296,7 +296,7 @@ def _write(out: Path, picture: Picture, record: dict[str, Any], found: Any, fram
     shown = difference.abs().mean(1).numpy()
     triplets(picture.pixels[None], made, shown, folder / "side_by_side.png", vmax=SHOWN_DIFFERENCE)
     if len(losses):
-        loss_curve(losses, search.measured, folder / "loss.png")
+        loss_curve(losses, search.measured, record["distance"], folder / "loss.png")
     if frames is not None:
         search_animation(picture.pixels, frames, folder / "progress.gif")
     write_json(folder / RECORD, record)

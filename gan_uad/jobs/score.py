@@ -303,7 +303,7 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) 
         ranked = np.flatnonzero(labels == label)[np.argsort(values[labels == label], kind="stable")]
         picked += ranked[np.unique(np.linspace(0, len(ranked) - 1, SHOWN).round().astype(int))].tolist()
     images = patches.gather(picked)
-    if scorer.chunk:
+    if scorer.chunk and hasattr(scorer, "inverter"):  # others too have chunks, and search for nothing
         console.say(f"searching once more for the {len(picked)} images of triplets.png")
     scores = scorer.score(to_tensor(images))
     if scores.map is None:

@@ -13,13 +13,15 @@ from gan_uad.report.plots import COLOURS, figure_file
 FRAME_MS, STANDS, SIDE = 80, 15, 256  # ms a frame; the last one stands for so many; least side in px
 
 
-def loss_curve(losses: ArrayLike, what: str, path: Path) -> Path:
-    """`losses` `[T]` at steps 1 to T, called `what`; ValueError without any."""
+def loss_curve(losses: ArrayLike, what: str, found: float, path: Path) -> Path:
+    """`losses` `[T]` at steps 1 to T, called `what`, and that of the image which was `found` in the end; ValueError without any."""
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"loss curve: expected [T] with T >= 1, got {list(values.shape)}")
     with figure_file(path, 6.0, 3.6) as figure:
-        axes = figure.add_subplot(xlabel="Step", ylabel=what, title=f"at the end {values[-1]:.4g}")
+        axes = figure.add_subplot(
+            xlabel="Step", ylabel=what, title=f"last step {values[-1]:.4g}, image found {found:.4g}"
+        )
         axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS[0], marker="o" if len(values) == 1 else "")
         axes.set_ylim(0, 1.05 * float(values.max()) or 1.0)
         axes.grid(alpha=0.3)

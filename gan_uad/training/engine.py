@@ -219,7 +219,7 @@ def train(
                 loop.save(nimg)
             if stopped and not done:
                 raise Interrupted(
-                    f"stopped at {nimg / 1000:g} kimg, all saved. Go on with: gan-uad train {run.folder} --resume"
+                    f"stopped at {nimg / 1000:g} kimg, all saved", f"Go on with: gan-uad train {run.folder} --resume"
                 )
     return f"{nimg / 1000:g} kimg{loop.judging.verdict(stopped_early=nimg < total)}"
 
