@@ -125,3 +125,18 @@ def test_score_files_of_others(cli: Any, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["theirs"]["decisions"]["sensitivity"] == 1
     (tmp_path / "empty").mkdir()
     fails(cli("evaluate", tmp_path / "empty"), "holds no scores.csv", "gan-uad score")
+
+
+def test_a_run_is_no_folder_of_scores(cli: Any, tmp_path: Path) -> None:
+    """It may hold some, or be scored."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    result = cli("evaluate", run)
+    fails(result, f"{run} is no score file and holds no scores.csv; it is a run, which is scored with: gan-uad score")
+    assert result.stderr.endswith(f"gan-uad score {run}\n")
+    for name in ("patches-test-w", "patches-izi_f"):
+        (run / "scores" / name).mkdir(parents=True)
+        (run / "scores" / name / "scores.csv").touch()
+    inside = run / "scores" / "patches-izi_f"
+    fails(cli("evaluate", run), f"there are some inside it: gan-uad evaluate {inside} (1 more beside it)")

@@ -159,10 +159,19 @@ def _files(source: Path) -> list[Path]:
         raise UserError(f"no such folder or file of scores: {source} (a preset is evaluated with --folds K)")
     found = [source / name for name in (SCORES, BASELINE) if (source / name).is_file()]
     if not found:
-        raise UserError(
-            f"{source} is no score file and holds no scores.csv; make one with: gan-uad score RUN DATA --out {source}"
-        )
+        raise UserError(f"{source} is no score file and holds no scores.csv; {_instead(source)}")
     return found
+
+
+def _instead(folder: Path) -> str:
+    """What to do where a folder holds no scores: name those further inside, or make them."""
+    inside = sorted(path.parent for path in folder.glob(f"scores/*/{SCORES}"))
+    if inside:
+        more = f" ({len(inside) - 1} more beside it)" if len(inside) > 1 else ""
+        return f"there are some inside it: gan-uad evaluate {inside[0]}{more}"
+    if (folder / "config.yaml").is_file():
+        return f"it is a run, which is scored with: gan-uad score {folder}"
+    return f"make one with: gan-uad score RUN DATA --out {folder}"
 
 
 def validation_of(path: Path) -> ScoreFile | None:
