@@ -347,6 +347,13 @@ def test_wrong_files_are_refused_in_one_line(cli: Any, change: dict[str, Any], m
     fails(cli("benchmark", tmp_path / "wrong.yaml", "--out", tmp_path / "out"), message)
 
 
+def test_a_mistyped_section_is_told_before_the_missing_one(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "wrong.yaml").write_text("data: {patches: {path: there}}\nmetods: {knn: null}\n")
+    result = cli("benchmark", tmp_path / "wrong.yaml", "--out", tmp_path / "out")
+    fails(result, "unknown key 'metods': did you mean 'methods'")
+    assert "more)" not in result.stderr, "nothing else is wrong"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

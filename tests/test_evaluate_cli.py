@@ -13,6 +13,8 @@ from PIL import Image
 from score_tools import fails, rows
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from gan_uad.jobs.evaluate import told_apart
+
 
 def test_the_pictures_are_there(scored: Path) -> None:
     names = ["triplets", "roc", "pr", "calibration"]
@@ -84,9 +86,83 @@ def test_several_folders_at_once(cli: Any, scored: Path, tmp_path: Path) -> None
     result = cli("evaluate", scored, other, "--out", tmp_path / "both", "--resamples", 100)
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "both" / "metrics.json").read_text())
-    assert list(metrics) == [f"{f}: {m}" for f in ("scores", "other") for m in ("tiny_izi_f/izi_f", "mean_color")]
+    assert list(metrics) == ["scores: tiny_izi_f/izi_f", "mean_color", "other: tiny_izi_f/izi_f"]
     assert all("pixels" in metrics[f"{folder}: tiny_izi_f/izi_f"] for folder in ("scores", "other"))
-    assert len(list((tmp_path / "both").glob("*_histogram.png"))) == 4
+    assert len(list((tmp_path / "both").glob("*_histogram.png"))) == 3
+
+
+def table(folder: Path, name: str, scores: list[float], threshold: str = "") -> Path:
+    """A score file of three normal and three anomalous images of two groups each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [f"{k},{'an'[k // 3]}{k % 2},{k // 3},{score},{name},{threshold}" for k, score in enumerate(scores)]
+    file = folder / ("mean_color.csv" if name == "mean_color" else "scores.csv")
+    file.write_text("\n".join(["image,group,label,score,model,threshold", *lines]))
+    return folder
+
+
+def test_cells_of_a_benchmark_are_told_apart_and_their_common_baseline_comes_once(
+    cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr("gan_uad.report.plots.roc", lambda curves, _: drawn.extend(curves))
+    for name in ("pr", "histogram", "confusion"):
+        monkeypatch.setattr(f"gan_uad.report.plots.{name}", lambda *_: None)
+    for number, cell in enumerate(("a", "b", "c")):
+        folder = table(tmp_path / "cells" / cell / "scores", "m", [0, 1, 4, 3, 5, 6 + number], "3.5")
+        table(folder, "mean_color", [1, 2, 3, 4, 5, 6 if cell != "c" else 0], "3.5")
+    folders = sorted(tmp_path.glob("cells/*/scores"))
+    result = cli("evaluate", *folders[:2], "--out", tmp_path / "two", "--resamples", 100)
+    assert result.exit_code == 0, result.output
+    assert drawn == ["a: m", "mean_color", "b: m"]
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert [metrics[f"{cell}: m"]["baseline"] for cell in "ab"] == ["mean_color"] * 2
+    assert result.stdout.count("`decision_intervals` in " + str(tmp_path / "two" / "metrics.json")) == 1
+    assert result.stdout.count("decision_intervals") == 1
+    assert "every row: threshold: threshold as written" in result.stdout
+    drawn.clear()
+    assert cli("evaluate", *folders, "--out", tmp_path / "three", "--resamples", 100).exit_code == 0
+    assert drawn == ["a: m", "a: mean_color", "b: m", "c: m", "c: mean_color"], "of other data it is another one"
+    metrics = json.loads((tmp_path / "three" / "metrics.json").read_text())
+    assert [metrics[f"{cell}: m"]["baseline"] for cell in "abc"] == [f"{cell}: mean_color" for cell in "aac"]
+
+
+@pytest.mark.usefixtures("fast")
+def test_without_a_threshold_there_are_no_decisions(cli: Any, tmp_path: Path) -> None:
+    folder = table(tmp_path / "scores", "m", [0, 1, 4, 3, 5, 6])
+    table(folder, "mean_color", [1, 2, 3, 4, 5, 6])
+    result = cli("evaluate", folder, "--resamples", 100)
+    assert result.exit_code == 0, result.output
+    for row in rows(folder / "metrics.csv"):
+        assert [row[key] for key in ("threshold", "accuracy", "F1", "sensitivity", "specificity")] == [""] * 5
+    line = next(line for line in (folder / "metrics.md").read_text().splitlines() if line.startswith("| m "))
+    assert [cell.strip() for cell in line.split("|")[5:-1]] == ["–"] * 5
+    assert "inf" not in line
+    assert result.stdout.count("no threshold was set") == 1
+    assert "set one with --threshold manual:VALUE" in result.stdout
+    assert "decision_intervals" not in result.stdout
+    page = tmp_path / "r.html"
+    assert cli("report", folder, "--out", page).exit_code == 0
+    assert ">inf<" not in page.read_text()
+    result = cli("evaluate", folder, "--threshold", "manual:3.5", "--resamples", 100)
+    assert [row["accuracy"] != "" for row in rows(folder / "metrics.csv")] == [True, False]
+    assert "mean_color: threshold: no threshold was set" in result.stdout
+    assert "a value given by hand is one of the other score" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (("x/a/scores", "x/b/scores"), ["a", "b"]),
+        (("x/a", "y/b"), ["a", "b"]),
+        (("x/a/s", "y/a/s", "x/b/s"), ["x/a", "y/a", "x/b"]),
+        (("x/s", "y/s", "z/t"), ["x/s", "y/s", "z/t"]),
+        (("x/s", "x/./s"), ["", ""]),
+        (("x/s", "s"), ["x", "."]),
+    ],
+)
+def test_folders_are_called_by_what_differs(folders: tuple[str, ...], names: list[str], tmp_path: Path) -> None:
+    here = tmp_path.name
+    assert told_apart([tmp_path / folder for folder in folders]) == [here if n == "." else n for n in names]
 
 
 @pytest.mark.parametrize(

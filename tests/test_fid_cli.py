@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
 
 import gan_uad
-from gan_uad.config import DataConfig
+from gan_uad.config import DataConfig, trained_models
 from gan_uad.data.patches import load_patches, to_uint8
 from gan_uad.features.base import FeatureNet
-from gan_uad.jobs import fid_table, train
+from gan_uad.jobs import fid_cells, fid_table, train
 from gan_uad.jobs.feature_sets import ImageSet, collect
 
 NUM = 30
@@ -201,6 +201,15 @@ def test_rows_of_one_name_are_told_apart(cli: Any, judged: Path, trained: Any, t
     assert (cell["reals"], cell["data"]["path"], cell["n"]) == ("normal, val", str(trained.patches), 6)
     assert "memorisation" not in cell, "nothing is held out from what was not compared with"
     assert "Reals: normal, val" in result.stdout
+
+
+def test_a_shipped_model_is_called_as_it_was_asked_for(trained: Any, tmp_path: Path) -> None:
+    name = "pcam_stylegan2_64_small"
+    real, on = str(trained.patches), torch.device("cpu")
+    rows = fid_cells.candidates((name,), real, (), None, True, 1.0, on)
+    assert [row.name for row in rows] == [name, f"{name}, untrained"]
+    file = trained_models()[name]
+    assert fid_cells.candidates((str(file),), real, (), None, False, 1.0, on)[0].name == "pcam_stylegan2_small"
 
 
 def test_two_sets_of_images(cli: Any, trained: Any, tmp_path: Path) -> None:

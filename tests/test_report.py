@@ -201,6 +201,10 @@ def test_numbers_and_intervals():
     assert tables.format_number(math.inf) == "inf"
     assert tables.format_number(None) == tables.format_number(math.nan) == "–"
     assert tables.format_interval(0.853, 0.812, 0.888) == "0.853 [0.81, 0.89]"
+    assert tables.format_interval(0.99891, 0.9976, 0.9998) == "0.999 [0.998, 1.000]"
+    assert tables.format_interval(0.986, 0.9853, 0.9949) == "0.986 [0.985, 0.995]"
+    assert tables.format_interval(99.94, 99.951, 100.0, 2) == "99.94 [99.95, 100.00]"
+    assert tables.format_interval(1.0, 1.0, 1.0) == "1.000 [1.00, 1.00]"
     assert tables.format_interval(1.0, math.nan, math.nan) == "1.000 [–]"
     assert tables.format_interval(1.0, None, None) == "1.000 [–]"
 

@@ -23,9 +23,10 @@ from PIL import Image
 from score_tools import fails, rows
 
 from gan_uad.config import load_config
-from gan_uad.files import write_json
+from gan_uad.files import make_folder, write_json
 from gan_uad.jobs import benchmark_tables, classify_rows, fid_table, score_slide
 from gan_uad.jobs.benchmark_plan import OWN
+from gan_uad.report import plots
 from gan_uad.run import Run, environment
 
 HOSTILE = "<script>alert(1)<&script>\"'`ü日本</td>.png".replace("/", "")
@@ -248,7 +249,7 @@ def test_slides(cli: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Glyph:UserWarning")  # of the hostile name in a legend
-def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path) -> None:
+def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     area = {"value": 0.75, "low": 0.5, "high": 0.875, "note": ""}
     rates = dict.fromkeys(("accuracy", "f1", "sensitivity", "specificity"), 0.5)
     figures = {
@@ -280,19 +281,32 @@ def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path) -> None:
     (tmp_path / "cells" / "0").mkdir(parents=True)
     write_json(tmp_path / "cells" / "0" / "cell.json", cell)
     shutil.copytree(evaluated, tmp_path / "cells" / "0" / "scores")
+    better = {**cell, "method": "better", "folder": "cells/3", "auroc": {**area, "value": 0.9}}
+    write_json(make_folder(tmp_path / "cells" / "3") / "cell.json", better)
+    shutil.copytree(evaluated, tmp_path / "cells" / "3" / "scores", ignore=lambda *_: ["triplets.png"])
+    curves: list[str] = []
+    roc = plots.roc
+    monkeypatch.setattr(plots, "roc", lambda drawn, path: curves.extend(drawn) or roc(drawn, path))
     cells: list[Any] = [
         SimpleNamespace(folder="cells/0", problem="", label="one"),
+        SimpleNamespace(folder="cells/3", problem="", label="four"),
         SimpleNamespace(folder="cells/1", problem="no memory", label="two"),
         SimpleNamespace(folder="cells/2", problem="", label="three"),
     ]
     described: Any = SimpleNamespace(name="bench", about="About it.", data={"toy": SimpleNamespace(note="A note.")})
     benchmark_tables.write_tables(described, cells, tmp_path)
     page = report(cli, tmp_path / "r.html", tmp_path)
-    (row,) = page.table("seeds")
+    row = page.table("seeds")[0]
+    assert curves == ["better, seed 0", f"{HOSTILE}, seed 0", "mean colour"]
+    assert "(AUROC 0.750, number 2 of 2)" in page.sections["maps"], "the best has no triplets, the next one has"
+    assert "labels" not in page.sections["benchmark"], "no method saw any"
     assert (row["method"], row["AUROC"]) == (HOSTILE, "0.750 [0.50, 0.88]")
     assert len(page.images["benchmark"]) == len(page.images["maps"]) == 1
     for text in ("FAILED: two: no memory", "1 cells of the benchmark were not run yet: three", "SHORT"):
         assert text in page.sections["missing"]
+    write_json(tmp_path / "cells" / "3" / "cell.json", {**better, "training": [{**training, "trained_on": "all"}]})
+    benchmark_tables.write_tables(described, cells, tmp_path)
+    assert "Rows marked `all` learnt from" in report(cli, tmp_path / "s.html", tmp_path).sections["benchmark"]
     assert "<script>alert" not in page.raw
 
 

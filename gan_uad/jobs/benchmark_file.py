@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from gan_uad.config import presets_dir, read_yaml
+from gan_uad.config import first_error, presets_dir, read_yaml
 from gan_uad.errors import UserError, near
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"  # names become parts of folder names
@@ -306,10 +306,9 @@ def _is_name(name: str) -> bool:
 
 def _explain(error: ValidationError) -> str:
     """The first error of several in one line, an unknown key with near names."""
-    first = error.errors()[0]
+    first, more = first_error(error)
     parts = [str(part) for part in first["loc"] if not (isinstance(part, str) and part.startswith("list["))]
     where = ".".join(parts)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if first["type"] == "extra_forbidden":
         known = _model_at(first["loc"][:-1]).model_fields
         return f"unknown key {where!r}: {near(parts[-1], known)}{more}"

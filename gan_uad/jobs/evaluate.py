@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from gan_uad.report.tables import format_interval, format_number, table
 
 SCORES, BASELINE = "scores.csv", "mean_color.csv"
 LABELS = {"": -1, "0": 0, "1": 1}
+UNSET = "none"  # the rule of a threshold that was not set
 FIXED = ("image", "group", "label", "score", "model", "threshold", "decision")
 COLUMNS = {
     "model": "model", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC", "rule": "threshold", "accuracy": "accuracy",
@@ -66,36 +67,113 @@ def evaluate(
 
     `threshold` sets another rule than the one in the files, on the validation scores beside them, without scoring anew.
     """
-    files = [file for source in sources for file in _files(source)]
+    found = _without_repeats(
+        [_read(path, threshold) for path in dict.fromkeys(file for source in sources for file in _files(source))]
+    )
     folder = make_folder(out or (sources[0] if sources[0].is_dir() else sources[0].parent))
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     curves, tails = {}, {}
-    for path in files:
-        scores = read_scores(path).labelled()
-        if len(set(scores.label.tolist())) < 2:
-            raise UserError(
-                f"{path}: needs labelled images of both kinds (label 0 and 1) to be evaluated, it has only one or none"
-            )
-        name = _unique(scores.model if len(sources) == 1 else f"{path.parent.name}: {scores.model}", results)
-        validation = validation_of(path)
-        fitted = threshold_of(scores, validation, threshold)
-        result = figures_of(scores.label, scores.score, scores.group, fitted, n=resamples, seed=seed)
+    named = _named(found)
+    baselines = {place: name for name, one in named.items() if one.is_baseline for place in one.folders}
+    for name, one in named.items():
+        path, scores, validation = one.scores.path, one.scores, one.validation
+        result = figures_of(scores.label, scores.score, scores.group, one.fitted, n=resamples, seed=seed)
+        if one.fitted.rule == UNSET:
+            result |= {"decisions": None, "decision_intervals": None}
         result["parts"] = {part: auroc(scores.label, values) for part, values in scores.parts.items()}
         result["warnings"] += description_of(path).get("warnings", [])
         if gives_log_odds(path):
             result["reliability"] = reliability_of(scores.label, scores.score)
         if path.name == SCORES and (path.parent / "truth").is_dir():
             result["pixels"] = pixel_figures(path.parent)
+        if path.name == SCORES:
+            result["baseline"] = baselines.get(path.parent)
         results[name] = {"file": str(path), **result}
         rows.append(_row(name, result))
         curves[name] = (scores.label, scores.score)
         if validation is not None and (validation.label == 0).any():
             p_values = tail_probability(validation.score[validation.label == 0], scores.score)
             tails[name] = pvalue_calibration(scores.label, p_values)
-        _own_pictures(scores, fitted, result, folder, re.sub(r"[^\w.]+", "-", name).strip("-"))
+        _own_pictures(scores, one.fitted, result, folder, re.sub(r"[^\w.]+", "-", name).strip("-"))
     _write(folder, results, rows, curves, tails)
     return folder
+
+
+@dataclass
+class _Judged:
+    """A score file and its threshold; of a baseline, the folders that it is the baseline of."""
+
+    scores: ScoreFile
+    validation: ScoreFile | None
+    fitted: Threshold
+    folders: list[Path]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.scores.path.name == BASELINE
+
+    def repeats(self, other: _Judged) -> bool:
+        """Whether both are mean colour of the same images, decided alike."""
+        a, b = self.scores, other.scores
+        return (
+            self.is_baseline
+            and other.is_baseline
+            and (a.model, a.group, self.fitted.value) == (b.model, b.group, other.fitted.value)
+            and np.array_equal(a.label, b.label)
+            and np.array_equal(a.score, b.score)
+        )
+
+
+def _read(path: Path, rule: str | None) -> _Judged:
+    scores = read_scores(path).labelled()
+    if len(set(scores.label.tolist())) < 2:
+        raise UserError(
+            f"{path}: needs labelled images of both kinds (label 0 and 1) to be evaluated, it has only one or none"
+        )
+    validation = validation_of(path)
+    fitted = threshold_of(scores, validation, rule)
+    if fitted.rule == UNSET:
+        how = "--threshold fpr:0.05" if validation else "--threshold manual:VALUE (of validation scores there are none)"
+        how = "a value given by hand is one of the other score" if rule else f"set one with {how}"
+        fitted = replace(fitted, note=f"{fitted.note}: {how}")
+    return _Judged(scores, validation, fitted, [path.parent])
+
+
+def _without_repeats(found: list[_Judged]) -> list[_Judged]:
+    """One of each baseline: that of many cells of one data set is the same."""
+    kept: list[_Judged] = []
+    for one in found:
+        if (same := next((other for other in kept if one.repeats(other)), None)) is None:
+            kept.append(one)
+        else:
+            same.folders += one.folders
+    return kept
+
+
+def _named(found: list[_Judged]) -> dict[str, _Judged]:
+    """Each by its model, after what tells its folder from the others; a baseline that is the only one by itself."""
+    named: dict[str, _Judged] = {}
+    places = told_apart([one.scores.path.parent for one in found])
+    alone = sum(one.is_baseline for one in found) == 1
+    for one, place in zip(found, places, strict=True):
+        model = one.scores.model
+        named[_unique(f"{place}: {model}" if place and not (alone and one.is_baseline) else model, named)] = one
+    return named
+
+
+def told_apart(folders: list[Path]) -> list[str]:
+    """The shortest ends of the paths that differ, without what all end in; "" for all where there is one folder only.
+
+    `cells/a/scores`, `cells/b/scores` -> `a`, `b`.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < 2:
+        return [""] * len(folders)
+    while len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
+    length = next(n for n in range(1, 1 + max(map(len, parts))) if len({p[-n:] for p in parts}) == len(set(parts)))
+    return ["/".join(part[-length:]) for part in parts]
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -214,7 +292,7 @@ def threshold_of(scores: ScoreFile, validation: ScoreFile | None, rule: str | No
     if kept is not None:
         return Threshold(**{**kept, "value": float(kept["value"])})
     if scores.threshold is None:
-        return Threshold(float("inf"), "manual", {}, 0, 0, "no threshold was set, so nothing is called anomalous")
+        return Threshold(float("inf"), UNSET, {}, 0, 0, "no threshold was set, so nothing is called anomalous")
     return Threshold(
         scores.threshold, "manual", {"value": scores.threshold}, 0, 0, "threshold as written in the score file"
     )
@@ -229,7 +307,7 @@ def _unique(name: str, taken: dict[str, Any]) -> str:
 
 
 def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    decisions = result["decisions"]
+    decisions = result["decisions"] or {}
     at = result["threshold"]
     return {
         "model": name,
@@ -238,8 +316,8 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
             key: format_interval(result[key]["value"], result[key]["low"], result[key]["high"])
             for key in ("auroc", "auprc")
         },
-        "rule": f"{at['rule']} {format_number(float(at['value']))}",
-        **{key: decisions[key] for key in ("accuracy", "f1", "sensitivity", "specificity")},
+        "rule": None if at["rule"] == UNSET else f"{at['rule']} {format_number(float(at['value']))}",
+        **{key: decisions.get(key) for key in ("accuracy", "f1", "sensitivity", "specificity")},
     }
 
 
@@ -248,7 +326,11 @@ def _own_pictures(scores: ScoreFile, fitted: Threshold, result: dict[str, Any], 
 
     shown = fitted.value if np.isfinite(fitted.value) else None
     plots.histogram(scores.label, scores.score, shown, folder / f"{stem}_histogram.png")
-    plots.confusion(result["decisions"]["confusion"], folder / f"{stem}_confusion.png")
+    confusion = folder / f"{stem}_confusion.png"
+    if result["decisions"]:
+        plots.confusion(result["decisions"]["confusion"], confusion)
+    else:
+        confusion.unlink(missing_ok=True)  # of an earlier call that had a threshold
 
 
 def _write(
@@ -275,8 +357,22 @@ def _write(
             print(f"{name}, {part} alone: AUROC {value:.3f}")
         if "reliability" in result:
             print(f"{name}: expected calibration error {result['reliability']['ece']:.3f}")
-        for warning in result["warnings"]:
-            print(f"{name}: {warning}")
         if "pixels" in result:
             print(f"{name}, pixels: " + ", ".join(f"{k} {format_number(v)}" for k, v in result["pixels"].items()))
+    _say_warnings(results, folder)
     console.say(f"figures and pictures -> {folder}")
+
+
+def _say_warnings(results: dict[str, Any], folder: Path) -> None:
+    """Each sentence once, after the rows that it is said of."""
+    said: dict[str, list[str]] = {}
+    for name, result in results.items():
+        for warning in result["warnings"]:
+            said.setdefault(warning, []).append(name)
+    for warning, names in said.items():
+        print(f"{'every row' if 1 < len(names) == len(results) else ', '.join(names)}: {warning}")
+    if any(result["decision_intervals"] for result in results.values()):
+        print(
+            "Intervals of accuracy, sensitivity and specificity over groups (patients or slides): `decision_intervals` in "
+            f"{folder / 'metrics.json'}; those of `wilson` there take images for independent"
+        )

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from gan_uad import console
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.jobs.evaluate import told_apart
 from gan_uad.jobs.slide_scores import finished
 from gan_uad.jobs.slide_tasks import SLIDES
 from gan_uad.metrics.bootstrap import bootstrap_interval
@@ -94,9 +95,10 @@ def evaluate_slides(
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[Any, Any]] = {}
     found: dict[str, FrocCurve] = {}
-    for source in sources:
+    for source, place in zip(sources, told_apart(sources), strict=True):
         slides, notes = _read(source, truth)
-        name = str(slides[0].about["model"]) if len(sources) == 1 else f"{source.name}: {slides[0].about['model']}"
+        model = str(slides[0].about["model"])
+        name = f"{place}: {model}" if place else model
         result = {"source": str(source), "notes": notes, **_slide_level(slides, resamples, seed)}
         known = [slide for slide in slides if slide.annotation is not None or slide.label == 0]
         if annotations is not None:

@@ -106,7 +106,8 @@ def _of_run(
     raw = model.config.model_dump(mode="json")
     raw["data"]["path"] = real
     data = resolve(raw, overrides, default_name=model.name, where="-o").data
-    name = "_".join(part for part in model.name.split("_") if part != str(side))
+    shipped = not Path(source).exists()  # asked for by its name, so called by it
+    name = source if shipped else "_".join(part for part in model.name.split("_") if part != str(side))
     rows = [Candidate(name, source, side, data, model)]
     if untrained:
         torch.manual_seed(model.config.training.seed)

@@ -8,13 +8,15 @@ from typing import Any
 
 from gan_uad.jobs.benchmark_plan import OWN
 from gan_uad.jobs.benchmark_tables import BASELINE, JUDGED, judged_tables, used_columns
-from gan_uad.jobs.evaluate import read_scores
+from gan_uad.jobs.evaluate import BASELINE as MEAN_COLOUR
+from gan_uad.jobs.evaluate import SCORES, read_scores
 from gan_uad.jobs.report_gather import Found, Gathering, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Cell, Folded, Notes, Table, interval
 from gan_uad.report.tables import format_number
 
 RESULTS = "results.json"
-CURVES = 7  # in one picture
+CURVES = 7  # in one picture, and mean colour
+TRIPLETS = 3  # best cells of a data set that have some
 PIXELS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
 RATES = {
     f"{rule}_{rate}": f"{heading} {at}"
@@ -84,7 +86,9 @@ def _tables(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
         areas.append([*told, row["trained_on"], len(row["seeds"]), n, *drawn, *(_figure(row[key]) for key in pixels)])
         decisions.append([*told, *(_figure(row[key]) for key in rates)])
     headings = ("method", "data", "trained on", "seeds", "normal + anomalous", "AUROC", "AUPRC", *pixels.values())
-    caption = "Methods compared. Trained on all: anomalous labels were seen. The bar of the AUROC goes from 0 to 1"
+    labels = any(row["trained_on"] == "all" for row in summary)
+    seen = " Rows marked `all` learnt from anomalous labels too, the others did not." if labels else ""
+    caption = f"Methods compared.{seen} The bar of the AUROC goes from 0 to 1"
     g.doc.add("benchmark", found.name, Table(caption, headings, areas))
     if rates:
         g.doc.add("benchmark", found.name, Table("Decisions", ("method", "data", *rates.values()), decisions))
@@ -143,24 +147,34 @@ def _pictures(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
             curves[f"{_cell_name(cell)}"] = (scores.label, scores.score)
         if not curves:
             continue
+        plain = sorted(own, key=lambda cell: bool(cell.get("corruption")))
+        colour = next((path for cell in plain if (path := _scores(found, cell, MEAN_COLOUR)) is not None), None)
+        if colour is not None:
+            scores = read_scores(colour).labelled()
+            curves[BASELINE] = (scores.label, scores.score)
         which = (
-            f"the {len(curves)} cells with the highest AUROC of {len(own)}"
-            if len(own) > len(curves)
-            else f"{len(own)} cells"
+            f"the {CURVES} cells with the highest AUROC of {len(own)}"
+            if len(own) > CURVES
+            else f"{len(own)} cell{'s' if len(own) > 1 else ''}"
         )
+        which += "" if colour is None else " and of mean colour"
         n = f"n = {own[0]['normal']:,} normal and {own[0]['anomalous']:,} anomalous images"
         drawn = roc(curves, g.drawing("roc"))
         g.doc.picture("benchmark", found.name, drawn, f"{data}: ROC curves of {which}; {n}. Drawn for this report.")
-        best = found.path / own[0]["folder"] / "scores"
-        caption = (
-            f"{data}, {_cell_name(own[0])} (the highest AUROC): input, closest normal image found, and difference."
-        )
-        g.doc.picture("maps", found.name, best / "triplets.png", caption, wide=True)
+        shown = [
+            (rank, cell, path) for rank, cell in enumerate(own, 1) if (path := _scores(found, cell, "triplets.png"))
+        ]
+        for rank, cell, path in shown[:TRIPLETS]:
+            caption = (
+                f"{data}, {_cell_name(cell)} (AUROC {cell['auroc']['value']:.3f}, number {rank} of {len(own)}): "
+                "input, closest normal image found, and difference."
+            )
+            g.doc.picture("maps", found.name, path, caption, wide=True)
 
 
-def _scores(found: Found, cell: Mapping[str, Any]) -> Path | None:
-    """The scores of a cell, where they are at hand and in the benchmark's folder."""
-    path = found.path / cell["folder"] / "scores" / "scores.csv"
+def _scores(found: Found, cell: Mapping[str, Any], name: str = SCORES) -> Path | None:
+    """The scores of a cell, or what else lies there, where it is at hand and in the benchmark's folder."""
+    path = found.path / cell["folder"] / "scores" / name
     return path if path.is_file() and path.resolve().is_relative_to(found.path.resolve()) else None
 
 

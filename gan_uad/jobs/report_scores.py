@@ -33,7 +33,7 @@ from gan_uad.training.checkpoint import read_model
 
 SHOWN = 8  # patches in a row of best and worst
 LABELS = ("normal", "anomalous")
-OF_TABLE = "`decision_intervals`"  # of a warning that has no place where those intervals are shown
+OF_TABLE = "`decision_intervals`"  # of a warning in older files; the table shows those intervals
 PIXELS = {"pixel_auroc": "AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
 DRAWN = "Drawn for this report: there are no figures with intervals yet."
 
@@ -299,26 +299,32 @@ def add_figures(g: Gathering, found: Found) -> None:
 
 def _row(name: str, result: dict[str, Any]) -> list[Any]:
     images, decisions, at = result["images"], result["decisions"], result["threshold"]
-    by_group, wilson = result.get("decision_intervals"), decisions["wilson"]
-    threshold = Cell(format_number(float(at["value"])), float(at["value"]), f"by {at['rule']}")
-    rates = []
+    by_group, wilson = result.get("decision_intervals"), decisions and decisions["wilson"]
+    threshold = (
+        None if decisions is None else Cell(format_number(float(at["value"])), float(at["value"]), f"by {at['rule']}")
+    )
+    rates: list[Cell | None] = []
     for key in ("accuracy", "sensitivity", "specificity"):
+        if decisions is None:
+            rates.append(None)
+            continue
         low, high = (by_group[key]["low"], by_group[key]["high"]) if by_group else wilson[key]
         rates.append(interval({"value": decisions[key], "low": low, "high": high}, drawn=False))
     return [
         name, Cell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"]),
         interval(result["auroc"]), interval(result["auprc"]), threshold,
-        *rates, decisions["f1"],
+        *rates, decisions and decisions["f1"],
     ]  # fmt: skip
 
 
 def _glance(results: dict[str, Any]) -> list[str]:
     """A sentence for each model, and whether it beats mean colour."""
     lines = []
-    baseline = next((r for n, r in results.items() if n.endswith("mean_color")), None)
+    first = next((name for name, result in results.items() if Path(result["file"]).name == BASELINE), None)
     for name, result in results.items():
-        if result is baseline:
+        if Path(result["file"]).name == BASELINE:
             continue
+        baseline = results.get(result.get("baseline", first))  # older files do not say whose it is
         area, images = result["auroc"], result["images"]
         text = (
             f"{name}: AUROC {in_words(area)} on {images['normal']:,} normal and {images['anomalous']:,} anomalous images "

@@ -57,9 +57,10 @@ def evaluate(
 
     Keys: `images` {normal, anomalous}; `groups` {known, normal, anomalous, mixed, images_without} (counts of known
     groups by what they hold); `auroc` and `auprc` (an Interval each, `auprc` with `chance`); `threshold`; `decisions`
-    (`classification_report`); `decision_intervals` (accuracy, sensitivity, specificity by bootstrap over groups, None
-    where no group is known); `warnings` (sentences). Strict JSON: undefined figures (NaN) are None, an infinite
-    threshold is the string "inf". ValueError for bad input or a single class.
+    (`classification_report`, whose Wilson intervals take images for independent); `decision_intervals` (accuracy,
+    sensitivity, specificity by bootstrap over groups, to be used instead; None where no group is known); `warnings`
+    (sentences). Strict JSON: undefined figures (NaN) are None, an infinite threshold is the string "inf". ValueError
+    for bad input or a single class.
     """
     values = check_scores(scores)
     classes = check_labels(labels, len(values), both_classes=True)
@@ -82,7 +83,7 @@ def evaluate(
         "threshold": asdict(threshold),
         "decisions": classification_report(classes, decided, confidence),
         "decision_intervals": by_group,
-        "warnings": _warnings(area, threshold, by_group is not None),
+        "warnings": _warnings(area, threshold),
     }
     plain: dict[str, Any] = _plain(result)
     return plain
@@ -101,7 +102,7 @@ def _count_groups(labels: IntArray, groups: Sequence[str] | None) -> dict[str, i
     }
 
 
-def _warnings(area: Interval, threshold: Threshold, grouped: bool) -> list[str]:
+def _warnings(area: Interval, threshold: Threshold) -> list[str]:
     warnings = []
     if area.value < 0.5:
         warnings.append(
@@ -112,8 +113,6 @@ def _warnings(area: Interval, threshold: Threshold, grouped: bool) -> list[str]:
         warnings.append(f"intervals: {area.note}")
     if math.isinf(threshold.value) or threshold.rule == "manual":
         warnings.append(f"threshold: {threshold.note}")
-    if grouped:
-        warnings.append("the Wilson intervals take images for independent; use those of `decision_intervals`")
     return warnings
 
 

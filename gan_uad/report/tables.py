@@ -37,11 +37,15 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
-    """`0.853 [0.81, 0.89]`: the bounds have one digit less; where they are None or NaN: `0.853 [–]`."""
+    """`0.853 [0.81, 0.89]`: the bounds have one digit less, but as many where the figure as shown would lie outside of them:
+    `0.999 [0.998, 1.000]`. Where they are None or NaN: `0.853 [–]`.
+    """
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return f"{format_number(value, digits)} [{MISSING}]"
-    bounds = ", ".join(format_number(bound, digits - 1) for bound in (low, high))
-    return f"{format_number(value, digits)} [{bounds}]"
+    shown = [format_number(bound, digits - 1) for bound in (low, high)]
+    if value is not None and not float(shown[0]) <= round(value, digits) <= float(shown[1]):
+        shown = [format_number(bound, digits) for bound in (low, high)]
+    return f"{format_number(value, digits)} [{', '.join(shown)}]"
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str], fmt: str = "markdown") -> str:
