@@ -13,6 +13,7 @@ from gan_uad.metrics._inputs import FloatArray, check_scores
 LEAST = 10  # values: below, three of them would be most of what is called the tail
 BEYOND = 0.1  # share of the values that make the tail
 LEAST_BEYOND = 3
+WINDOWS = 512  # at most so many windows fit between the start of the tail and the middle of the values
 COMBINATIONS = ("fisher", "max")
 
 
@@ -21,10 +22,14 @@ class Tail:
     """The probability that a normal has a value at least as large, from n values of validation normals.
 
     Up to `start`, which is about their 90 % quantile (at least three lie beyond), it is the conformal p-value
-    (1 + #{values ≥ v}) / (n + 1) (Vovk et al. 2005). Beyond, where counting soon ends at 1 / (n + 1) for everything, it falls from
-    there as exp(−(v − start) / `scale`), `scale` being the mean excess over `start`: peaks over a threshold with a generalised Pareto
-    distribution of shape 0, whose likelihood the mean excess maximises (Pickands 1975; Davison & Smith 1990). Continuous there and
-    strictly falling, so two very anomalous images are not tied; a model of the tail, so far beyond all values a score, not a frequency.
+    (1 + #{values ≥ v}) / (n + 1) (Vovk et al. 2005), averaged over the `window` below v. The average is never below the p-value
+    itself, and it is continuous: a rounding error of v changes it by a rounding error, not by a whole step of 1 / (n + 1). It is
+    piecewise linear, so it is kept as its corners: `knots`, and the averaged count at each, `at_least`.
+
+    Beyond `start`, where counting soon ends at 1 / (n + 1) for everything, it falls from there as exp(−(v − start) / `scale`), `scale`
+    being the mean excess over `start`: peaks over a threshold with a generalised Pareto distribution of shape 0, whose likelihood the
+    mean excess maximises (Pickands 1975; Davison & Smith 1990). Continuous there and strictly falling, so two very anomalous images are
+    not tied; a model of the tail, so far beyond all values a score, not a frequency.
 
     Where the values at the end are all the same, `scale` is how far they lie above the mean, and where all values are, their size
     (1 for 0): nothing tells what a departure means, and a rounding error shall not mean much.
@@ -33,17 +38,24 @@ class Tail:
     values: FloatArray
     start: float
     scale: float
+    window: float
+    knots: FloatArray
+    at_least: FloatArray
 
     @classmethod
-    def fit(cls, values: ArrayLike) -> Tail:
-        """From values `[n]` of normals, n ≥ 10, in any order. ValueError for fewer, and for NaN or infinite ones."""
+    def fit(cls, values: ArrayLike, window: float | None = None) -> Tail:
+        """From values `[n]` of normals, n ≥ 10, in any order. ValueError for fewer, and for NaN or infinite ones.
+
+        `window`: that of a larger sample of which the values are a part; by default it follows from the values.
+        """
         known = np.sort(check_scores(values, "values of normals"))
         if len(known) < LEAST:
             raise ValueError(f"values of normals: at least {LEAST} are needed for a tail, got {len(known)}")
         beyond = _beyond(len(known))
         start = known[-beyond - 1]
         scale = _scale(known[-beyond:].mean() - start, known[-1], known.mean())
-        return cls(known, float(start), float(scale))
+        width = _window(known, float(start)) if window is None else window
+        return cls(known, float(start), float(scale), width, *_averaged_counts(known, width))
 
     def log_p(self, values: ArrayLike) -> FloatArray:
         """Natural logarithm of the probability, for values of any shape; ≤ 0. ValueError for NaN or infinite ones."""
@@ -52,15 +64,13 @@ class Tail:
             return np.zeros(given.shape)
         checked = check_scores(given.ravel()).reshape(given.shape)
         inside = np.minimum(checked, self.start)
-        n = len(self.values)
-        at_least = n - np.searchsorted(self.values, inside, side="left")
-        return np.log((1 + at_least) / (n + 1)) - (checked - inside) / self.scale
+        return np.log((1 + self._count(inside)) / (len(self.values) + 1)) - (checked - inside) / self.scale
 
     def left_out_log_p(self, values: ArrayLike) -> FloatArray:
         """`log_p` of values `[m]` that are among the fitted ones, each by the tail of all others: as of images not seen in fitting.
 
-        A threshold set on the scores of the very images that the tails were fitted on would be too low. ValueError for values that are
-        not among the fitted ones.
+        The window stays that of all values. A threshold set on the scores of the very images that the tails were fitted on would be too
+        low. ValueError for values that are not among the fitted ones.
         """
         given = check_scores(values)
         known, n = self.values, len(self.values)
@@ -74,10 +84,38 @@ class Tail:
         highest = np.where(first == n - 1, known[-2], known[-1])
         scale = _scale(excess, highest, (known.sum() - given) / (n - 1))
         inside = np.minimum(given, start)
-        at_least = n - np.searchsorted(
-            known, inside, side="left"
-        )  # the value itself among them: it takes the place of the 1
-        return np.log(at_least / n) - (given - inside) / scale
+        # The value itself is counted at each place of the window below it: it takes the place of the 1.
+        return np.log(self._count(inside) / n) - (given - inside) / scale
+
+    def _count(self, values: FloatArray) -> FloatArray:
+        found: FloatArray = np.interp(values, self.knots, self.at_least)
+        return found
+
+
+def _window(known: FloatArray, start: float) -> float:
+    """How wide the counts are averaged: as wide as a few known values lie apart, and wider than the rounding of float32 kernels.
+
+    The mean distance from `start` of the values that are not of the tail, far ones no more than 4 times as far as three of four, over n (512 at most).
+    """
+    below = start - known[: len(known) - _beyond(len(known))]
+    typical = np.minimum(below, 4 * np.quantile(below, 0.75)).mean() / min(len(known), WINDOWS)
+    return float(max(typical, 1e-5 * np.abs(known[[0, -1]]).max()))
+
+
+def _averaged_counts(known: FloatArray, window: float) -> tuple[FloatArray, FloatArray]:
+    """The corners of the mean of #{known ≥ u} over u in [v − window, v], as v `[K]` and mean `[K]`; known is sorted.
+
+    Each known value x counts wholly up to v = x, not at all from v = x + window, and in part between.
+    """
+    if window == 0:  # all values are 0
+        return known[:1], np.array([float(len(known))])
+    knots = np.unique(np.concatenate([known, known + window]))
+    low, high = (np.searchsorted(known, edge, side="left") for edge in (knots - window, knots))
+    centred = known - known[0]
+    sums = np.concatenate([[0.0], np.cumsum(centred)])
+    part = (sums[high] - sums[low] - (high - low) * (knots - window - known[0])) / window
+    at_least = len(known) - high + np.clip(part, 0, high - low)
+    return knots, np.minimum.accumulate(at_least)
 
 
 def combine(log_p: ArrayLike, how: str) -> FloatArray:
@@ -104,9 +142,9 @@ def _beyond(n: int) -> int:
 def _scale(
     excess: NDArray[np.float64] | float, highest: NDArray[np.float64] | float, mean: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
-    """The mean excess, or what stands for it where there is none. Sums leave rounding where values are equal."""
+    """The mean excess, or what stands for it where there is none: equal values, but for the rounding of float32."""
     size = np.maximum(np.abs(highest), np.abs(mean))
-    rounding = 1e-9 * size
+    rounding = 1e-7 * size
     above = np.asarray(highest - mean)
     constant = np.where(size > 0, size, 1.0)
     return np.where(excess > rounding, excess, np.where(above > rounding, above, constant))
