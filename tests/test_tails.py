@@ -83,7 +83,9 @@ def test_rounding_stays_rounding(n: int) -> None:
     tail, step = Tail.fit(known), 1e-6 * rng.uniform(-1, 1, 5000)
     moved = Tail.fit(known + 1e-6 * rng.uniform(-1, 1, n))
     for found in (tail.log_p(values + step), moved.log_p(values)):
-        np.testing.assert_allclose(found, tail.log_p(values), rtol=0, atol=3e-6 / tail.window / 0.2)  # all within a window
+        np.testing.assert_allclose(
+            found, tail.log_p(values), rtol=0, atol=3e-6 / tail.window / 0.2
+        )  # all within a window
         away = np.abs(values - known[0]) > 2 * tail.window
         np.testing.assert_allclose(found[away], tail.log_p(values[away]), rtol=0, atol=1e-4)
 

@@ -95,7 +95,8 @@ class Tail:
 def _window(known: FloatArray, start: float) -> float:
     """How wide the counts are averaged: as wide as a few known values lie apart, and wider than the rounding of float32 kernels.
 
-    The mean distance from `start` of the values that are not of the tail, far ones no more than 4 times as far as three of four, over n (512 at most).
+    The mean distance from `start` of the values that are not of the tail, divided by n (by 512 at most). Far ones count as no more than
+    4 times as far as the 75 % quantile.
     """
     below = start - known[: len(known) - _beyond(len(known))]
     typical = np.minimum(below, 4 * np.quantile(below, 0.75)).mean() / min(len(known), WINDOWS)
