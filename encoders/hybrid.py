@@ -17,6 +17,7 @@ from encoders.base import Found, Inversion, Inverter
 from encoders.izi import EncoderTask
 from encoders.noise import autocorrelation
 from encoders.projection import LatentSearch, mapped_w, w_statistics
+from gan_uad.checkpoint import load_weights
 from gan_uad.data.patches import PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features.lpips import perceptual_distance
@@ -24,7 +25,6 @@ from gan_uad.networks.sampling import style_based
 from gan_uad.networks.style_encoder import Code
 from gan_uad.registry import register
 from gan_uad.training import distributed
-from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.ema import EMA
 from gan_uad.training.judge import of_each
 

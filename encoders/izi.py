@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from encoders.base import Inversion, Inverter
+from gan_uad.checkpoint import load_weights
 from gan_uad.errors import UserError
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.training import distributed
-from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.engine import Task
 from gan_uad.training.optim import RMSpropTF
 

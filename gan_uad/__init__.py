@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gan_uad.jobs.load import Model
+    from gan_uad.model import Model
 
 __version__ = "0.1.0"
 
@@ -25,6 +25,6 @@ def load(path: str) -> Model:
 
     Raises `gan_uad.errors.UserError` when the file is missing, damaged, pickled, or of another architecture.
     """
-    from gan_uad.jobs.load import load_model
+    from gan_uad.model import load_model
 
     return load_model(path)

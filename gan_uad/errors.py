@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import click
@@ -43,3 +43,10 @@ def near(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "known: " + ", ".join(names)
+
+
+def refuse(options: Mapping[str, object], why: str) -> None:
+    """Raise `UserError` for the first of these options that was given, rather than ignore it."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise UserError(f"{name} {why}")

@@ -108,3 +108,17 @@ def _explain(error: OSError, path: Path) -> UserError | JobFailed:
     return UserError(
         f"cannot write {path}: {error.strerror or error}. Choose another folder with --out or mend its permissions"
     )
+
+
+def claim(folder: Path, settings: str, results: str, key: str, others: str) -> None:
+    """Make the folder of results; `UserError` where it holds those of another key (`others` in words), as its file `settings` tells."""
+    make_folder(folder)
+    described = folder / settings
+    if not described.is_file() and not (folder / results).exists():
+        return
+    try:
+        mine = json.loads(described.read_text(encoding="utf-8"))["key"] == key
+    except (OSError, ValueError, TypeError, KeyError):
+        mine = False
+    if not mine:
+        raise UserError(f"{folder} holds {others}; choose another folder with --out")

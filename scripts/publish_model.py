@@ -13,11 +13,11 @@ import hashlib
 import json
 from pathlib import Path
 
+from gan_uad.checkpoint import build_networks, save_model
 from gan_uad.errors import UserError
 from gan_uad.files import write_text
-from gan_uad.report.tables import format_interval
 from gan_uad.run import model_file
-from gan_uad.training.checkpoint import build_networks, save_model
+from gan_uad.tables import format_interval
 
 MODELS = Path(__file__).parents[1] / "models"
 LARGEST = 12 << 20  # bytes

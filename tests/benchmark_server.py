@@ -12,7 +12,7 @@ def benchmark(words: list[str], errors: str) -> None:
     os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     # Its cells are forked from the server that it was itself forked from: another would take seconds to import what this one has.
     forkserver._forkserver.ensure_running = lambda: None
-    from gan_uad.cli import main
+    from gan_uad.cli.main import main
 
     main(words)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import gan_uad
 from gan_uad.data.patches import to_tensor, to_uint8
-from gan_uad.data.phantom import render_patch
+from gan_uad.demo.phantom import render_patch
 
 TINY = """
 model: densenet121

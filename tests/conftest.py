@@ -82,7 +82,7 @@ def cli() -> Callable[..., Result]:
     """`gan-uad` in this process: arguments in, click's result out (`exit_code`, `stdout`, `stderr`)."""
     from click.testing import CliRunner
 
-    from gan_uad.cli import main
+    from gan_uad.cli.main import main
 
     return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
 
@@ -121,7 +121,7 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(cache: Path, cli: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """What the tests of scoring share; nobody may write into it."""
-    from gan_uad.data.phantom import write_phantom
+    from gan_uad.demo.phantom import write_phantom
 
     def make(root: Path) -> None:
         patches = write_phantom(root / "patches", resolution=32, train=48, val=20, test=20, groups=(8, 4, 4))
@@ -219,9 +219,9 @@ def scored(cli: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the pictures, which most of a small job's time goes into."""
-    monkeypatch.setattr("gan_uad.report.pictures.triplets", lambda *_: None)
+    monkeypatch.setattr("gan_uad.plotting.pictures.triplets", lambda *_: None)
     for name in ("roc", "pr", "histogram", "confusion", "calibration"):
-        monkeypatch.setattr(f"gan_uad.report.plots.{name}", lambda *_: None)
+        monkeypatch.setattr(f"gan_uad.plotting.plots.{name}", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

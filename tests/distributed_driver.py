@@ -26,10 +26,10 @@ import torch.distributed
 import torch.utils.tensorboard
 from torch import nn
 
-from gan_uad.cli import main
+from gan_uad.cli.main import main
 from gan_uad.config import load_config
-from gan_uad.jobs.train import build_task
 from gan_uad.training import distributed
+from gan_uad.training.train import build_task
 
 
 @contextmanager

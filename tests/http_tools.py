@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from gan_uad import download
+from gan_uad import http as download
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(BODY).hexdigest()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.utils.tensorboard
 
-from gan_uad.cli import main
+from gan_uad.cli.main import main
 
 
 def train(*words: str) -> int:
@@ -72,7 +72,7 @@ def drive(config: Path, out: Path, run: Path, count: int) -> list[dict[str, Any]
 
 
 if __name__ == "__main__":
-    importlib.import_module("gan_uad.jobs.train")
+    importlib.import_module("gan_uad.training.train")
     torch.set_num_threads(1)
     torch.optim.Adam([torch.zeros(1)])  # the first optimiser of a process imports for seconds
     print(json.dumps(drive(*map(Path, sys.argv[1:4]), count=int(sys.argv[4]))))

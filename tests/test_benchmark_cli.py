@@ -22,13 +22,13 @@ from PIL import Image
 from score_tools import fails, index, rows
 from sklearn.metrics import roc_auc_score
 
+from gan_uad.benchmark.datasets import Prepared, prepare_data
+from gan_uad.benchmark.generators import plan_judgings
+from gan_uad.benchmark.plan import plan, points
+from gan_uad.benchmark.schema import DataEntry, Search, load_benchmark, shipped
 from gan_uad.config import DataConfig, load_config
 from gan_uad.data.sources import open_source
 from gan_uad.errors import UserError
-from gan_uad.jobs.benchmark_data import Prepared, prepare_data
-from gan_uad.jobs.benchmark_file import DataEntry, Search, load_benchmark, shipped
-from gan_uad.jobs.benchmark_judging import plan_judgings
-from gan_uad.jobs.benchmark_plan import plan, points
 
 pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
 
@@ -61,7 +61,7 @@ def written(path: Path, **parts: Any) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
     """Cells are forked from one server for all tests, which draws no pictures."""
-    from gan_uad.jobs import benchmark
+    from gan_uad.benchmark import run as benchmark
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(benchmark, "PRELOADED", [*benchmark.PRELOADED, "without_pictures"])

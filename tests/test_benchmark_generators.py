@@ -10,10 +10,10 @@ import pytest
 import yaml
 from score_tools import fails, rows
 
-from gan_uad.jobs.benchmark_data import Prepared
-from gan_uad.jobs.benchmark_file import load_benchmark
-from gan_uad.jobs.benchmark_judging import plan_judgings
-from gan_uad.jobs.benchmark_plan import plan
+from gan_uad.benchmark.datasets import Prepared
+from gan_uad.benchmark.generators import plan_judgings
+from gan_uad.benchmark.plan import plan
+from gan_uad.benchmark.schema import load_benchmark
 
 pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
 

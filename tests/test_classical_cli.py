@@ -16,9 +16,9 @@ import gan_uad
 from gan_uad import registry
 from gan_uad.config import DataConfig, load_config, presets
 from gan_uad.data.patches import batches, load_patches
-from gan_uad.data.phantom import write_phantom
-from gan_uad.jobs import fit as fit_job
+from gan_uad.demo.phantom import write_phantom
 from gan_uad.scoring.base import Scorer
+from gan_uad.training import fit as fit_job
 from gan_uad.training.memory import smaller_presets
 
 PIXELS = ("-o", "scoring.options.features=pixels@4")

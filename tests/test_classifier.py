@@ -23,9 +23,9 @@ from gan_uad import registry
 from gan_uad.config import DataConfig, load_config
 from gan_uad.data.patches import LabelledStream, PatchSet, load_patches, to_tensor, to_uint8
 from gan_uad.errors import UserError
-from gan_uad.jobs.train import build_task
 from gan_uad.scoring.base import Scorer, load_scorer
 from gan_uad.training.augment import AugmentPipe
+from gan_uad.training.train import build_task
 
 CPU = torch.device("cpu")
 TINY = {"resolution": 16, "growth_rate": 4, "block_config": [1, 1], "init_features": 4}

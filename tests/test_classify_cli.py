@@ -111,7 +111,7 @@ def test_finished_parts_are_not_done_again(
 @pytest.mark.parametrize("order", [(0, 0, 1, 1), (0, 1, 1, 2), (1, 0, 2), (0, 2, 1)])
 def test_lines_of_scores_that_are_repeated_or_swapped_are_not_taken(tmp_path: Path, order: tuple[int, ...]) -> None:
     """Two processes that wrote into one file leave such: every image must still get its own score."""
-    from gan_uad.jobs import classify_rows
+    from gan_uad.generation import accuracy as classify_rows
 
     class Numbers:
         """Images whose score is their number."""
@@ -214,7 +214,7 @@ def test_real_against_synthesised(
 
 
 def test_another_length_of_the_training_fits_the_schedule() -> None:
-    from gan_uad.jobs.real_vs_synthetic import _config
+    from gan_uad.generation.real_vs_synthetic import _config
 
     class Generator:
         resolution = 64

@@ -14,12 +14,12 @@ from run_tools import errors, same
 
 import gan_uad
 from gan_uad import registry
+from gan_uad.benchmark.metrics import training_figures
+from gan_uad.benchmark.plan import Training
 from gan_uad.config import load_config
 from gan_uad.errors import UserError
-from gan_uad.jobs.benchmark_figures import training_figures
-from gan_uad.jobs.benchmark_plan import Training
-from gan_uad.jobs.train import build_task
 from gan_uad.training.autoencoding import trained_cnn
+from gan_uad.training.train import build_task
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from score_tools import fails, index, rows
 import gan_uad
 from gan_uad.config import DataConfig
 from gan_uad.data.patches import PatchSet, contaminated, load_patches
-from gan_uad.data.phantom import write_phantom
+from gan_uad.demo.phantom import write_phantom
 
 SHARE, SEED = 0.125, 3
 VAE = {

@@ -191,7 +191,7 @@ def undrawn(patch: pytest.MonkeyPatch) -> None:
         "plots.confusion",
         "pictures.triplets",
     ):
-        patch.setattr(f"gan_uad.report.{name}", lambda *_: None)
+        patch.setattr(f"gan_uad.plotting.{name}", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from gan_uad.config import DataConfig
-from gan_uad.jobs.data_check import data_check
+from gan_uad.data.check import data_check
 
 ROWS = [("a", "p1", 0, "train"), ("b", "p2", 0, "val"), ("c", "p3", 0, "test"), ("d", "p4", 1, "test")]
 

@@ -29,12 +29,14 @@ from PIL import Image
 from safetensors import safe_open
 from slide_tools import asap, corners, write_slide
 
-from gan_uad import cli as program
 from gan_uad import config, registry
+from gan_uad.benchmark import schema as benchmark_file
+from gan_uad.cli import main as program
 from gan_uad.data import catalogue
 from gan_uad.features import weights
-from gan_uad.jobs import benchmark_file, generate, train
+from gan_uad.generation import generate
 from gan_uad.metrics.detection import parse_threshold
+from gan_uad.training import train
 
 PAGES = docs_tools.pages()
 EVERY = [command for page, text in PAGES.items() for command in docs_tools.commands(page, text)]
@@ -495,9 +497,9 @@ def no_pictures(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most of a small job's time goes into them; a report is made of them."""
     if page == "docs/report.md":
         return
-    monkeypatch.setattr("gan_uad.report.pictures.triplets", lambda *_, **__: None)
+    monkeypatch.setattr("gan_uad.plotting.pictures.triplets", lambda *_, **__: None)
     for name in ("roc", "pr", "histogram", "confusion", "calibration", "learning_curves"):
-        monkeypatch.setattr(f"gan_uad.report.plots.{name}", lambda *_, **__: None)
+        monkeypatch.setattr(f"gan_uad.plotting.plots.{name}", lambda *_, **__: None)
 
 
 @pytest.mark.usefixtures("no_pictures")

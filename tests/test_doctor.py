@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from gan_uad import config, device
+from gan_uad.cli.doctor import doctor
+from gan_uad.cli import doctor as room
 from gan_uad.errors import UserError
-from gan_uad.jobs import doctor as room
-from gan_uad.jobs.doctor import doctor
 
 
 def findings(capsys: pytest.CaptureFixture[str], **options: Any) -> tuple[int, dict[str, list[dict[str, str]]]]:

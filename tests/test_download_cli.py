@@ -25,10 +25,10 @@ from http_tools import Server, cut, no_ranges, other, serving, status, too_long,
 from PIL import Image
 
 from gan_uad.data import catalogue
+from gan_uad.data import download as job
 from gan_uad.data.catalogue import DataSet, Item
-from gan_uad.download import SPARE
 from gan_uad.errors import JobFailed
-from gan_uad.jobs import download as job
+from gan_uad.http import SPARE
 
 IMAGES = {"train": 16, "valid": 2, "test": 2}
 STEM = "camelyonpatch_level_2_split_"

@@ -24,9 +24,9 @@ from gan_uad.data.patches import load_patches
 from gan_uad.errors import UserError
 from gan_uad.features import weights
 from gan_uad.features.load import load_features
-from gan_uad.jobs.train import build_task
 from gan_uad.networks.efficientnet_lite import own_names
 from gan_uad.training.jitter import Jitter
+from gan_uad.training.train import build_task
 
 CPU = torch.device("cpu")
 

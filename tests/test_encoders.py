@@ -14,7 +14,7 @@ from gan_uad import registry
 from gan_uad.config import DataConfig
 from gan_uad.data.patches import load_patches, to_tensor
 from gan_uad.errors import UserError
-from gan_uad.jobs.load import Model
+from gan_uad.model import Model
 
 # A search carries the rounding of a batched matrix product on; one that is independent differs by no more.
 SEARCH = 1e-4

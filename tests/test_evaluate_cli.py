@@ -13,7 +13,7 @@ from PIL import Image
 from score_tools import fails, rows
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gan_uad.jobs.evaluate import told_apart
+from gan_uad.detection.evaluate import told_apart
 
 
 def test_the_pictures_are_there(scored: Path) -> None:
@@ -104,9 +104,9 @@ def test_cells_of_a_benchmark_are_told_apart_and_their_common_baseline_comes_onc
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr("gan_uad.report.plots.roc", lambda curves, _: drawn.extend(curves))
+    monkeypatch.setattr("gan_uad.plotting.plots.roc", lambda curves, _: drawn.extend(curves))
     for name in ("pr", "histogram", "confusion"):
-        monkeypatch.setattr(f"gan_uad.report.plots.{name}", lambda *_: None)
+        monkeypatch.setattr(f"gan_uad.plotting.plots.{name}", lambda *_: None)
     for number, cell in enumerate(("a", "b", "c")):
         folder = table(tmp_path / "cells" / cell / "scores", "m", [0, 1, 4, 3, 5, 6 + number], "3.5")
         table(folder, "mean_color", [1, 2, 3, 4, 5, 6 if cell != "c" else 0], "3.5")

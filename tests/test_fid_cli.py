@@ -23,8 +23,10 @@ import gan_uad
 from gan_uad.config import DataConfig, trained_models
 from gan_uad.data.patches import load_patches, to_uint8
 from gan_uad.features.base import FeatureNet
-from gan_uad.jobs import fid_cells, fid_table, train
-from gan_uad.jobs.feature_sets import ImageSet, collect
+from gan_uad.generation import comparison as fid_cells
+from gan_uad.generation import fid as fid_table
+from gan_uad.generation.feature_sets import ImageSet, collect
+from gan_uad.training import train
 
 NUM = 30
 QUICK = ("--features", "quick")
@@ -140,7 +142,7 @@ def test_interrupted_it_goes_on(
     cli: Any, judged: Path, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped after 8 of 30 images, with half a row on disk."""
-    from gan_uad.jobs.load import Model
+    from gan_uad.model import Model
     from gan_uad.training import fid as judging
 
     monkeypatch.setattr(judging, "CHUNK", 8)

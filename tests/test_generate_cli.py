@@ -15,11 +15,11 @@ from PIL import Image
 
 import gan_uad
 from gan_uad import registry
+from gan_uad.checkpoint import save_model
 from gan_uad.errors import UserError
-from gan_uad.jobs import generate as job
-from gan_uad.jobs.latents import slerp, walk
+from gan_uad.generation import generate as job
+from gan_uad.generation.latents import slerp, walk
 from gan_uad.networks.sampling import Latents
-from gan_uad.training.checkpoint import save_model
 
 
 def pixels(path: Path) -> Any:

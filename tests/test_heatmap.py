@@ -13,7 +13,7 @@ import shapely
 import tifffile
 from PIL import Image
 
-from gan_uad.report.overlay import overlay, thumbnail_mpp
+from gan_uad.plotting.overlay import overlay, thumbnail_mpp
 from gan_uad.slides.detections import lesions, marks, peaks
 from gan_uad.slides.geojson import write_geojson
 from gan_uad.slides.heatmap import CELL, Heatmap, heatmap, palette, write_ome, write_pyramid

@@ -47,7 +47,7 @@ def test_registry_knows_names_without_importing_their_files() -> None:
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["train", "--help"], ["models"]])
 def test_command_line_starts_light(argv: list[str]) -> None:
-    script = "from gan_uad.cli import main\n"
+    script = "from gan_uad.cli.main import main\n"
     if argv:
         script += f"""if True:
             import contextlib, io, sys

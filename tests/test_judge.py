@@ -15,10 +15,11 @@ import torch
 from run_tools import Blank, Toy, figures, log, same, state, toy_run
 from safetensors import safe_open
 
+from gan_uad import checkpoint
 from gan_uad.config import load_config
 from gan_uad.errors import Interrupted, JobFailed
 from gan_uad.run import Run
-from gan_uad.training import checkpoint, engine
+from gan_uad.training import engine
 
 EVERY = {"judge_kimg": 0.02}  # of 0.2 kimg, in batches of 10
 VALUES = {20: 5.0, 40: 3.0, 60: 4.0, 80: 2.5, 100: 2.5, 120: 9.0, 140: 3.0, 160: 2.0, 180: 7.0, 200: 8.0}

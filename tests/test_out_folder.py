@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from score_tools import fails
 
+from gan_uad.demo import patches as job
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.files import make_folder
-from gan_uad.jobs import demo as job
 
 COMMANDS = (
     "demo",

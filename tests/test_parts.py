@@ -16,6 +16,7 @@ from torch import Tensor
 import gan_uad
 from encoders.base import Inversion, Inverter, pixel_seed
 from gan_uad import registry
+from gan_uad.checkpoint import save_model
 from gan_uad.errors import UserError
 from gan_uad.features.lpips import perceptual_distance
 from gan_uad.metrics.calibration import tail_probability
@@ -23,7 +24,6 @@ from gan_uad.metrics.tails import Tail
 from gan_uad.scoring.base import PIXELS, Scorer, Scores, load_scorer
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
-from gan_uad.training.checkpoint import save_model
 
 CPU = torch.device("cpu")
 STYLE = {"z_dim": 6, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}

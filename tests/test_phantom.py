@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import mannwhitneyu
 from skimage.measure import label
 
-from gan_uad.data.phantom import ANOMALIES, SPLITS, Stain, render_patch, write_phantom
+from gan_uad.demo.phantom import ANOMALIES, SPLITS, Stain, render_patch, write_phantom
 
 PAPER_STAIN = Stain((0.80, 1.04, 0.45), (0.12, 0.70, 0.38))
 

@@ -11,7 +11,7 @@ import pytest
 import shapely
 from shapely import Polygon
 
-from gan_uad.data.phantom_slide import PENS, SlideGeometry, slide_geometry, write_phantom_slide
+from gan_uad.demo.phantom_slide import PENS, SlideGeometry, slide_geometry, write_phantom_slide
 from gan_uad.errors import UserError
 
 WIDTH, HEIGHT, MPP = 1664, 1088, 1.0

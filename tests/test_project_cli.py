@@ -17,11 +17,12 @@ from PIL import Image
 from projection_tools import SIZES, colour_distance, made, toy
 from score_tools import fails
 
-from gan_uad import download, registry
+from gan_uad import http as download
+from gan_uad import registry
+from gan_uad.checkpoint import save_model
 from gan_uad.data.patches import to_uint8
-from gan_uad.jobs import project as job
-from gan_uad.report.projection import loss_curve
-from gan_uad.training.checkpoint import save_model
+from gan_uad.detection import project as job
+from gan_uad.plotting.projection import loss_curve
 
 QUICK = ("-o", "steps=3", "-o", "micro_batch=2")
 
@@ -130,7 +131,7 @@ def test_the_curve_says_what_was_found(
         yield figure
         titles.append(figure.axes[0].get_title())
 
-    monkeypatch.setattr("gan_uad.report.projection.figure_file", seen)
+    monkeypatch.setattr("gan_uad.plotting.projection.figure_file", seen)
     monkeypatch.setattr(job, "loss_curve", loss_curve)
     assert cli("project", model, patches / "1.png", "--out", tmp_path / "out", *QUICK).exit_code == 0
     last = float(arrays(tmp_path / "out" / "1" / "latent.npz")["loss"][-1])

@@ -16,7 +16,8 @@ from encoders.base import pixel_seed
 from encoders.noise import autocorrelation, renormalise_
 from encoders.projection import LatentSearch, mapped_w, w_centres, w_statistics
 from encoders.search import RowAdam, Schedule
-from gan_uad import download, registry
+from gan_uad import http as download
+from gan_uad import registry
 from gan_uad.errors import JobFailed, UserError
 
 CPU = torch.device("cpu")

@@ -15,7 +15,8 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image
 
-from gan_uad.report import pictures, plots, tables
+from gan_uad import tables
+from gan_uad.plotting import pictures, plots
 
 
 @pytest.fixture
@@ -175,7 +176,7 @@ def test_triplets_share_one_colour_scale(tmp_path, drawn):
 
 def test_importing_is_cheap_and_leaves_pyplot_alone(tmp_path):
     code = (
-        "import sys, gan_uad.report.plots as p, gan_uad.report.pictures, gan_uad.report.tables;"
+        "import sys, gan_uad.plotting.plots as p, gan_uad.plotting.pictures, gan_uad.tables;"
         "early = set(sys.modules) & {'matplotlib', 'sklearn', 'scipy', 'torch', 'PIL'};"
         f"from pathlib import Path; p.confusion([[1, 0], [0, 1]], Path({str(tmp_path)!r}) / 'c.png');"
         "print(early, 'matplotlib.pyplot' in sys.modules)"

@@ -22,12 +22,15 @@ from feature_tools import Thumbnails
 from PIL import Image
 from score_tools import fails, rows
 
+from gan_uad.benchmark import tables as benchmark_tables
+from gan_uad.benchmark.plan import OWN
 from gan_uad.config import load_config
 from gan_uad.files import make_folder, write_json
-from gan_uad.jobs import benchmark_tables, classify_rows, fid_table, score_slide
-from gan_uad.jobs.benchmark_plan import OWN
-from gan_uad.report import plots
+from gan_uad.generation import accuracy as classify_rows
+from gan_uad.generation import fid as fid_table
+from gan_uad.plotting import plots
 from gan_uad.run import Run, environment
+from gan_uad.slides import score_slides as score_slide
 
 HOSTILE = "<script>alert(1)<&script>\"'`ü日本</td>.png".replace("/", "")
 VOID = {"meta", "img", "br", "path", "circle"}

@@ -35,7 +35,7 @@ def test_an_interrupted_scoring_goes_on(
     """
     from gan_uad.scoring.gan_inversion import GanInversionScorer
 
-    monkeypatch.setattr("gan_uad.jobs.score_rows.CHUNK", 8 if inverter == "izi_f" else 1000)
+    monkeypatch.setattr("gan_uad.detection.rows.CHUNK", 8 if inverter == "izi_f" else 1000)
     whole = GanInversionScorer.measure
     command = ["score", trained.encoder, copied(trained, tmp_path / "p", step=2), "--inverter", inverter, *RULE]
     command += ["-o", "scoring.options.steps=2", "-o", "scoring.options.micro_batch=4"] if inverter == "anogan" else []

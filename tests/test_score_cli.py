@@ -302,8 +302,10 @@ def test_parts_combined_by_the_rarity_among_validation_normals(
     ]
     normals = [r for r in known if r["label"] == "0"]
 
+    windows = {part: Tail.fit([float(r[part]) for r in normals]).window for part in ("l1", "features")}
+
     def fisher(row: dict[str, str], among: list[dict[str, str]]) -> float:
-        tails = {part: Tail.fit([float(r[part]) for r in among]) for part in ("l1", "features")}
+        tails = {part: Tail.fit([float(r[part]) for r in among], window) for part, window in windows.items()}
         return -2 * sum(float(tail.log_p(float(row[part]))) for part, tail in tails.items())
 
     for row in [*new, *(r for r in known if r["label"] == "1")]:

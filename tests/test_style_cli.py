@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from gan_uad.config import load_config, presets
-from gan_uad.jobs.load import load_model
+from gan_uad.model import load_model
 
 SIZES = {"z_dim": 8, "channel_base": 128, "channel_max": 16}
 STYLE = SIZES | {"w_dim": 8, "mapping_layers": 2}
@@ -213,7 +213,7 @@ def test_out_of_memory_names_the_level_s_batch(
 def test_every_style_preset_can_be_built(name: str) -> None:
     """Sizes, options and batches fit together (the widths on no device)."""
     from gan_uad import registry
-    from gan_uad.jobs.train import build_task
+    from gan_uad.training.train import build_task
 
     config = load_config(name)
     with torch.device("meta"):

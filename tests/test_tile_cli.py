@@ -19,8 +19,8 @@ from score_tools import fails
 from slide_tools import asap, corners, feature, geojson, write_slide
 
 from gan_uad.config import DataConfig
-from gan_uad.data.phantom_slide import SlideGeometry, write_phantom_slide
 from gan_uad.data.sources import open_source
+from gan_uad.demo.phantom_slide import SlideGeometry, write_phantom_slide
 
 SIZE = 64
 TISSUE = (128, 64, 896, 640)  # of the slide of rectangles, in px of 1 µm
@@ -53,7 +53,7 @@ def run(cli: Run, tmp_path: Path) -> Run:
 @pytest.fixture
 def no_sheet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the contact sheet, which most of a small slide's time goes into."""
-    monkeypatch.setattr("gan_uad.jobs.tile_slide._write_sheet", lambda *_: None)
+    monkeypatch.setattr("gan_uad.slides.tile_slide._write_sheet", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

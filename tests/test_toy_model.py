@@ -22,7 +22,7 @@ from score_tools import fails, rows
 
 import gan_uad
 from gan_uad import registry
-from gan_uad.data.phantom import write_phantom
+from gan_uad.demo.phantom import write_phantom
 
 PAGE = "docs/own_model.md"
 # Only how long and how large: the page's own preset and network are used.
@@ -97,7 +97,7 @@ def test_it_is_small(page: str) -> None:
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cells of a benchmark in forks of this process, which has imported torch already; one thread, since its pool is not forked."""
     fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr("gan_uad.jobs.benchmark.multiprocessing.get_context", lambda _: fork)
+    monkeypatch.setattr("gan_uad.benchmark.run.multiprocessing.get_context", lambda _: fork)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 

@@ -13,8 +13,8 @@ import yaml
 from run_tools import same, state
 
 import gan_uad
+from gan_uad import checkpoint
 from gan_uad.errors import UserError
-from gan_uad.training import checkpoint
 
 
 def refused(result: Any, *messages: str, code: int = 2) -> str:

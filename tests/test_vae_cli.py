@@ -17,8 +17,8 @@ from score_tools import fails, rows
 
 import gan_uad
 from gan_uad.config import load_config
-from gan_uad.jobs.train import build_task
-from gan_uad.report.latents import scatter
+from gan_uad.plotting.latents import scatter
+from gan_uad.training.train import build_task
 
 PARTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "effnet_lite0"]
 PRESETS = [
@@ -188,7 +188,7 @@ def test_where_images_lie_and_what_is_made_of_it(
         given.append((points, labels))
         return scatter(points, labels, *others)
 
-    monkeypatch.setattr("gan_uad.report.latents.scatter", kept)
+    monkeypatch.setattr("gan_uad.plotting.latents.scatter", kept)
     result = cli("latents", run, "--split", "all", "--out", out)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(out)

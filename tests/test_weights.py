@@ -27,7 +27,7 @@ from http_tools import (
     wrong_range,
 )
 
-from gan_uad import download
+from gan_uad import http as download
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.features import weights
 from gan_uad.features.load import load_features

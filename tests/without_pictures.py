@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gan_uad.report import pictures, plots
+from gan_uad.plotting import pictures, plots
 
 
 def _nothing(*_: Any, **__: Any) -> None: ...

@@ -1,6 +1,6 @@
 """Public data sets: where each is published, under which licence, how large it is, and the hashes that are known of its files.
 
-Facts only; `jobs/download.py` fetches. Looked up on 2026-11-21 in public documents, which are named beside each set; no address was
+Facts only; `data/download.py` fetches. Looked up on 2026-11-21 in public documents, which are named beside each set; no address was
 tried, since there was no network where this was written. What could not be verified is left to instructions (`by_hand`).
 """
 

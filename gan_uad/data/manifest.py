@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from gan_uad.errors import UserError, near
 from gan_uad.files import atomic
 
+LABELS = {"normal": 0, "anomalous": 1, "all": None}
+
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",

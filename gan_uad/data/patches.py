@@ -377,3 +377,10 @@ def _mixed(k: NDArray[np.int64], seed: int, stream: int = 1) -> NDArray[np.uint6
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(z ^ (z >> np.uint64(31)))
+
+
+def some(patches: PatchSet, most: int | None, seed: int) -> PatchSet:
+    """At most `most` of the patches, drawn with `seed`, in their order."""
+    if most is None or len(patches) <= most:
+        return patches
+    return patches.take(np.sort(np.random.default_rng(seed).choice(len(patches), most, replace=False)))

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gan_uad.download import Unreachable, download
 from gan_uad.errors import UserError, near
+from gan_uad.http import Unreachable, download
 
 VARIABLE = "GAN_UAD_WEIGHTS"
 EMBEDDED = "efficientnet_lite0"

@@ -2,7 +2,7 @@
 
 Here belongs what turns scores, labels, maps, masks or features (numpy arrays) into a figure with a definition that can
 be cited and checked against a reference. Here does not belong anything that reads or writes files, trains, draws,
-prints, or knows of torch, click or a run folder: that is `jobs/`, `report/`, `training/`, `features/`.
+prints, or knows of torch, click or a run folder: that belongs to the rooms above.
 
 `detection` is where callers import the image-level figures from (it gathers `ranking`, `bootstrap`, `thresholds`,
 `decisions` and `calibration`); `pixel` has the figures of anomaly maps against masks; `generation` judges generators by

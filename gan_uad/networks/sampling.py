@@ -6,6 +6,7 @@ of the others only `G(z)` is known. Nets see batches of one size, padded, so tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from gan_uad.errors import UserError
+
+NOISES = ("const", "none", "random")
 
 BATCH = 32
 
@@ -107,3 +112,16 @@ def _noise_maps(G: Any, seeds: Sequence[int], batch: int) -> list[Tensor]:
         for of_layer, shape in zip(maps, shapes, strict=True):
             of_layer[row] = torch.randn(shape, generator=generator)
     return [of_layer.to(_device(G)) for of_layer in maps]
+
+
+def check_style(G: Any, psi: float, noise: str) -> None:
+    """Raise `UserError` for what does not exist, or not for `G`."""
+    if noise not in NOISES:
+        raise UserError(f"noise must be one of {', '.join(NOISES)}, not {noise!r}")
+    if not math.isfinite(psi):
+        raise UserError(f"truncation must be a finite number, not {psi}")
+    if not style_based(G):
+        if psi != 1:
+            raise UserError(f"truncation {psi:g} needs StyleGAN or StyleGAN2: this generator has no w to truncate")
+        if noise != "const":
+            raise UserError(f"noise {noise!r} needs StyleGAN or StyleGAN2: this generator has no noise maps")

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gan_uad.report.tables import MISSING, format_interval, format_number
+from gan_uad.tables import MISSING, format_interval, format_number
 
 WIDEST, HIGHEST = 1200, 3000  # px of a picture inside; larger ones are reduced
 KEPT = 150_000  # bytes up to which a PNG stays as it is

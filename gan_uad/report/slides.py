@@ -1,103 +1,141 @@
-"""The contact sheet of a tiled slide: where its tissue is, which tiles were taken, and what some of them look like."""
+"""Of a report: scored slides, and figures of `gan-uad evaluate` on them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import shlex
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from gan_uad.report.gather import Found, Gathering, in_words, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.report.html import Cell, Notes, Table, interval, percent
+from gan_uad.slides.batch import SLIDES
+from gan_uad.slides.evaluate import AGGREGATES
+from gan_uad.tables import format_number
 
-from gan_uad.files import atomic
-from gan_uad.report.pictures import GAP, load_font, text_size
-
-Pixels = NDArray[np.uint8]
-
-# As in the reference paper's Figure 2.
-GREEN, YELLOW, RED = (0, 170, 60), (240, 200, 0), (220, 40, 40)
-FULL, EMPTY = 0.9, 0.1  # shares of tissue
-TAKEN, TUMOUR = (20, 60, 220), (0, 0, 0)
-TINT = 0.3  # weight of the colour over the slide
-TEXT = 15
-SAMPLE = 128  # px at most of a tile that is shown
+SHOWN = 12  # overlays
+MOST = 200  # rows of the table
 
 
-def contact_sheet(
-    path: Path, thumbnail: Pixels, shares: NDArray[np.floating], cell: tuple[float, float],
-    taken: NDArray[np.floating], outlines: Sequence[NDArray[np.floating]] = (), samples: Sequence[Pixels] = (), title: str = "",
-) -> Path:  # fmt: skip
-    """Write the sheet as JPEG.
-
-    Args:
-        thumbnail: the slide, uint8 [H, W, 3]; all lengths are its px.
-        shares: of tissue, [rows, columns], of a grid of cells from the top left: at least 90 % green, at most 10 % red, else yellow.
-        cell: width and height of a cell.
-        taken: boxes (left, top, right, bottom) of the tiles that were taken, [n, 4].
-        outlines: rings [k, 2] around annotated tumour.
-        samples: some tiles, uint8 [s, s, 3], shown below.
-        title: first line of the legend.
-    """
-    from PIL import Image, ImageDraw
-
-    picture = Image.fromarray(tinted(thumbnail, shares, cell))
-    draw = ImageDraw.Draw(picture)
-    for box in np.rint(np.asarray(taken)).astype(int).tolist():
-        left, top, right, bottom = box
-        draw.rectangle([left, top, max(left, right - 1), max(top, bottom - 1)], outline=TAKEN)
-    for ring in outlines:
-        draw.line([tuple(point) for point in np.asarray(ring).tolist()], fill=TUMOUR, width=2)
-    legend = [
-        (GREEN, "tissue ≥ 90 %"), (YELLOW, "between"), (RED, "≤ 10 %"), (TAKEN, f"{len(taken)} tiles taken"),
-        *([(TUMOUR, "annotated tumour")] if len(outlines) else []),
-    ]  # fmt: skip
-    font = load_font(TEXT)
-    line = text_size("Äg", font)[1] + GAP
-    keys = sum(line + GAP + text_size(text, font)[0] + 2 * GAP for _, text in legend)
-    width = max(picture.width, text_size(title, font)[0], keys) + 2 * GAP
-    strip = _strip(samples, width - 2 * GAP)
-    height = 2 * line + picture.height + 3 * GAP + (0 if strip is None else strip.shape[0] + GAP)
-    sheet = Image.new("RGB", (width, height), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, GAP), title, fill="black", font=font)
-    left, top = GAP, GAP + line
-    for colour, text in legend:
-        draw.rectangle([left, top + 1, left + line - GAP, top + line - GAP + 1], fill=colour)
-        draw.text((left + line, top), text, fill="black", font=font)
-        left += line + GAP + text_size(text, font)[0] + 2 * GAP
-    sheet.paste(picture, (GAP, 2 * line + GAP))
-    if strip is not None:
-        sheet.paste(Image.fromarray(strip), (GAP, 2 * line + 2 * GAP + picture.height))
-    with atomic(path) as temporary:
-        sheet.save(temporary, format="JPEG", quality=90)
-    return path
+def add_slides(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad score-slide`: settings, the table of slides, and the overlays of those that score highest."""
+    described = read_json(found.path / "score_slide.json") if (found.path / "score_slide.json").is_file() else {}
+    with well_formed(found.path / "score_slide.json"):
+        if described:
+            g.scored |= {Path(described["model"]).resolve()}
+            cut, inverter = described["cut"], described["inverter"]
+            settings = {
+                "Model": described["model"],
+                "Scored by": described["label"],
+                "Closest normal by": None
+                if inverter is None
+                else f"{inverter['name']} ({listed(inverter['options'])})",
+                "Tiles": f"{cut['size']} px at {cut['mpp']:g} µm/px, tissue by {cut['rule']}, stain {cut['stain'] or 'as it is'}",
+                "Calibrated on": f"{described['images']:,} held-out normal patches of {described['normals']}",
+                "Limit": f"score {format_number(described['limit'])}, the {described['quantile']:.0%} quantile of held-out normals",
+            }
+            g.doc.add("runs", found.name, pairs("Scoring of slides", settings))
+            if described["notes"]:
+                g.doc.add("runs", found.name, Notes(described["notes"]))
+    rows = read_rows(found.path / SLIDES, ("slide", "tiles", "max", "top_k", "share"))
+    with well_formed(found.path / SLIDES):
+        rows.sort(key=lambda row: -_number(row["top_k"], -math.inf))
+        table = [
+            [
+                row["slide"],
+                int(row["tiles"]),
+                _shown(row["max"]),
+                _shown(row["top_k"]),
+                percent(_number(row["share"], math.nan)),
+            ]
+            for row in rows
+        ]
+    headings = ("slide", "tiles", "highest rarity", "mean of the highest", "tiles beyond 1 % of normals")
+    shown = f", the {MOST} that score highest" if len(rows) > MOST else ""
+    caption = f"{len(rows):,} slides{shown}. Rarity: −log10 of the probability that a normal tile scores as high"
+    g.doc.add("slides", found.name, Table(caption, headings, table[:MOST]))
+    empty = [row["slide"] for row in rows if not int(row["tiles"])]
+    if empty:
+        g.doc.missing(found.name, f"{len(empty)} slides have no tissue, so no score: {', '.join(empty[:5])}")
+    _overlays(g, found, rows)
+    metrics = found.path / "metrics.json"
+    g.checks.append(lambda: _unless_evaluated(g, found, metrics))
 
 
-def tinted(thumbnail: Pixels, shares: NDArray[np.floating], cell: tuple[float, float]) -> Pixels:
-    """The thumbnail with each cell of the grid tinted by its share of tissue; what no cell covers stays as it is."""
-    if not shares.size:
-        return thumbnail.copy()
-    colours = np.array([RED, YELLOW, GREEN], np.float32)[(shares > EMPTY).astype(int) + (shares >= FULL - 1e-9)]
-    row, column = (
-        ((np.arange(n) + 0.5) / side).astype(int) for n, side in zip(thumbnail.shape, cell[::-1], strict=False)
+def _overlays(g: Gathering, found: Found, rows: list[dict[str, str]]) -> None:
+    inside = [row for row in rows if Path(row["slide"]).name == row["slide"]]  # a name must not lead out of the folder
+    for row in inside[:SHOWN]:
+        place = f"Slide {row['slide']}, {int(row['tiles']):,} tiles: rarity of its tiles over the tissue"
+        if not g.doc.picture("slides", found.name, found.path / row["slide"] / "overlay.png", f"{place}.", wide=True):
+            g.doc.missing(found.name, f"slide {row['slide']}: no overlay.png")
+    if len(inside) > SHOWN:
+        g.doc.missing(
+            found.name, f"overlays are shown of the {SHOWN} slides that score highest, not of all {len(inside)}"
+        )
+
+
+def _unless_evaluated(g: Gathering, found: Found, metrics: Path) -> None:
+    if found.path.resolve() not in g.evaluated and not metrics.is_file():
+        g.doc.missing(
+            found.name, "slides were not compared with annotations or labels: no evaluation yet",
+            f"gan-uad evaluate {shlex.quote(str(found.path))} --annotations DIR",
+        )  # fmt: skip
+
+
+def _number(text: str, empty: float) -> float:
+    return float(text) if text else empty
+
+
+def _shown(text: str) -> Cell:
+    number = float(text) if text else None
+    return Cell(format_number(number, 2), number)
+
+
+def add_slide_figures(g: Gathering, found: Found) -> None:
+    """`metrics.json` of `gan-uad evaluate` on scored slides, with its pictures."""
+    results = read_json(found.path / "metrics.json")
+    rows: list[list[Any]] = []
+    with well_formed(found.path / "metrics.json"):
+        for name, result in results.items():
+            g.evaluated.add(Path(result["source"]).resolve())
+            what = [
+                (f"slides: {AGGREGATES.get(k, k)}", result["slides"], areas) for k, areas in result["scores"].items()
+            ]
+            if result.get("tiles"):
+                what.append(("tiles", result["tiles"]["tiles"], result["tiles"]))
+            for by, n, areas in what:
+                count = Cell(f"{n['normal']:,} + {n['anomalous']:,}", n["normal"] + n["anomalous"])
+                rows.append([name, by, count, interval(areas["auroc"]), interval(areas["auprc"])])
+            best, n = result["scores"]["top_k"]["auroc"], result["slides"]
+            told = f"{name}: slides are told apart with AUROC {in_words(best)} ({n['normal']} normal and {n['anomalous']} anomalous)"
+            g.doc.result(found.name, told + ".")
+            notes = dict.fromkeys([*result["notes"], *(areas["auroc"]["note"] for areas in result["scores"].values())])
+            if said := [f"{name}: {note}" for note in notes if note]:
+                g.doc.add("slides", found.name, Notes(said, warning=True))
+    headings = ("model", "ranked by", "normal + anomalous", "AUROC", "AUPRC")
+    g.doc.add(
+        "slides",
+        found.name,
+        Table("Slides and tiles told apart; intervals over slides. The bar goes from 0 to 1.", headings, rows),
     )
-    row, column = row[row < shares.shape[0]], column[column < shares.shape[1]]
-    found = thumbnail.copy()
-    part = found[: len(row), : len(column)]
-    part[:] = np.rint((1 - TINT) * part + TINT * colours[row[:, None], column])
-    return found
+    for name, result in results.items():
+        with well_formed(found.path / "metrics.json"):
+            _froc(g, found, name, result)
+    g.doc.picture("slides", found.name, found.path / "roc.png", "ROC curves of slides; n as in the table.")
+    g.doc.picture(
+        "slides",
+        found.name,
+        found.path / "froc.png",
+        "Free-response ROC: share of lesions found over false alarms a slide.",
+    )
 
 
-def _strip(samples: Sequence[Pixels], width: int) -> Pixels | None:
-    """As many samples as fit beside each other, [s, width, 3]; None where there are none."""
-    from PIL import Image
-
-    if not len(samples):
-        return None
-    side = min(SAMPLE, samples[0].shape[0])
-    strip = np.full((side, max(width, side), 3), 255, np.uint8)
-    fit = min(len(samples), max(1, (width + GAP) // (side + GAP)))
-    for k, chosen in enumerate(np.linspace(0, len(samples) - 1, fit).round().astype(int)):
-        left = k * (side + GAP)
-        small = Image.fromarray(samples[chosen]).resize((side, side), Image.Resampling.BOX)
-        strip[:, left : left + side] = np.asarray(small)
-    return strip
+def _froc(g: Gathering, found: Found, name: str, result: dict[str, Any]) -> None:
+    froc = result.get("froc")
+    if not froc:
+        g.doc.missing(found.name, f"{name}: lesions were not looked for (no annotated lesions at hand)")
+        return
+    of = f"{froc['lesions']} lesions on {froc['slides']} slides"
+    rows = [[Cell(rate, float(rate)), percent(share)] for rate, share in froc["rates"].items()]
+    caption = f"{name}: lesions found; {of}. FROC score (mean of the rows) {in_words(froc['score'])}"
+    g.doc.add("slides", found.name, Table(caption, ("false alarms a slide", "lesions found"), rows))

@@ -1,5 +1,4 @@
-"""Whole slides: read them, find their tissue, normalise their stain, cut tiles, read annotations, write heatmaps.
+"""Whole slides: read them, find tissue, normalise stain, read annotations, tile, score, evaluate, draw heatmaps.
 
-Here belongs what knows of gigapixel files and level-0 coordinates. Here does not belong what a patch set is (that is `data/`),
-anything that needs a model or torch, or deciding what to do with a batch of slides (that is `jobs/`).
+Patches belong to `detection/`.
 """

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gan_uad.checkpoint import load_weights
 from gan_uad.networks.sampling import draw, from_seeds, settle, style_based
 from gan_uad.registry import register
 from gan_uad.training import distributed
-from gan_uad.training.checkpoint import load_weights
 from gan_uad.training.ema import EMA
 from gan_uad.training.engine import Task
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gan_uad import console
+from gan_uad.checkpoint import build_networks, load_weights
 from gan_uad.data.patches import PatchSet, TrainStream, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.features import weights
@@ -20,7 +21,6 @@ from gan_uad.registry import register
 from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import gradient_norm, guard_gradients
-from gan_uad.training.checkpoint import build_networks, load_weights
 from gan_uad.training.judge import of_each
 from gan_uad.training.single import SingleTask, evaluating
 from gan_uad.training.supervised import start_from_imagenet

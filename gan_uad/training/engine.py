@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gan_uad import console
+from gan_uad import checkpoint, console
 from gan_uad.data.patches import PatchSet, TrainStream, to_uint8
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import atomic, explained, remove_leftovers
 from gan_uad.run import Run
-from gan_uad.training import checkpoint, distributed, memory
+from gan_uad.training import distributed, memory
 from gan_uad.training.ema import EMA
 from gan_uad.training.judge import Judge, Judging
 from gan_uad.training.signals import signals

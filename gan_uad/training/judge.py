@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gan_uad import console
+from gan_uad import checkpoint, console
 from gan_uad.data.patches import PatchSet, to_tensor
 from gan_uad.device import full_precision
 from gan_uad.run import Run
-from gan_uad.training import checkpoint, distributed
+from gan_uad.training import distributed
 
 AT_ONCE = 32  # images judged together
 

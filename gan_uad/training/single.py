@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gan_uad.training.checkpoint import load_weights
+from gan_uad.checkpoint import load_weights
 from gan_uad.training.engine import Task
 
 

@@ -25,7 +25,7 @@ from encoders.search import Slots
 from gan_uad import device as devices
 from gan_uad import registry
 from gan_uad.config import load_config
-from gan_uad.jobs.load import load_model
+from gan_uad.model import load_model
 
 WHOLE = 1000  # steps of the reference
 

@@ -24,10 +24,10 @@ from common import header, interleave
 from scorers import trained
 
 from gan_uad import device as devices
-from gan_uad.data.phantom_slide import write_phantom_slide
-from gan_uad.jobs.score_rows import CHUNK
-from gan_uad.jobs.slide_scores import read_chunks
+from gan_uad.demo.phantom_slide import write_phantom_slide
+from gan_uad.detection.rows import CHUNK
 from gan_uad.slides.reader import open_slide
+from gan_uad.slides.score_slide import read_chunks
 from gan_uad.slides.tiles import grid_tiles
 from gan_uad.slides.tissue import find_tissue
 

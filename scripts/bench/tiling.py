@@ -32,9 +32,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import header, median_ratio
 
 from gan_uad import console
-from gan_uad.data.phantom_slide import write_phantom_slide
-from gan_uad.jobs.tile_slide import TileSettings, write_tiles
+from gan_uad.demo.phantom_slide import write_phantom_slide
 from gan_uad.slides.reader import open_slide
+from gan_uad.slides.tile_slide import TileSettings, write_tiles
 from gan_uad.slides.tiles import Tile, grid_tiles, read_tiles
 from gan_uad.slides.tissue import find_tissue
 

@@ -24,7 +24,7 @@ from gan_uad import device as devices
 from gan_uad import registry
 from gan_uad.config import DataConfig, load_config
 from gan_uad.data.patches import TrainStream, load_patches
-from gan_uad.data.phantom import write_phantom
+from gan_uad.demo.phantom import write_phantom
 from gan_uad.networks.layers import DownConv3x3, UpConv3x3
 
 

@@ -1,0 +1,228 @@
+"""`gan-uad data check`: what a set of patches holds, and what is wrong with it, before anything is trained on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+from gan_uad import console
+from gan_uad.config import DataConfig
+from gan_uad.data.images import BadImage, Pixels, preprocess
+from gan_uad.data.layouts import PUT_NORMALS
+from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
+from gan_uad.data.patches import split_manifest
+from gan_uad.data.sources import Source, open_source
+from gan_uad.files import make_folder
+from gan_uad.plotting.pictures import class_samples
+from gan_uad.plotting.plots import class_balance
+
+SAMPLES = 16  # of each class in the picture
+SHOWN = 10  # names of each list in the text; JSON has all
+
+
+@dataclass
+class Report:
+    """What was found. `problems` is empty when the set is fit for training and judging."""
+
+    path: str
+    kind: str
+    images: int
+    counts: dict[str, dict[str, int]]  # {split: {class: images}}
+    labels: dict[str, dict[str, int]]  # {split: {'normal', 'anomalous' or 'unknown': images}}
+    groups: dict[str, int]  # {split: known groups}
+    without_group: int
+    sizes: dict[str, int]  # {'96x96 RGB': images}, most frequent first
+    broken: list[tuple[str, str]]  # (name, reason)
+    groups_on_two_sides: dict[str, list[str]]
+    duplicates: int  # images whose very pixels another image has too
+    duplicates_across_splits: list[list[str]]  # names of equal images that lie in different splits
+    notes: list[str]
+    problems: list[str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def data_check(
+    path: str | Path, data: DataConfig, resolution: int = 64, out: Path | None = None, as_json: bool = False
+) -> int:
+    """Read every image of a set, print what is there, and return the exit code: 0 fine, 1 with problems.
+
+    resolution: of the network to come (an image may be too small for a centre crop). out: folder for `class_samples.png`
+    and `class_balance.png`. Raises `UserError` when the set cannot be opened at all.
+    """
+    source = open_source(path, data)
+    report, manifest = examine(source, data, resolution)
+    click.echo(json.dumps(asdict(report) | {"ok": report.ok}, indent=2) if as_json else as_text(report))
+    if out is not None:
+        make_folder(out)
+        class_balance(report.counts, out / "class_balance.png")
+        samples = _samples(source, manifest, {name for name, _ in report.broken}, data, resolution)
+        if samples:
+            class_samples(samples, out / "class_samples.png")
+    return 0 if report.ok else 1
+
+
+def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, Manifest]:
+    """Read every image once; return the report, and the manifest with the splits that training would use."""
+    torn = source.manifest.groups_on_two_sides()
+    manifest, notes = (source.manifest, list(source.notes)) if torn else split_manifest(source, data)
+    sizes, broken, hashes = _read_all(source, data, resolution)
+    labelled = manifest.replace(klass=[""] * len(manifest))
+    twice, across = _duplicates(manifest, hashes)
+    report = Report(
+        path=str(source.path),
+        kind=source.kind,
+        images=len(manifest),
+        counts=manifest.counts(),
+        labels=labelled.counts(),
+        groups={s: len({manifest.group[i] for i in manifest.where(s)} - {""}) for s in SPLITS if s in manifest.split},
+        without_group=manifest.group.count(""),
+        sizes=dict(sizes.most_common()),
+        broken=broken,
+        groups_on_two_sides={group: sorted(sides) for group, sides in sorted(torn.items())},
+        duplicates=twice,
+        duplicates_across_splits=across,
+        notes=notes,
+        problems=[],
+    )
+    report.problems = _problems(report)
+    return report, manifest
+
+
+def _read_all(
+    source: Source, data: DataConfig, resolution: int
+) -> tuple[Counter[str], list[tuple[str, str]], list[str | None]]:
+    """Sizes and pixel types with their counts, broken images, and a hash of each image's pixels (None: broken)."""
+
+    def read(i: int) -> tuple[str, str] | BadImage:
+        try:
+            width, height, mode = source.describe(i)
+            image = source.read(i)
+            preprocess(image, data, resolution, source.manifest.image[i])
+        except BadImage as error:
+            return error
+        content = hashlib.blake2b(image.tobytes() + repr(image.shape).encode(), digest_size=16)
+        return f"{width}x{height} {mode}", content.hexdigest()
+
+    sizes: Counter[str] = Counter()
+    broken: list[tuple[str, str]] = []
+    hashes: list[str | None] = []
+    total = len(source.manifest)
+    with console.progress("reading images", total) as bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for result in pool.map(read, range(total)):
+            if isinstance(result, BadImage):
+                broken.append((result.name, result.reason))
+                hashes.append(None)
+            else:
+                sizes[result[0]] += 1
+                hashes.append(result[1])
+            bar.update(len(hashes))
+    return sizes, broken, hashes
+
+
+def _duplicates(manifest: Manifest, hashes: list[str | None]) -> tuple[int, list[list[str]]]:
+    """How many images repeat another's pixels, and the sets of equal images that lie in several splits."""
+    same: dict[str, list[int]] = {}
+    for i, content in enumerate(hashes):
+        if content is not None:
+            same.setdefault(content, []).append(i)
+    repeated = [rows for rows in same.values() if len(rows) > 1]
+    across = [rows for rows in repeated if len({manifest.split[i] for i in rows} - {""}) > 1]
+    return sum(len(rows) - 1 for rows in repeated), [[manifest.image[i] for i in rows] for rows in across]
+
+
+def _problems(report: Report) -> list[str]:
+    found = []
+    if report.broken:
+        found.append(f"{_many(len(report.broken), 'image')} cannot be used")
+    if report.groups_on_two_sides:
+        found.append(
+            f"{_many(len(report.groups_on_two_sides), 'group')} on two sides of the split: move each to one side"
+        )
+    if report.duplicates_across_splits:
+        n = len(report.duplicates_across_splits)
+        found.append(f"{_many(n, 'image')} with the same pixels in two splits: what was trained on would be tested on")
+    if not report.labels.get("train", {}).get("normal"):
+        known = any(counts.get(name) for counts in report.labels.values() for name in ("normal", "anomalous"))
+        remedy = "" if known else f"; {PUT_NORMALS}"
+        found.append(f"no normal image in train: there is nothing to learn normal tissue from{remedy}")
+    for name in ("normal", "anomalous"):
+        if not report.labels.get("test", {}).get(name):
+            found.append(f"no {name} image in test: detection cannot be judged")
+    return found
+
+
+def as_text(report: Report) -> str:
+    """The report for people."""
+    lines = [f"{report.path}: {_many(report.images, 'image')}, read as {report.kind}", ""]
+    for split, classes in report.counts.items():
+        labels = report.labels[split]
+        kinds = ", ".join(f"{labels[name]} {name}" for name in LABEL_NAMES.values() if name in labels)
+        named = "" if set(classes) <= set(labels) else f" ({', '.join(f'{name} {n}' for name, n in classes.items())})"
+        groups = f", {_many(report.groups[split], 'group')}" if report.groups.get(split) else ""
+        lines.append(f"  {split:8} {kinds}{named}{groups}")
+    shown = list(report.sizes.items())
+    lines += ["", "sizes: " + ", ".join(f"{size}: {n}" for size, n in shown[:SHOWN]) + _and_more(len(shown))]
+    if report.without_group:
+        lines.append(f"without group: {report.without_group}")
+    if report.duplicates:
+        lines.append(f"exact duplicates: {report.duplicates}")
+    lines += [f"note: {note}" for note in report.notes]
+    lines += _listed("broken", [f"{name}: {reason}" for name, reason in report.broken])
+    torn = [f"{group}: {', '.join(sides)}" for group, sides in report.groups_on_two_sides.items()]
+    lines += _listed("groups on two sides", torn)
+    lines += _listed(
+        "equal images in different splits", [" = ".join(names) for names in report.duplicates_across_splits]
+    )
+    lines += (
+        ["", *(f"PROBLEM: {problem}" for problem in report.problems)] if report.problems else ["", "no problems found"]
+    )
+    return "\n".join(lines)
+
+
+def _listed(title: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    return [
+        "",
+        f"{title}:",
+        *(f"  {name}" for name in names[:SHOWN]),
+        *([f"  {_and_more(len(names))}"] if len(names) > SHOWN else []),
+    ]
+
+
+def _and_more(n: int) -> str:
+    return f" ... and {n - SHOWN} more" if n > SHOWN else ""
+
+
+def _many(n: int, word: str) -> str:
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _samples(
+    source: Source, manifest: Manifest, broken: set[str], data: DataConfig, resolution: int
+) -> dict[str, Pixels]:
+    """Some images of each class, as the network would see them: uint8 [n, R, R, 3] by class."""
+    names = [k or LABEL_NAMES[int(label)] for k, label in zip(manifest.klass, manifest.label, strict=True)]
+    order = np.random.default_rng(0).permutation(len(manifest))
+    chosen: dict[str, list[int]] = {}
+    for i in order:
+        rows = chosen.setdefault(names[i], [])
+        if len(rows) < SAMPLES and manifest.image[i] not in broken:
+            rows.append(int(i))
+    return {
+        name: np.stack([preprocess(source.read(i), data, resolution, manifest.image[i]) for i in chosen[name]])
+        for name in sorted(chosen)
+        if chosen[name]
+    }

@@ -1,0 +1,180 @@
+"""`gan-uad evaluate CONFIG --folds K`: K trainings, each tested on the groups that it has not seen, and on an external set.
+
+folds/NAME/  folds.json  metrics.json .md .csv .tex  roc.png  confusion.png  reliability.png (of a classifier)
+             fold-1/00000-NAME (its run)  fold-1/scores  fold-1/external-SET   fold-2/...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from gan_uad import console
+from gan_uad.config import RunConfig, load_config
+from gan_uad.data.arrays import digest
+from gan_uad.data.manifest import Manifest
+from gan_uad.data.patches import split_manifest
+from gan_uad.data.sources import open_source
+from gan_uad.detection.folds import report
+from gan_uad.detection.score import score
+from gan_uad.detection.score_file import SCORES, description_of
+from gan_uad.errors import UserError
+from gan_uad.files import alone, make_folder, write_json
+from gan_uad.model import load_model
+from gan_uad.run import Run
+from gan_uad.training.train import train
+
+OWN = ("data.folds", "data.fold")
+FREE = ("threads", "device")  # settings of `training` that folds may differ in
+SAME = ("split_fractions", "split_seed", "folds", "fold")  # those of `data` that say what a run has not seen
+
+
+def cross_validate(
+    source: str,
+    folds: int,
+    data: str | None = None,
+    external: str | None = None,
+    out: Path | None = None,
+    overrides: tuple[str, ...] = (),
+    threshold: str | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Path:
+    """Train and score the configuration `source` once a fold, and write the figures; returns the folder of it all.
+
+    The groups of the whole set are dealt into folds (`data.split_seed`), whatever splits it brings. A fold that was trained and scored
+    by an earlier call is taken as it is, one that was interrupted goes on; several processes may run the same command. In an override,
+    `{fold}` stands for the number of the fold. `external`: a set that every fold's model scores too.
+    """
+    _check(overrides)
+    config = _configured(source, overrides, data, folds, 1)
+    folder = out or Path("folds") / config.name
+    about = _about(config, folds)
+    if external is not None:
+        _check_external(config, external)
+    make_folder(folder)
+    _claim(folder, about)
+    for fold in range(1, folds + 1):
+        place = make_folder(folder / f"fold-{fold}")
+        with alone(place / ".lock"):  # whoever else has this fold is waited for
+            console.say(f"fold {fold} of {folds}: {place}")
+            config = _configured(source, overrides, data, folds, fold)
+            _one(source, _told(overrides, folds, fold), config, place, external, threshold)
+    report(folder, config.name, folds, None if external is None else _external(external), threshold, resamples, seed)
+    return folder
+
+
+def _told(overrides: tuple[str, ...], folds: int, fold: int) -> tuple[str, ...]:
+    """The overrides of one fold."""
+    return (*(text.replace("{fold}", str(fold)) for text in overrides), f"data.folds={folds}", f"data.fold={fold}")
+
+
+def _configured(source: str, overrides: tuple[str, ...], data: str | None, folds: int, fold: int) -> RunConfig:
+    """The configuration of one fold. Raises `UserError` where it has no data."""
+    config = load_config(source, _told(overrides, folds, fold))
+    path = data or config.data.path
+    if path is None:
+        raise UserError("nothing to learn from: name a folder, zip, .npz or .h5 of patches with --data")
+    config.data.path = str(Path(path).expanduser().resolve())
+    return config
+
+
+def _check(overrides: tuple[str, ...]) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("evaluate --folds runs in one process, not under torchrun")
+    for override in overrides:
+        if override.partition("=")[0] in OWN:
+            raise UserError(f"-o {override}: --folds says that")
+
+
+def _about(config: RunConfig, folds: int) -> dict[str, Any]:
+    """What tells these folds from others. Raises `UserError` where some fold could not be tested."""
+    path = str(config.data.path)
+    opened = open_source(path, config.data)
+    for fold in range(1, folds + 1):
+        dealt, _ = split_manifest(opened, config.data.model_copy(update={"fold": fold}))
+        _check_kinds(dealt, "test", f"{path}: fold {fold} of {folds}", "take fewer folds")
+    told = config.model_dump(mode="json")
+    told["training"] = {key: value for key, value in told["training"].items() if key not in FREE}
+    rows = opened.manifest
+    return {
+        "folds": folds,
+        "config": told,
+        "data": digest(opened.fingerprint(), rows.image, rows.label.tolist(), rows.group),
+    }
+
+
+def _check_kinds(manifest: Manifest, split: str | None, where: str, advice: str) -> None:
+    for label, name in ((0, "normal"), (1, "anomalous")):
+        if not len(manifest.where(split, label)):
+            raise UserError(f"{where} has no {name} image, so nothing can be tested on it: {advice}")
+
+
+def _check_external(config: RunConfig, external: str) -> None:
+    """Raise `UserError` before hours of work for an external set that is none."""
+    if Path(external).resolve() == Path(str(config.data.path)).resolve():
+        raise UserError(f"--external {external} is the set that the folds are made of")
+    _check_kinds(open_source(external, config.data.of(external)).manifest, None, external, "it needs labels of both")
+
+
+def _claim(folder: Path, about: dict[str, Any]) -> None:
+    """Refuse a folder of other folds, as `folds.json` tells."""
+    described = folder / "folds.json"
+    if not described.is_file():
+        write_json(described, about)
+        return
+    try:
+        found = json.loads(described.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if found != about:
+        raise UserError(f"{folder} holds folds of another configuration or data set; choose another folder with --out")
+
+
+def _one(
+    source: str, told: tuple[str, ...], config: RunConfig, place: Path, external: str | None, threshold: str | None
+) -> None:
+    """Train and score one fold, as far as that is still to be done."""
+    wanted = {"scores": None} if external is None else {"scores": None, _external(external): external}
+    missing = {name: data for name, data in wanted.items() if not _scored(place / name, data or config.data.path)}
+    if not missing:
+        console.say("done already")
+        return
+    _check_honest(config)
+    run = train(source, told, config.data.path, None, place, resume=Run.latest(place, config.name) is not None)
+    assert run is not None
+    where = config.training.device
+    for name, data in missing.items():
+        split = "test" if data is None else "all"
+        score(str(run.folder), data, place / name, split, threshold=threshold, where=where)
+
+
+def _check_honest(config: RunConfig) -> None:
+    """Raise `UserError` for a run to start from that has seen images of the test fold."""
+    for key, run in (
+        ("generator", config.generator),
+        ("initial", config.initial),
+        ("optim.cnn", config.optim.get("cnn")),
+    ):
+        if run is None:
+            continue
+        theirs = load_model(str(run)).config.data
+        same = theirs.path is not None and Path(theirs.path).resolve() == Path(str(config.data.path)).resolve()
+        if same and any(getattr(theirs, name) != getattr(config.data, name) for name in SAME):
+            raise UserError(
+                f"{key}={run} was trained on images of the test fold: give a run of the same fold, such as "
+                f"-o {key}=folds/NAME/fold-{{fold}}/00000-NAME"
+            )
+
+
+def _external(data: str) -> str:
+    """Name of the folder of scores of an external set."""
+    return f"external-{Path(data).stem}"
+
+
+def _scored(folder: Path, data: str | None) -> bool:
+    """Whether a folder holds the scores of a finished `gan-uad score` of that set."""
+    described = description_of(folder / SCORES)
+    return "thresholds" in described and Path(described["data"]).resolve() == Path(str(data)).resolve()

@@ -1,0 +1,323 @@
+"""`gan-uad project`: the closest image that a generator can make, with its latent: a folder of files for each input image."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import inspect
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gan_uad import console, device, registry
+from gan_uad.config import DataConfig, resolve
+from gan_uad.data.images import BadImage, Pixels, decode, preprocess
+from gan_uad.data.patches import to_tensor, to_uint8
+from gan_uad.data.sources import ENDINGS, Folder
+from gan_uad.errors import JobFailed, UserError
+from gan_uad.files import atomic, make_folder, write_json, write_text
+from gan_uad.model import Model, inverter_of, load_model
+from gan_uad.networks.sampling import style_based
+from gan_uad.plotting.pictures import image_grid, triplets
+from gan_uad.plotting.projection import loss_curve, search_animation
+from gan_uad.run import model_file
+
+CHUNK = 256  # images in memory as the network takes them
+FRAMES = 48  # of a GIF
+LISTED = 10  # broken images named at the end; projections.json has all
+SHOWN_DIFFERENCE = 1.0  # top of the colour scale, the same in all pictures; the largest possible is 2
+SUMMARY, TABLE, RECORD = "projections.json", "projections.csv", "projection.json"
+COLUMNS = ("image", "folder", "distance", "l2", "steps", "seconds")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An input image as the network takes it, and the folder inside `out` that its files go to."""
+
+    image: str
+    pixels: Pixels
+    folder: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels."""
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()[:16]
+
+
+def project(
+    run: str,
+    inputs: list[Path],
+    out: Path,
+    inverter: str | None = None,
+    options: tuple[str, ...] = (),
+    gif: bool = False,
+    seed: int = 0,
+    where: str = "auto",
+) -> Path:
+    """Find each image of `inputs` (files, or folders of them) with the generator of `run`; returns `out`.
+
+    `inverter` None: what the run is set to or trained, else "w" with StyleGAN and StyleGAN2, else AnoGAN's search in z. `options`:
+    key=value of the inverter. For each image a folder with reconstruction.png, latent.npz, side_by_side.png, loss.png of a search
+    and, with `gif`, progress.gif. projections.csv has a row for each, and for those of earlier calls. Run again after an interruption,
+    it goes on with the images left.
+    """
+    model = load_model(run, device.prepare(where))
+    search = make_inverter(model, inverter, options, seed)
+    if gif:
+        if not (hasattr(search, "frames") and search.steps):
+            raise UserError(f"--gif shows a search by w, w_plus, z or hybrid; {search.spec['name']} keeps no pictures")
+        search.frames = FRAMES
+    found, skipped = read_images(inputs, model.config.data, model.resolution)
+    settings = _settings(run, model, search)
+    records = _records(make_folder(out))
+    _claim(records, settings["key"], out)
+    pictures = _placed(found, records)
+    given = {picture.image for picture in pictures}
+    others = [record for record in records.values() if record["image"] not in given]
+    done = {p.image: r for p in pictures if (r := _finished(out, p, records, settings["key"], gif)) is not None}
+    todo = [picture for picture in pictures if picture.image not in done]
+    if done:
+        console.say(f"{_images(len(done))} there already")
+    _advise(search, len(todo))
+
+    def summarise() -> None:
+        rows = [done[picture.image] for picture in pictures if picture.image in done]
+        _write_summary(out, settings | {"skipped": skipped}, rows + others)
+
+    summarise()
+    try:
+        with console.progress("projecting", len(pictures), done=len(done)) as bar:
+            for picture, record in _projected(search, todo, out, settings["key"], bar):
+                done[picture.image] = record
+    finally:
+        summarise()
+    console.say(f"{_images(len(done))} -> {out}/{TABLE}")
+    for image, reason in skipped[:LISTED]:
+        console.say(f"skipped: {image}: {reason}")
+    if len(skipped) > LISTED:
+        console.say(f"skipped: {len(skipped) - LISTED} more, all in {SUMMARY}")
+    return out
+
+
+def make_inverter(model: Model, name: str | None, options: tuple[str, ...], seed: int) -> Any:
+    """The inverter called `name` (None: see `project`) with the run's options for it, told anew by `options`. Raises `UserError`."""
+    G, configured = model.generator, inverter_of(model)
+    searched = model.config.scoring.inverter is None and "encoder" not in model.networks
+    chosen = name or ("w" if searched and style_based(G) else configured)
+    takes = inspect.signature(registry.find("inverter", chosen)).parameters
+    raw = model.config.model_dump(mode="json")
+    kept = raw["scoring"]["options"] if chosen == configured else {}
+    # Those of the scorer, which are among them, do not matter here.
+    raw["scoring"]["options"] = {key: value for key, value in kept.items() if key in takes}
+    if "seed" in takes:
+        raw["scoring"]["options"]["seed"] = seed
+    elif seed:
+        raise UserError(f"--seed {seed}: {chosen} draws no random numbers")
+    told = [f"scoring.options.{option}" for option in options]
+    wanted = resolve(raw, told, default_name=model.name, where="-o").scoring.options
+    return registry.build("inverter", chosen, wanted, nets=model.networks, device=model.device)
+
+
+# ---------------------------------------------------------------- the images
+
+
+def read_images(inputs: list[Path], data: DataConfig, resolution: int) -> tuple[list[Picture], list[tuple[str, str]]]:
+    """All images of these files and folders as the run prepares its own, each once, and those that cannot be used, with the reason.
+
+    What is done to images of another size is said. Raises `UserError` for a path that is not there, or when no image is left.
+    """
+    pictures: dict[str, Picture] = {}
+    skipped: list[tuple[str, str]] = []
+    sizes: Counter[tuple[int, int]] = Counter()
+    for image, folder, name in _listed(inputs):
+        if image in pictures:
+            continue
+        try:
+            pixels = decode(folder.read(name), image)
+            pictures[image] = Picture(image, preprocess(pixels, data, resolution, image))
+            sizes[pixels.shape[1], pixels.shape[0]] += 1
+        except BadImage as error:
+            skipped.append((error.name, error.reason))
+        except OSError as error:
+            skipped.append((image, f"cannot be read: {error.strerror or error}"))
+    if not pictures:
+        raise UserError("no image to project: " + "; ".join(f"{image}: {reason}" for image, reason in skipped[:3]))
+    for (width, height), count in sizes.items():
+        if (width, height) != (resolution, resolution):
+            console.say(f"{_images(count)} of {width}x{height} px: {_rule(width, height, data, resolution)}")
+    return list(pictures.values()), skipped
+
+
+def _listed(inputs: list[Path]) -> Iterator[tuple[str, Folder, str]]:
+    for path in inputs:
+        if path.is_dir():
+            folder = Folder(path)
+            names = [name for name in folder.names if name.lower().endswith(ENDINGS)]
+            if not names:
+                raise UserError(f"{path} holds no images (looked for {' '.join(ENDINGS)})")
+        elif path.is_file():
+            folder, names = Folder(path.parent, only=path.name), [path.name]
+        else:
+            raise UserError(f"no such image or folder: {path}")
+        for name in names:
+            yield str((folder.root / name).resolve()), folder, name
+
+
+def _rule(width: int, height: int, data: DataConfig, resolution: int) -> str:
+    side = (data.crop_size or resolution) if data.crop == "center" else min(width, height)
+    steps = [] if (width, height) == (side, side) else [f"the middle {side} px are cut out"]
+    if side != resolution:
+        steps.append(f"resized to {resolution} px ({data.resize})")
+    return ", ".join(steps)
+
+
+def _placed(pictures: list[Picture], records: dict[str, dict[str, Any]]) -> list[Picture]:
+    """Give each image its folder: that of an earlier call, else by its name, with a number where another image has that."""
+    mine = {record["image"]: folder for folder, record in records.items()}
+    taken = {SUMMARY, TABLE, *records}
+    placed = []
+    for picture in pictures:
+        folder = mine.get(picture.image)
+        if folder is None:
+            # An image called "..png" or "...png" must not lead out of its folder.
+            folder = stem = Path(picture.image).stem.strip(".") or "image"
+            number = 1
+            while folder in taken:
+                number += 1
+                folder = f"{stem}-{number}"
+            taken.add(folder)
+        placed.append(Picture(picture.image, picture.pixels, folder))
+    return placed
+
+
+# ---------------------------------------------------------------- what is there already
+
+
+def _settings(run: str, model: Model, search: Any) -> dict[str, Any]:
+    with open(model_file(run), "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    prepared = model.config.data.model_dump(mode="json", include={"crop", "crop_size", "resize", "grayscale"})
+    parts = [digest, search.spec, search.rests_on, prepared, model.resolution]
+    return {
+        "key": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "resolution": model.resolution,
+        "inverter": search.spec, "distance": search.measured, "weights": search.rests_on, "prepared": prepared,
+    }  # fmt: skip
+
+
+def _claim(records: dict[str, dict[str, Any]], key: str, out: Path) -> None:
+    """Refuse a folder in which something else was finished; what merely failed there does not count."""
+    if any(record.get("key") != key for record in records.values()):
+        raise UserError(
+            f"{out} holds projections by another model, inverter or setting; choose another folder with --out"
+        )
+
+
+def _records(out: Path) -> dict[str, dict[str, Any]]:
+    """What earlier calls finished, folder -> record."""
+    records = {path.parent.name: _json(path) for path in sorted(out.glob(f"*/{RECORD}"))}
+    return {folder: record for folder, record in records.items() if record.keys() >= set(COLUMNS)}
+
+
+def _finished(
+    out: Path, picture: Picture, records: dict[str, dict[str, Any]], key: str, gif: bool
+) -> dict[str, Any] | None:
+    record = records.get(picture.folder, {})
+    same = record.get("key") == key and record.get("pixels") == picture.digest
+    return record if same and (not gif or (out / picture.folder / "progress.gif").is_file()) else None
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _advise(search: Any, count: int) -> None:
+    places = search.micro_batch
+    work = count * getattr(search, "restarts", 1)
+    if getattr(search, "steps", 0) and 0 < work < places:
+        console.say(
+            f"note: the search works on {places} images side by side, and there {'is' if work == 1 else 'are'} {work}: "
+            f"-o micro_batch={work} is faster (other rounding, so another result in its last digits)"
+        )
+
+
+# ---------------------------------------------------------------- the work
+
+
+def _projected(
+    search: Any, todo: list[Picture], out: Path, key: str, bar: console.Progress
+) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    """Each image with its record, as soon as its files are written."""
+    before = bar.start_done
+    for begin in range(0, len(todo), CHUNK):
+        part = todo[begin : begin + CHUNK]
+        images = to_tensor(np.stack([picture.pixels for picture in part]))
+        for found in search.stream(images, lambda done, begin=begin: bar.update(before + begin + done)):
+            rows = torch.tensor(found.rows)
+            reconstructions = found.inversion.reconstruction
+            # In a batch of one size, like all that nets see: how many were found together must not show in the last digits.
+            distance = search.measure(search.padded(images[rows]), search.padded(reconstructions)).tolist()
+            for i, row in enumerate(found.rows):
+                record = {"key": key, "image": part[row].image, "pixels": part[row].digest, "folder": part[row].folder}
+                record |= {"distance": distance[i], "seconds": round(found.seconds, 3)}
+                frames = None if found.frames is None else to_uint8(found.frames)
+                yield part[row], _write(out, part[row], record, found.inversion.take(slice(i, i + 1)), frames, search)
+
+
+def _write(out: Path, picture: Picture, record: dict[str, Any], found: Any, frames: Any, search: Any) -> dict[str, Any]:
+    """All files of one image; the record comes last and says that the others are whole."""
+    if not (found.latent.isfinite().all() and found.reconstruction.isfinite().all()):
+        raise JobFailed(
+            f"{picture.image}: the latent or image found is not finite: the model is damaged, or lr too high"
+        )
+    folder = make_folder(out / picture.folder)
+    made = to_uint8(found.reconstruction.cpu())
+    difference = (to_tensor(picture.pixels[None]) - found.reconstruction.cpu()).float()
+    image_grid(made, folder / "reconstruction.png")
+    losses = found.loss_history[:, 0].cpu().numpy()
+    losses = losses[np.isfinite(losses)]
+    record |= {"l2": float(difference.square().mean()), "steps": int(found.steps[0])}
+    _write_latent(folder / "latent.npz", found, losses, record["distance"], search.spec["options"].get("seed", 0))
+    shown = difference.abs().mean(1).numpy()
+    triplets(picture.pixels[None], made, shown, folder / "side_by_side.png", vmax=SHOWN_DIFFERENCE)
+    if len(losses):
+        loss_curve(losses, search.measured, record["distance"], folder / "loss.png")
+    if frames is not None:
+        search_animation(picture.pixels, frames, folder / "progress.gif")
+    write_json(folder / RECORD, record)
+    return record
+
+
+def _write_latent(path: Path, found: Any, losses: Any, distance: float, seed: int) -> None:
+    """`z`, `w` or `ws` `[1, ...]`, as `gan-uad generate --latents` takes them, `noise_00`, ... `[1, 1, h, w]`, and how they were found."""
+    arrays = {found.space: found.latent.cpu().numpy()}
+    for i, maps in enumerate(found.noise or []):
+        arrays[f"noise_{i:02d}"] = maps.cpu().numpy()
+    told = {"space": found.space, "seed": seed, "steps": int(found.steps[0]), "distance": distance}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, loss=losses, **arrays, **{name: np.array(v) for name, v in told.items()})
+
+
+def _write_summary(out: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow([f"{row[name]:.9g}" if isinstance(row[name], float) else row[name] for name in COLUMNS])
+    write_text(out / TABLE, text.getvalue())
+    write_json(out / SUMMARY, settings | {"images": [{name: row[name] for name in COLUMNS} for row in rows]})

@@ -1,0 +1,82 @@
+"""`gan-uad latents`: where the images of a set lie in the latent space of an autoencoder, as a picture and as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gan_uad import console, device
+from gan_uad.data.patches import PatchSet, batches
+from gan_uad.detection.patch_sets import choose_sets, told_anew
+from gan_uad.errors import UserError
+from gan_uad.files import atomic, make_folder
+from gan_uad.model import load_model
+
+BATCH = 32
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def latent_space(
+    run: str,
+    data: str | None,
+    out: Path | None,
+    split: str | None = None,
+    overrides: tuple[str, ...] = (),
+    max_images: int | None = None,
+    seed: int = 0,
+    where: str = "auto",
+) -> Path:
+    """Write `latents.npz` and `latent_space.png` of the images that `gan-uad score` would take by default; returns the folder.
+
+    The file has `z` (the mean μ of q(z|x)) and `logvar`, float32 `[N, latent_dim]`, and `image` and `label` `[N]` of each: it can be
+    given to `gan-uad generate --latents`. The picture shows z along the two directions in which it varies most (PCA).
+    """
+    model = load_model(run, device.prepare(where))
+    if "vae" not in model.networks:
+        raise UserError(f"{run} holds {', '.join(model.networks)}: the latent space shown is that of an autoencoder")
+    trained_on = model.config.data
+    model.config = told_anew(model, overrides, None)
+    patches = choose_sets(model, trained_on, data, split, max_images, seed).target
+    if model.networks["vae"].latent_dim < 2 or len(patches) < 3:
+        raise UserError(
+            f"a picture of {len(patches)} images in {model.networks['vae'].latent_dim} dimensions shows nothing: "
+            "it takes 3 images and 2 dimensions"
+        )
+    mu, logvar = _encoded(model.networks["vae"], patches, model.device)
+    if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
+        raise UserError(f"{run} gives NaN or infinity: it diverged in training, or its file is damaged")
+    folder = out or (Path(run) if Path(run).is_dir() else Path(run).parent) / "latents"
+    make_folder(folder)
+    _draw(mu, patches, folder)
+    with atomic(folder / "latents.npz") as temporary, open(temporary, "wb") as file:
+        np.savez(file, z=mu, logvar=logvar, image=np.array(patches.manifest.image), label=patches.manifest.label)
+    console.say(f"{len(patches):,} images -> {folder}/latent_space.png")
+    return folder
+
+
+@torch.no_grad()
+def _encoded(net: Any, patches: PatchSet, where: torch.device) -> tuple[Array, Array]:
+    """μ and log σ², each `[N, latent_dim]`."""
+    found = []
+    with console.progress("encoding", len(patches)) as bar:
+        for images, _ in batches(patches, BATCH):
+            found.append(torch.stack(net.encode(images.to(where))).cpu())
+            bar.update(sum(part.shape[1] for part in found))
+    mu, logvar = torch.cat(found, 1).numpy()
+    return mu, logvar
+
+
+def _draw(z: Array, patches: PatchSet, folder: Path) -> None:
+    from sklearn.decomposition import PCA
+
+    from gan_uad.plotting.latents import scatter
+
+    pca = PCA(2, svd_solver="full")
+    points = pca.fit_transform(z.astype(np.float64))
+    # Where all images have one latent, nothing varies and there is no share of it.
+    first, second = np.nan_to_num(pca.explained_variance_ratio_)
+    names = f"1st principal component ({first:.0%} of the variance)", f"2nd ({second:.0%})"
+    scatter(points, patches.manifest.label, names, folder / "latent_space.png")

@@ -1,0 +1,124 @@
+"""Latents of a trained generator: read from a file, walked between; what may be asked of which generator."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gan_uad.errors import UserError
+from gan_uad.networks.sampling import Latents, style_based
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Spherical interpolation `(sin((1−t)Ω)·a + sin(tΩ)·b) / sin Ω`, Ω the angle between vectors `a` and `b` (White 2016, section 2.1).
+
+    Raises `ValueError` for opposite vectors, between which no way is the shortest.
+    """
+    u, v = a.double(), b.double()
+    cosine = u @ v / (u.norm() * v.norm()).clamp_min(torch.finfo(torch.float64).tiny)
+    omega = math.acos(max(-1.0, min(1.0, cosine.item())))
+    if math.pi - omega < 1e-4:
+        raise ValueError("opposite vectors")
+    if omega < 1e-4:
+        return u.lerp(v, t).to(a.dtype)
+    return ((math.sin((1 - t) * omega) * u + math.sin(t * omega) * v) / math.sin(omega)).to(a.dtype)
+
+
+def walk(keys: Latents, between: int, loop: bool = False) -> Latents:
+    """Every key followed by `between` steps towards the next, then the last key; with `loop` also the steps back to the first.
+
+    z spherically, w and ws linearly. Raises `UserError` where z and the next z are opposite.
+    """
+    values = keys.values
+    steps = []
+    for i in range(len(keys) if loop else len(keys) - 1):
+        a, b = values[i], values[(i + 1) % len(keys)]
+        steps.append(a)
+        for j in range(1, between + 1):
+            t = j / (between + 1)
+            try:
+                steps.append(slerp(a, b, t) if keys.space == "z" else a.lerp(b, t))
+            except ValueError:
+                raise UserError(
+                    f"latents {i} and {(i + 1) % len(keys)} are opposite in z: no way between them is the shortest; use --space w"
+                ) from None
+    if not loop:
+        steps.append(values[-1])
+    return Latents(keys.space, torch.stack(steps), range(len(steps)))
+
+
+def read_latents(path: Path, G: Any) -> Latents:
+    """Latents for `G` from an npz file: `ws [N, num_ws, w_dim]`, else `w [N, w_dim]`, else `z [N, z_dim]`; w only where `G` has a mapping.
+
+    With them the noise maps that `gan-uad project` found, `noise_00`, `noise_01`, ... `[N, 1, h, w]`, where the file has them.
+    Seeds are the numbers of the rows. Raises `UserError` for a file without latents, another shape, or values that are not finite.
+    """
+    shapes: dict[str, tuple[int, ...]] = {"z": (G.z_dim,)}
+    if style_based(G):
+        shapes = {"ws": (G.synthesis.num_ws, G.w_dim), "w": (G.w_dim,)} | shapes
+    key, array, noise = _read_arrays(path, list(shapes))
+    where = f"--latents {path}: "
+    values = _checked(array, shapes[key], where + key)
+    if not len(values):
+        raise UserError(f"{where}{key} is empty")
+    maps = None
+    if noise and style_based(G):
+        wanted = [f"noise_{i:02d}" for i in range(len(G.synthesis.noise_shapes))]
+        if sorted(noise) != wanted:
+            raise UserError(
+                f"{where}this generator takes the noise maps {wanted[0]} to {wanted[-1]}, not {', '.join(noise)}"
+            )
+        maps = [_checked(noise[n], shape, where + n) for n, shape in zip(wanted, G.synthesis.noise_shapes, strict=True)]
+        if any(len(of_layer) != len(values) for of_layer in maps):
+            raise UserError(f"{where}there are {len(values)} latents, and another number of noise maps")
+    return Latents(key, values, range(len(values)), maps)
+
+
+def _checked(array: np.ndarray[Any, Any], shape: tuple[int, ...], where: str) -> Tensor:
+    """As float32 `[N, *shape]`. Raises `UserError`."""
+    if array.dtype.kind not in "fiu":
+        raise UserError(f"{where} must be numbers, not {array.dtype}")
+    if array.ndim == 0 or array.shape[1:] != shape:
+        wanted = ", ".join(str(size) for size in shape)
+        raise UserError(f"{where} must be [N, {wanted}] for this generator, not {list(array.shape)}")
+    with np.errstate(over="ignore"):
+        values = torch.from_numpy(array.astype(np.float32))
+    bad = (~values.isfinite()).flatten(1).any(1).nonzero()
+    if len(bad):
+        raise UserError(f"{where} holds a value that is not finite in row {int(bad[0])}")
+    return values
+
+
+def _read_arrays(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
+    """The first of `keys` that the file has, its array, and all arrays whose names begin with `noise_`."""
+    where = f"--latents {path}"
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UserError(f"{where} is a single array; expected an npz file with an array named {' or '.join(keys)}")
+        with archive:
+            key = next((key for key in keys if key in archive.files), None)
+            if key is None:
+                held = ", ".join(archive.files) or "nothing"
+                raise UserError(f"{where} holds {held}; this generator takes an array named {' or '.join(keys)}")
+            return key, archive[key], {name: archive[name] for name in archive.files if name.startswith("noise_")}
+    except FileNotFoundError:
+        raise UserError(f"{where}: no such file") from None
+    except ValueError as error:
+        pickled = "pickle" in str(error)
+        raise UserError(
+            f"{where} {'is no npz file or holds pickled objects, which are never loaded' if pickled else f'is damaged: {_line(error)}'}"
+        ) from None
+    except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{where} cannot be read: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__

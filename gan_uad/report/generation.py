@@ -1,0 +1,239 @@
+"""Of a report: what was judged with `gan-uad fid` and `gan-uad classify`, by cross-validation, and by `gan-uad project`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gan_uad.report.gather import Found, Gathering, in_words, listed, pairs, read_json, well_formed
+from gan_uad.report.html import Cell, Notes, Table, interval, percent
+
+LARGE = 2048  # images below which a Fréchet distance is biased upwards
+SHOWN = 4  # projections at each end
+MOST = 100  # rows of their table
+
+
+def add_fid(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad fid`."""
+    cells = read_json(found.path / "fid.json", list)
+    with well_formed(found.path / "fid.json"):
+        for figure in dict.fromkeys(cell["figure"] for cell in cells):
+            own = [cell for cell in cells if cell["figure"] == figure]
+            about = f"{own[0]['features']}, {own[0]['weights']}; {own[0]['preprocessing']}"
+            headings = (
+                "images of", "px", "kimg", "n", "n real", figure, "KID × 1000", "precision", "recall", "nearer than held-out",
+                "copies",
+            )  # fmt: skip
+            g.doc.add(
+                "generation",
+                found.name,
+                Table(f"{figure} against real images: {about}", headings, [_cell(c) for c in own]),
+            )
+        _fid_notes(g, found, cells)
+        for cell in cells:
+            _memorised(g, found, cell)
+
+
+def _cell(cell: Mapping[str, Any]) -> list[Any]:
+    kid = Cell(f"{1000 * cell['kid']:.2f}", cell["kid"], f"± {1000 * cell['kid_std']:.2f}")
+    kimg = cell.get("kimg")
+    return [
+        cell["method"], cell["px"], None if kimg is None else Cell(f"{kimg:g}", kimg), cell["n"], cell["n_real"],
+        Cell(f"{cell['value']:.2f}", cell["value"]), kid, cell["precision"], cell["recall"], cell.get("memorisation"), cell.get("copies"),
+    ]  # fmt: skip
+
+
+def _fid_notes(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+    notes = {
+        **dict.fromkeys(f"Reals: {c['reals']} of {c['real']}." for c in cells),
+        **dict.fromkeys(f"{c['px']} px: {note}." for c in cells for note in c["notes"]),
+        "Nearer than held-out: probability that an image is nearer to its nearest training image than a held-out real one is "
+        "(0.5: no memorisation, 1: copies). KID: mean ± standard deviation over subsets.": None,
+    }
+    g.doc.add("generation", found.name, Notes(list(notes)))
+    if warnings := list(dict.fromkeys(f"{c['method']}, {c['px']} px: {w}." for c in cells for w in c["warnings"])):
+        g.doc.add("generation", found.name, Notes(warnings, warning=True))
+    made = [cell for cell in cells if cell.get("run") and cell.get("kimg") != 0]  # 0: the same nets untrained
+    for cell in made:
+        run = cell["run"]
+        g.judged |= {Path(run["run"]).resolve(), Path(run["run"]).resolve().parent}
+        n = f"n = {cell['n']:,} against {cell['n_real']:,} real ones"
+        g.doc.result(found.name, f"{cell['method']}, {cell['px']} px: {cell['figure']} {cell['value']:.2f} ({n}).")
+        if run["short"]:
+            g.doc.missing(
+                found.name,
+                f"SHORT: {cell['method']} was trained for {run['trained_kimg']:g} of {run['planned_kimg']:g} kimg",
+            )
+        if cell["n"] < LARGE or cell["n_real"] < LARGE:
+            g.doc.missing(
+                found.name,
+                f"{cell['method']}: fewer than {LARGE:,} images on one side, so the distance is biased upwards",
+            )
+        if "memorisation" not in cell:
+            g.doc.missing(
+                found.name, f"{cell['method']}: memorisation was not judged (no held-out images of the same kind)"
+            )
+    if made and not any(str(cell["method"]).startswith("real, ") for cell in cells):
+        g.doc.missing(
+            found.name,
+            "the real images were not compared with themselves, which tells what a perfect generator would reach",
+        )
+    _versions(
+        g, found, "Comparison with real images", next((c["environment"] for c in cells if "environment" in c), {})
+    )
+
+
+def _memorised(g: Gathering, found: Found, cell: Mapping[str, Any]) -> None:
+    """The pairs of generated and training images that lie nearest to each other."""
+    if "pairs_picture" in cell:
+        caption = (
+            f"{cell['method']}, {cell['px']} px, {cell['figure']} features: the {len(cell['pairs'])} generated images (top) that are "
+            "nearest to a training image (below each)."
+        )
+        if not g.doc.picture(
+            "generation", found.name, found.path / "cells" / Path(cell["pairs_picture"]).name, caption, wide=True
+        ):
+            g.doc.missing(
+                found.name, f"the picture of {cell['method']}'s nearest training images is not there any more"
+            )
+
+
+def _versions(g: Gathering, found: Found, what: str, about: Mapping[str, Any]) -> None:
+    """What a figure was made with."""
+    if about:
+        packages = {name: version for name, version in about.get("packages", {}).items() if version}
+        table = {
+            "Command": shlex.join(map(str, about.get("command", []))),
+            "Versions": listed({"Python": about.get("python"), **packages}),
+            "Revision": about.get("git") or "unknown",
+            "Seed": str(about.get("seed", "unknown")),
+        }
+        g.doc.add("runs", found.name, pairs(what, table))
+
+
+def add_classify(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad classify`, of either kind."""
+    for stem, title in (
+        ("classify", "Accuracy of a classifier on real and on synthesised patches"),
+        ("real_vs_synthetic", "Telling synthesised patches from real ones (50 %: it cannot)"),
+    ):
+        path = found.path / f"{stem}.json"
+        if not path.is_file():
+            continue
+        result = read_json(path)
+        with well_formed(path):
+            first, second = result["labels"]
+            headings = (
+                "patches", f"n ({first} + {second})", "accuracy", "accuracy, 95 %", "interval by", f"right of {first}",
+                f"right of {second}", "AUROC",
+            )  # fmt: skip
+            rows = [_classified(row) for row in result["rows"]]
+            g.doc.add("classification", found.name, Table(title, headings, rows), Notes(result["notes"]))
+            for row in result["rows"]:
+                g.doc.result(found.name, f"{title}: {row['set']}: {100 * row['accuracy']:.1f} % of {row['n']:,} right.")
+            for role, run in result["runs"].items():
+                g.scored |= {Path(run["run"]).resolve()}
+                if run["short"]:
+                    g.doc.missing(
+                        found.name,
+                        f"SHORT: the {role} {run['name']} was trained for {run['trained_kimg']:g} of {run['planned_kimg']:g} kimg",
+                    )
+            _versions(g, found, title, result["environment"])
+
+
+def _classified(row: Mapping[str, Any]) -> list[Any]:
+    low, high = row["low"], row["high"]
+    bounds = "–" if None in (low, high) else f"{100 * low:.1f} to {100 * high:.1f} %"
+    return [
+        row["set"], Cell(f"{row['n']:,} ({row['n_0']:,} + {row['n_1']:,})", row["n"]), percent(row["accuracy"]), Cell(bounds, low),
+        row["interval"], percent(row["recall_0"]), percent(row["recall_1"]),
+        interval({"value": row["auroc"], "low": row["auroc_low"], "high": row["auroc_high"]}),
+    ]  # fmt: skip
+
+
+def add_folds(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad evaluate --folds`."""
+    result = read_json(found.path / "metrics.json")
+    rows: list[list[Any]] = []
+    with well_formed(found.path / "metrics.json"):
+        for model, figures in result["models"].items():
+            for what, part in (("", figures), ("external, ", figures.get("external"))):
+                if part:
+                    rows += [_of_fold(model, f"{what}fold {k}", fold) for k, fold in enumerate(part["folds"], 1)]
+                    mean = [
+                        Cell(f"{m['mean']:.3f}", m["mean"], f"± {m['sd']:.3f}")
+                        for m in (part["mean"][key] for key in ("auroc", "auprc", "accuracy", "f1"))
+                    ]
+                    rows += [
+                        [model, f"{what}mean ± sd", "", *mean],
+                        _of_fold(model, f"{what}all together", part["pooled"]),
+                    ]
+            area = figures["pooled"]["auroc"]
+            told = f"{model}, cross-validated in {len(figures['folds'])} folds: AUROC {in_words(area)}, all test images together."
+            g.doc.result(found.name, told)
+            if area["note"]:
+                g.doc.missing(found.name, f"{model}: {area['note']}")
+        headings = ("model", "images of", "normal + anomalous", "AUROC", "AUPRC", "accuracy", "F1")
+        g.doc.add("detection", found.name, Table(f"Cross-validation of {result['name']}, by group", headings, rows))
+        g.doc.add("detection", found.name, Notes([f"{key}: {text}." for key, text in result["about"].items()]))
+    for name, caption in (
+        ("roc.png", "ROC curves of the folds, and of all test images together."),
+        ("confusion.png", "Decisions on all test images, each by the fold that has not seen its group."),
+        (
+            "reliability.png",
+            "How often images called anomalous with a probability are it: on the diagonal, it keeps its promise.",
+        ),
+    ):
+        g.doc.picture("detection", found.name, found.path / name, caption)
+
+
+def _of_fold(model: str, what: str, figures: Mapping[str, Any]) -> list[Any]:
+    images = figures["images"]
+    n = Cell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"])
+    return [
+        model,
+        what,
+        n,
+        *(interval(figures[key], drawn=key == "auroc") for key in ("auroc", "auprc", "accuracy", "f1")),
+    ]
+
+
+def add_projections(g: Gathering, found: Found) -> None:
+    """A folder of `gan-uad project`: how near its images came, the nearest and the farthest."""
+    about = read_json(found.path / "projections.json")
+    with well_formed(found.path / "projections.json"):
+        g.scored |= {Path(about["model"]).resolve()}
+        settings = {
+            "Model": f"{about['model']} ({about['name']}, {about['kimg']:g} kimg)",
+            "Closest normal by": f"{about['inverter']['name']} ({listed(about['inverter']['options'])})",
+            "Distance": f"{about['distance']}; {about['weights']}",
+            "Images": f"{len(about['images']):,}, of {about['resolution']} px",
+        }
+        g.doc.add("runs", found.name, pairs("Projection onto the generator's images", settings))
+        if about["skipped"]:
+            g.doc.missing(found.name, f"{len(about['skipped'])} images could not be used and were skipped")
+        ranked = sorted(about["images"], key=lambda row: row["distance"])
+        rows = [
+            [
+                Path(r["image"]).name,
+                Cell(f"{r['distance']:.4g}", r["distance"]),
+                Cell(f"{r['l2']:.4g}", r["l2"]),
+                r["steps"],
+                Cell(f"{r['seconds']:.3g}", r["seconds"]),
+            ]
+            for r in (ranked if len(ranked) <= MOST else ranked[: MOST // 2] + ranked[-MOST // 2 :])
+        ]
+        shown = "" if len(rows) == len(ranked) else f", the {MOST // 2} nearest and farthest"
+        caption = f"Distance ({about['distance']}) of {len(ranked):,} images to the closest image found{shown}"
+        headings = ("image", "distance", "squared error", "steps", "seconds")
+        g.doc.add("maps", found.name, Table(caption, headings, rows))
+        ends = {"nearest": ranked[:SHOWN], "farthest": ranked[SHOWN:][-SHOWN:]}
+        for end, chosen in ends.items():
+            for row in (row for row in chosen if Path(row["folder"]).name == row["folder"]):
+                caption = (
+                    f"Among the {end}: {Path(row['image']).name}, distance {row['distance']:.4g}. Input, closest image found, difference "
+                    "(scale 0 to 1 in all)."
+                )
+                g.doc.picture("maps", found.name, found.path / row["folder"] / "side_by_side.png", caption)

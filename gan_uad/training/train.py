@@ -1,0 +1,306 @@
+"""`gan-uad train`: from a configuration and a set of patches to a run folder."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from gan_uad import checkpoint, console, device, registry
+from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_model
+from gan_uad.data.manifest import LABELS
+from gan_uad.data.patches import PatchSet, contaminated, some
+from gan_uad.errors import Interrupted, UserError
+from gan_uad.features.load import load_features
+from gan_uad.model import inherit_preprocessing, load_model
+from gan_uad.networks.sampling import style_based
+from gan_uad.run import Run
+from gan_uad.training import distributed
+from gan_uad.training.adversarial import AdversarialTask
+from gan_uad.training.engine import Task, save_grid
+from gan_uad.training.engine import train as run_training
+from gan_uad.training.fid import FrechetJudge
+from gan_uad.training.fit import contamination_in_words, fit, nothing_to_learn_from
+from gan_uad.training.judge import Judge
+from gan_uad.training.loading import load_together
+
+# What a resumed run may be told anew: nothing that changes what the next step computes.
+# (`micro_batch` up to rounding: without it no run could go on that ran out of memory.)
+RESUMABLE = {
+    f"training.{key}"
+    for key in (
+        *("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "judge_kimg", "patience"),
+        *("threads", "device", "micro_batch"),
+    )
+}
+
+
+def train(
+    source: str,
+    overrides: tuple[str, ...] = (),
+    data: str | None = None,
+    generator: str | None = None,
+    out: Path = Path("runs"),
+    resume: bool = False,
+    dry_run: bool = False,
+) -> Run | None:
+    """Train what the configuration `source` (preset, YAML file or run folder) says; returns the run, or None for a dry run.
+
+    With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` goes on. Under torchrun
+    every process calls it: they train together, and rank 0 alone reads the configuration, writes and speaks.
+    """
+    given = [f"data.path={_quoted(_absolute(data))}"] if data else []
+    given += [f"generator={_quoted(_absolute(str(trained_model(generator))))}"] if generator else []
+    overrides = (*given, *overrides)
+    with distributed.processes() as here:
+        config, existing = distributed.first(lambda: _configured(source, overrides, out, resume, here.size))
+        if not dry_run:
+            return _train(config, out, existing, here) if config.task else fit(config, out, existing)
+        if here.rank == 0:
+            print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+        return None
+
+
+def _configured(
+    source: str, overrides: tuple[str, ...], out: Path, resume: bool, processes: int
+) -> tuple[RunConfig, Run | None]:
+    """The configuration, and the run that goes on with it, if any. Raises `UserError` for a batch that cannot be shared out."""
+    existing = _existing(source, overrides, out, resume)
+    config = _completed(load_config(source, overrides)) if existing is None else _resumed(existing, overrides)
+    batch, micro_batch = config.training.batch, config.training.micro_batch
+    if batch % processes:
+        raise UserError(
+            f"training.batch {batch} cannot be shared evenly by {processes} processes: choose a multiple of {processes}"
+        )
+    if micro_batch is not None and (batch // processes) % micro_batch:
+        share = f"{batch // processes} images of each process" if processes > 1 else f"training.batch {batch}"
+        raise UserError(f"training.micro_batch {micro_batch} does not divide the {share}")
+    if config.training.patience is not None and config.training.judge_kimg is None:
+        raise UserError("training.patience counts judgements, and there are none: set training.judge_kimg too")
+    return config, existing
+
+
+def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World) -> Run:
+    settings = config.training
+    where = distributed.together(lambda: device.prepare(settings.device, settings.threads, settings.precision))
+    together = f", {here.size} processes" if here.size > 1 else ""
+    console.say(
+        f"{config.name}: {config.model} to be trained by {config.task} at {config.resolution} px on {where}{together}"
+    )
+    torch.manual_seed(settings.seed)
+    task = distributed.together(lambda: build_task(config, where))
+    task.micro_batch = settings.micro_batch
+    task.check_batches(settings.batch)
+    _check_precision(config, where)
+    if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
+        distributed.together(partial(_begin, task, config))
+    if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
+        passes = settings.micro_batch or settings.batch // here.size
+        console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
+    patches = load_together(config.data, config.resolution)
+    for note in patches.notes:
+        console.say(f"note: {note}")
+    chosen = patches.select("train", LABELS[config.data.label])
+    if len(chosen) == 0:
+        raise nothing_to_learn_from(config, patches)
+    chosen = contaminated(patches, chosen, config.data.contamination, settings.seed)
+    _check_enough(config, task, len(chosen))
+    stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
+    judge = None if settings.judge_kimg is None else _judge(config, task, patches, chosen)
+    run = distributed.first(lambda: _run(config, out, existing, chosen))
+    told = contamination_in_words(config)
+    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{told} -> {run.folder}")
+    description = {
+        "config": config.model_dump(mode="json"),
+        "train_images": len(chosen),
+        "train_data": patches.fingerprint,
+    }
+    try:
+        ended = run_training(task, stream, run, where, description, existing is not None, judge)
+    except Interrupted:
+        distributed.first(lambda: _draw_curves(task, run))
+        raise
+    distributed.first(lambda: _draw_curves(task, run))
+    console.say(f"done: {run.folder} ({ended})")
+    return run
+
+
+def _begin(task: Task, config: RunConfig) -> None:
+    """What a new training starts from."""
+    task.begin()
+    if config.initial is not None:
+        task.start_from(load_model(config.initial).networks, f"initial {config.initial}")
+
+
+def _draw_curves(task: Task, run: Run) -> None:
+    """curves.png: how the figures that the task names went in training and, where it was judged, on validation images."""
+    if task.curves and (rows := run.read_log()):
+        from gan_uad.plotting.plots import learning_curves
+
+        learning_curves(rows, run.read_judgements(), task.curves, run.folder / "curves.png")
+
+
+def _check_enough(config: RunConfig, task: Task, count: int) -> None:
+    """Raise `UserError` when there are fewer images than the largest batch has."""
+    batch = config.training.batch
+    sizes, fixed = (
+        task.batch_sizes(batch),
+        task.batch_sizes(0),
+    )  # `fixed`: those that the run's batch size has no part in, and 0
+    largest = max(sizes)
+    if count < largest:
+        keys = ["-o training.batch"] * (0 in fixed and batch == largest) + ["optim.batch_per_level"] * (
+            largest in fixed
+        )
+        raise UserError(
+            f"{config.data.path}: {count} {config.data.label} train images are too few: a batch has {largest}. "
+            f"Use more images or a smaller {' and '.join(keys)}"
+        )
+
+
+def _judge(config: RunConfig, task: Task, patches: PatchSet, chosen: PatchSet) -> Judge:
+    """What judges the task every `judge_kimg`: a generator by the images that it is trained on, others by validation images."""
+    settings = config.training
+    if isinstance(task, AdversarialTask):
+        net = distributed.together(lambda: load_features(settings.judge_features, device=task.device))
+        return FrechetJudge(task, chosen, net, settings.judge_images)
+    validation = patches.select("val")
+    if len(validation) == 0:
+        raise UserError(f"{config.data.path}: no image in the val split, on which training.judge_kimg would judge")
+    judge = task.judge(some(validation, settings.judge_images, settings.seed))
+    if judge is None:
+        raise UserError(f"nothing judges a {config.task} while it is trained: leave training.judge_kimg out")
+    return judge
+
+
+def _check_precision(config: RunConfig, where: torch.device) -> None:
+    """Raise `UserError` for fp16 where it would overflow."""
+    if config.training.precision != "fp16":
+        return
+    if where.type != "cuda":
+        raise UserError("training.precision fp16 is for CUDA; use fp32 (or bf16) on a CPU")
+    if "low_precision_levels" not in inspect.signature(registry.find("network", config.model)).parameters:
+        raise UserError(
+            f"{config.model} would overflow in fp16 (its gradients are not scaled): use training.precision=bf16"
+        )
+
+
+def _run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet) -> Run:
+    """The run's folder, made or taken up again, with a picture of what it is trained on."""
+    if existing is not None:
+        existing.update_config(config)
+    run = existing or Run.create(out, config)
+    save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
+    return run
+
+
+def _batch_norm(task: Task) -> bool:
+    """Whether a network in training normalises by the statistics of its batch."""
+    layers = (layer for net in task.modules() for layer in net.modules())
+    return any(layer.training and isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
+
+
+def build_task(config: RunConfig, where: torch.device) -> Task:
+    """Networks and task of a configuration, freshly initialised from torch's global seed."""
+    model = registry.build("network", config.model, {"resolution": config.resolution, **config.network})
+    given: dict[str, Any] = {"model": model, "device": where, "seed": config.training.seed}
+    if "generator" in inspect.signature(registry.find("task", config.task)).parameters:
+        if config.generator is None:
+            raise UserError(f"{config.name} trains an encoder and needs a trained generator: add --generator RUN")
+        given["generator"] = load_model(config.generator).networks["gan"]
+    elif config.generator is not None:
+        raise UserError(f"task {config.task} trains no encoder and takes no generator")
+    task: Task = registry.build("task", config.task, config.optim, **given)
+    return task
+
+
+def _completed(config: RunConfig) -> RunConfig:
+    """Settle what follows from the generator and from where we are, so that the run's configuration says everything."""
+    _write_out_paths(config)
+    if config.initial is not None and not config.task:
+        raise UserError(f"{config.name} trains no network and starts from none: leave initial out")
+    if config.generator is None:
+        return config
+    theirs = load_model(config.generator)
+    network = {**_latent_sizes(config.model, theirs.generator), **config.network}
+    data = inherit_preprocessing(config.data, theirs.config, config.resolution)
+    return config.model_copy(update={"data": data, "network": network})
+
+
+def _write_out_paths(config: RunConfig) -> None:
+    """Scoring, say, finds the validation images by these paths, from whatever folder it is called."""
+    if config.data.path is not None:
+        config.data.path = _absolute(config.data.path)
+    if config.initial is not None:
+        config.initial = _absolute(config.initial)
+    if config.generator is not None:
+        config.generator = _absolute(config.generator)
+    if isinstance(config.optim.get("cnn"), str):
+        config.optim["cnn"] = _absolute(config.optim["cnn"])
+
+
+def _latent_sizes(encoder: str, G: Any) -> dict[str, int]:
+    """The options of an encoder that follow from its generator."""
+    sizes = {"z_dim": G.z_dim}
+    if style_based(G):
+        sizes |= {"w_dim": G.w_dim, "num_ws": G.synthesis.num_ws, "num_noise": len(G.synthesis.noise_shapes)}
+    takes = inspect.signature(registry.find("network", encoder)).parameters
+    return {name: size for name, size in sizes.items() if name in takes}
+
+
+def _existing(source: str, overrides: tuple[str, ...], out: Path, resume: bool) -> Run | None:
+    if Path(source).is_dir():
+        if not resume:
+            raise UserError(f"{source} is a run folder: add --resume to go on with it, or name a preset to start anew")
+        return Run(Path(source))
+    if not resume:
+        return None
+    name = load_config(source, overrides).name
+    run = Run.latest(out, name)
+    if run is None:
+        console.say(f"nothing to resume: no run of {name} under {out}; starting anew")
+    return run
+
+
+def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
+    config = resolve(
+        read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, where=str(run.folder)
+    )
+    started = run.config.model_copy(deep=True)
+    for told in (config, started):
+        _write_out_paths(told)
+    for key, was in _flat(started.model_dump()).items():
+        now = _flat(config.model_dump())[key]
+        if now != was and key not in RESUMABLE:
+            raise UserError(
+                f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that"
+            )
+    if config.training.judge_kimg is None and run.read_judgements():
+        raise UserError(
+            f"{run.folder} stands for the best model of its judgements, and without any more it would stay that one: "
+            "keep training.judge_kimg, or start a new run"
+        )
+    return config
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and key in {"data", "training"}:
+            flat |= _flat(value, f"{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _quoted(text: str) -> str:
+    return yaml.safe_dump(text, default_style='"').strip()
