@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from gan_uad import config, device
-from gan_uad.cli.doctor import doctor
 from gan_uad.cli import doctor as room
+from gan_uad.cli.doctor import doctor
 from gan_uad.errors import UserError
 
 
