@@ -59,7 +59,7 @@ class AnoGANInverter(Inverter):
     def _loss(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
         # The features of the images stay the same through the search, so they are computed once.
         return self.distance.total(
-            self.distance.parts(images, made, lambda x: target if x is images else self.discriminator.features(x))
+            self.distance.components(images, made, lambda x: target if x is images else self.discriminator.features(x))
         )
 
     def _start(self, image: Tensor) -> Tensor:

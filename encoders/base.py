@@ -62,7 +62,7 @@ class Inversion:
 
 
 @dataclass
-class Found:
+class SearchState:
     """Images that are done: their numbers among those given, what was found, seconds that each of them took.
 
     `frames`: pictures `[F, 3, R, R]` of the way there, where the inverter was asked to keep some.
@@ -105,7 +105,7 @@ class Inverter(ABC):
         order = torch.tensor([row for piece in found for row in piece.rows])
         return together if bool((order.diff() > 0).all()) else together.take(order.argsort())
 
-    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[Found]:
+    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[SearchState]:
         """As `invert`, but each image as soon as it is done; `progress` is told how many are, parts of one included."""
         check_images(images, self.generator.resolution)
         done = 0
@@ -113,7 +113,7 @@ class Inverter(ABC):
             started = time.perf_counter()
             found = self._invert(self.padded(part)).take(slice(len(part)))
             seconds = (time.perf_counter() - started) / len(part)
-            yield Found(list(range(done, done + len(part))), found, seconds)
+            yield SearchState(list(range(done, done + len(part))), found, seconds)
             done += len(part)
             if progress is not None:
                 progress(done)
@@ -135,7 +135,7 @@ class Inverter(ABC):
     @torch.no_grad()
     def measure(self, images: Tensor, reconstruction: Tensor) -> Tensor:
         """What the inverter makes small, per image `[N]`, for the reconstruction as it is returned; `measured` names it."""
-        return self.distance.total(self.distance.parts(images, reconstruction, self.discriminator.features))
+        return self.distance.total(self.distance.components(images, reconstruction, self.discriminator.features))
 
     @property
     def measured(self) -> str:

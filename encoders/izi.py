@@ -65,8 +65,8 @@ class EncoderTask(Task):
         drawn = self.draw(len(real))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value, figures = self.loss(real[part], None if drawn is None else drawn[part])
-            return value, {"loss": value, **figures}
+            value, metrics = self.loss(real[part], None if drawn is None else drawn[part])
+            return value, {"loss": value, **metrics}
 
         return self.optimise(self.optimizer, len(real), loss)
 
@@ -87,11 +87,11 @@ class EncoderTask(Task):
         """The encoder, and the GAN that it belongs to: the file needs nothing beside it."""
         return {"gan": self.gan, "encoder": self.E}
 
-    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+    def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
         """See `Task`; the generator stays the one that was given."""
         if "encoder" not in trained:
-            raise UserError(f"{where} holds no encoder, only {', '.join(trained) or 'a fitted scorer'}")
-        load_weights(self.E, trained["encoder"].state_dict(), where)
+            raise UserError(f"{context} holds no encoder, only {', '.join(trained) or 'a fitted scorer'}")
+        load_weights(self.E, trained["encoder"].state_dict(), context)
 
     def state_dict(self) -> dict[str, Any]:
         """Encoder, optimiser, random numbers, and the frozen GAN: its run may have been trained on since."""
@@ -124,7 +124,7 @@ class IziFTask(EncoderTask):
 
     def loss(self, real: Tensor, drawn: None) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`."""
-        parts = self.distance.parts(real, self.gan.G(self.E(real)), self.gan.D.features)
+        parts = self.distance.components(real, self.gan.G(self.E(real)), self.gan.D.features)
         return self.distance.total(parts).mean(), {name: value.mean() for name, value in parts.items()}
 
 
@@ -166,7 +166,7 @@ class EncoderInverter(Inverter):
                 "this model has no encoder; train one (gan-uad train izi_f_64 -o generator=RUN) or use --inverter anogan"
             )
         if not hasattr(nets["encoder"], "z_dim"):
-            raise ValueError("this model's encoder gives w, not z: use --inverter hybrid")
+            raise ValueError("this model's encoder gives w, not z: use --inverter style_encoder")
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
 
     def _invert(self, images: Tensor) -> Inversion:

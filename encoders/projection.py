@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from encoders.base import Found, Inversion, Inverter, pixel_seed
+from encoders.base import Inversion, Inverter, SearchState, pixel_seed
 from encoders.noise import autocorrelation, renormalise_
 from encoders.search import Job, Schedule, Slots
 from gan_uad.errors import JobFailed, UserError
@@ -62,7 +62,7 @@ def w_centres(w: Tensor, count: int, seed: int) -> Tensor:
 class LatentSearch(Inverter):
     """Adam on latents and noise maps until the generator's image is close to the given one in a perceptual distance.
 
-    `perceptual`: "vgg" (LPIPS; the reference) or "alex", which need weight files, or "efficientnet_lite0". `settle`: an image whose
+    `perceptual`: "vgg" (LPIPS; the reference) or "alex", which need weight files, or "efficientnet_lite0". `tol`: an image whose
     distance goes down by less than this share over 5 % of the steps goes on with the fall of the learning rate (see `Schedule`), so
     that it ends early; 0: never, the reference. `restarts` k > 1: from each of the centres of k clusters of w (in z: from k draws);
     the closest image is kept. `micro_batch` images are searched for side by side; when one is done, the next takes its place. Random
@@ -84,7 +84,7 @@ class LatentSearch(Inverter):
         steps: int = 1000,
         lr: float = 0.1,
         perceptual: str = "vgg",
-        settle: float = 0.0,
+        tol: float = 0.0,
         restarts: int = 1,
         seed: int = 0,
         noise_weight: float = NOISE_WEIGHT,
@@ -96,15 +96,13 @@ class LatentSearch(Inverter):
             raise ValueError(f"noise_weight must not be negative, got {noise_weight}")
         if steps < 1 or not 0 < lr < math.inf:
             raise ValueError(f"steps must be at least 1 and lr above 0, got {steps} and {lr}")
-        if not 0 <= settle < 1 or not 1 <= restarts <= MOST_RESTARTS:
-            raise ValueError(
-                f"settle must be in [0, 1) and restarts in [1, {MOST_RESTARTS}], got {settle} and {restarts}"
-            )
+        if not 0 <= tol < 1 or not 1 <= restarts <= MOST_RESTARTS:
+            raise ValueError(f"tol must be in [0, 1) and restarts in [1, {MOST_RESTARTS}], got {tol} and {restarts}")
         self.styled = style_based(nets["gan"].G)
         if self.space != "z" and not self.styled:
             raise ValueError("this generator has no w (StyleGAN and StyleGAN2 have one): search in z, --inverter z")
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
-        self.schedule, self.restarts, self.seed = Schedule(steps, lr, settle), restarts, seed
+        self.schedule, self.restarts, self.seed = Schedule(steps, lr, tol), restarts, seed
         self.steps, self.noise_weight = steps, noise_weight
         self.frames = 0  # pictures to keep of the way to each image
         try:
@@ -175,12 +173,12 @@ class LatentSearch(Inverter):
 
     # ------------------------------------------------------------------ the search
 
-    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[Found]:
+    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[SearchState]:
         """See `Inverter`: one image at a time. Raises `JobFailed` when the distance is no number any more."""
         check_images(images, self.generator.resolution)
         waiting = self.jobs(images)
         slots = Slots(self.micro_batch, next(waiting))
-        best: dict[int, tuple[float, Found]] = {}
+        best: dict[int, tuple[float, SearchState]] = {}
         ended = [0] * len(images)
         while True:
             begun = time.perf_counter()
@@ -246,7 +244,7 @@ class LatentSearch(Inverter):
         return noise.to(self.device)
 
     @torch.no_grad()
-    def _results(self, slots: Slots, over: list[tuple[int, Job]]) -> list[tuple[float, Found]]:
+    def _results(self, slots: Slots, over: list[tuple[int, Job]]) -> list[tuple[float, SearchState]]:
         """For these jobs the distance reached and what was found, but for the seconds."""
         if not over:
             return []
@@ -260,7 +258,7 @@ class LatentSearch(Inverter):
             steps, history = torch.tensor([len(job.losses)]), torch.tensor(job.losses)[:, None]
             inversion = Inversion(latent[here].clone(), made[here].clone(), steps, history, maps, self.space)
             frames = torch.stack([*job.frames, made[place].cpu()]) if self.frames else None
-            results.append((distance[place], Found([job.row], inversion, 0.0, frames)))
+            results.append((distance[place], SearchState([job.row], inversion, 0.0, frames)))
         return results
 
     # ------------------------------------------------------------------ images of latents

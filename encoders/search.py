@@ -17,14 +17,14 @@ RAMP_UP, RAMP_DOWN, EXPLORED = 0.05, 0.25, 0.75  # shares of the steps
 class Schedule:
     """Learning rate and exploration over `steps` steps (Karras et al. 2020, appendix D), and when to leave the main phase early.
 
-    The rate rises linearly over the first 5 % and falls as a cosine over the last 25 %. `settle`: when the mean loss of the last 5 % of
+    The rate rises linearly over the first 5 % and falls as a cosine over the last 25 %. `tol`: when the mean loss of the last 5 % of
     the steps (at least 10) is lower by less than this share than that of as many before, the search goes on at the fall of the rate;
     0: never.
     """
 
     steps: int
     lr: float
-    settle: float = 0.0
+    tol: float = 0.0
 
     def rate(self, step: int) -> float:
         """Learning rate of a step; 0 at the very first, as in the original."""
@@ -45,10 +45,10 @@ class Schedule:
         """The step that follows `step`, at whose end the losses since the start were these."""
         window = max(10, round(0.05 * self.steps))
         risen = math.ceil(RAMP_UP * self.steps)
-        if self.settle and step < self.fall and step + 1 >= risen + 2 * window:
+        if self.tol and step < self.fall and step + 1 >= risen + 2 * window:
             last = math.fsum(losses[-window:])
             before = math.fsum(losses[-2 * window : -window])
-            if before - last < self.settle * before:
+            if before - last < self.tol * before:
                 return self.fall
         return step + 1
 

@@ -148,17 +148,17 @@ def build_networks(path: Path) -> tuple[dict[str, Any], dict[str, nn.Module]]:
     return description, networks
 
 
-def load_weights(net: nn.Module, tensors: dict[str, Any], where: str) -> None:
+def load_weights(net: nn.Module, tensors: dict[str, Any], context: str) -> None:
     """`load_state_dict` that answers a wrong architecture with one line: which tensor, which shape, which shape was expected."""
     expected = net.state_dict()
     for name in [*expected, *tensors]:
         if name not in tensors or name not in expected:
             raise UserError(
-                f"{where} is of another architecture: {name!r} is only in the {'file' if name in tensors else 'network'}"
+                f"{context} is of another architecture: {name!r} is only in the {'file' if name in tensors else 'network'}"
             )
         if tensors[name].shape != expected[name].shape:
             raise UserError(
-                f"{where} is of another architecture: {name!r} is {list(tensors[name].shape)} in the file, "
+                f"{context} is of another architecture: {name!r} is {list(tensors[name].shape)} in the file, "
                 f"{list(expected[name].shape)} in the network (another resolution or channel_base?)"
             )
     net.load_state_dict(tensors)

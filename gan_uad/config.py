@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from gan_uad import console, old_names
 from gan_uad.errors import UserError, near
 
 
@@ -117,11 +118,11 @@ class TrainingConfig(_Strict):
         10.0, gt=0, description="a picture every so many kimg (and early ones at 0, 1/16, 1/4 of it)"
     )
     checkpoint_kimg: float = Field(10.0, gt=0, description="a resumable checkpoint every so many kimg")
-    judge_kimg: float | None = Field(
+    eval_kimg: float | None = Field(
         None, gt=0, description="judge the model every so many kimg, and at the end; default: never"
     )
-    judge_images: int = Field(10000, ge=2, description="a judgement rests on at most so many images")
-    judge_features: str = Field(
+    eval_images: int = Field(10000, ge=2, description="a judgement rests on at most so many images")
+    eval_features: str = Field(
         "efficientnet_lite0", description="whose features judge a generator, by Fréchet distance; inception: the FID"
     )
     patience: int | None = Field(
@@ -178,7 +179,7 @@ class RunConfig(_Strict):
     network: dict[str, Any] = Field({}, description="options of the network family")
     optim: dict[str, Any] = Field({}, description="options of the task: learning rates, loss weights, EMA")
     generator: str | None = Field(None, description="run folder or model file of a trained generator (encoders only)")
-    initial: str | None = Field(
+    init_from: str | None = Field(
         None, description="run folder or model file of the same architecture whose weights the training starts from"
     )
     data: DataConfig = Field(default_factory=lambda: DataConfig())
@@ -233,12 +234,13 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
     """
     path = Path(source)
     if path.suffix not in {".yaml", ".yml"}:
-        if str(source) not in presets():
-            raise UserError(
-                f"no preset is called {str(source)!r} (and it is no .yaml file): {near(str(source), presets())}"
-            )
-        path = presets()[str(source)]
-    return resolve(read_yaml(path), overrides, default_name=path.stem, where=str(source))
+        name = old_names.preset(str(source))
+        if name not in presets():
+            raise UserError(f"no preset is called {name!r} (and it is no .yaml file): {near(name, presets())}")
+        for note in old_names.renamed([str(source)]):
+            console.say(f"note: {note}")
+        path = presets()[name]
+    return resolve(read_yaml(path), overrides, default_name=path.stem, context=str(source))
 
 
 def data_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> DataConfig:
@@ -247,20 +249,20 @@ def data_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> DataC
     for override in overrides:
         if not override.startswith("data."):
             raise UserError(f"-o {override}: only data.* settings apply here")
-    return resolve(raw, overrides, default_name="data", where="-o").data
+    return resolve(raw, overrides, default_name="data", context="-o").data
 
 
 def resolve(
-    raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, where: str
+    raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, context: str
 ) -> RunConfig:
     """Check a raw mapping after applying overrides; `where` names its origin in errors."""
-    raw = copy.deepcopy({"name": default_name, **raw})
+    raw = copy.deepcopy({"name": default_name, **old_names.config(raw)})
     for override in overrides:
         _apply(raw, override)
     try:
-        return RunConfig.model_validate(raw)
+        return RunConfig.model_validate(old_names.config(raw))
     except ValidationError as error:
-        raise UserError(f"{where}: {_explain(error)}") from None
+        raise UserError(f"{context}: {_explain(error)}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -282,6 +284,9 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"-o {override!r}: expected key=value, such as -o training.batch=32")
+    for note in old_names.renamed([key]):
+        console.say(f"note: {note}")
+    key = old_names.setting(key)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -321,12 +326,12 @@ def first_error(error: ValidationError) -> tuple[Any, str]:
 
 def _explain(error: ValidationError) -> str:
     first, more = first_error(error)
-    where = ".".join(str(part) for part in first["loc"])
+    context = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         section: Any = RunConfig
         for part in first["loc"][:-1]:
             section = section.model_fields[part].annotation
-        return f"unknown key {where!r}: {near(str(first['loc'][-1]), section.model_fields)}{more}"
+        return f"unknown key {context!r}: {near(str(first['loc'][-1]), section.model_fields)}{more}"
     if first["type"] == "missing":
-        return f"key {where!r} is missing{more}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{more}"
+        return f"key {context!r} is missing{more}"
+    return f"{context}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{more}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import fcntl
+import hashlib
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
@@ -82,6 +85,66 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file; None where there is no file, or none that can be read as JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def append_json_line(path: Path, value: Any) -> None:
+    """Append one line of JSON; a process that is killed meanwhile leaves an incomplete line at most."""
+    with explained(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The values of all complete lines of a JSON Lines file, [] where there is none; an incomplete line is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return rows
+
+
+def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV with a header line; lines end with a line feed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header line, by column. Raises `UserError` for a file that cannot be read, a missing column, and a
+    row of more or fewer cells than the header.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, restkey="surplus")
+            missing = [name for name in required if name not in (reader.fieldnames or ())]
+            if missing:
+                raise UserError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(required)}")
+            rows = []
+            for row in reader:
+                if "surplus" in row or None in row.values():
+                    raise UserError(f"{path}, line {reader.line_num}: more or fewer cells than the header has columns")
+                rows.append(dict(row))
+            return rows
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents; raises `UserError` when that is not allowed or a file is in the way."""
     check_folder(path)
@@ -110,15 +173,29 @@ def _explain(error: OSError, path: Path) -> UserError | JobFailed:
     )
 
 
-def claim(folder: Path, settings: str, results: str, key: str, others: str) -> None:
-    """Make the folder of results; `UserError` where it holds those of another key (`others` in words), as its file `settings` tells."""
-    make_folder(folder)
-    described = folder / settings
-    if not described.is_file() and not (folder / results).exists():
+def claim(folder: Path, record: str, wanted: dict[str, Any], what: str, refused: str = "") -> None:
+    """Make the output folder of a command, or find it as an earlier call with the same settings made it.
+
+    `folder/record` is a JSON file that holds at least the settings `wanted`; it is written where it is missing. Raises `UserError` where
+    it says otherwise (`what`: what the folder then holds, such as "scores"), and where a file matches the pattern `refused` ("*": any
+    that is not hidden) and there is no record.
+    """
+    wanted, path = json.loads(json.dumps(wanted)), folder / record
+    check_folder(folder)
+    if path.is_file():
+        found = read_json(path)
+        differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+        if differing:
+            key = differing[0]
+            values = [wanted[key], found.get(key) if isinstance(found, dict) else None]
+            plain = all(isinstance(value, str | int | float | None) and len(str(value)) < 40 for value in values)
+            settings = f"{key} {values[1]}, not {values[0]}" if plain and key != "key" else "other settings"
+            raise UserError(f"{folder} holds {what} with {settings}; choose another folder with --out")
+        make_folder(folder)
         return
-    try:
-        mine = json.loads(described.read_text(encoding="utf-8"))["key"] == key
-    except (OSError, ValueError, TypeError, KeyError):
-        mine = False
-    if not mine:
-        raise UserError(f"{folder} holds {others}; choose another folder with --out")
+    if refused and folder.is_dir() and any(not file.name.startswith(".") for file in folder.glob(refused)):
+        raise UserError(
+            f"{folder} is not empty and holds no {record}, so it is not of this command; choose another folder with --out"
+        )
+    make_folder(folder)
+    write_json(path, wanted)

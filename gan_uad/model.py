@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gan_uad import registry
+from gan_uad import old_names, registry
 from gan_uad.checkpoint import build_networks, read_model
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError, near
-from gan_uad.networks.sampling import check_style, draw, from_seeds, settle
+from gan_uad.networks.sampling import check_style, draw, from_seeds, to_w
 from gan_uad.run import Run, model_file
 from gan_uad.scoring.base import Scorer, load_scorer
 
@@ -65,7 +65,7 @@ class Model:
         """
         G = self.generator
         check_style(G, psi, noise)
-        return draw(G, settle(G, from_seeds(seeds, G.z_dim), psi, batch), noise, batch)
+        return draw(G, to_w(G, from_seeds(seeds, G.z_dim), psi, batch), noise, batch)
 
     def preprocess(self, image: Any) -> Tensor:
         """A uint8 `[H, W, 3]` image as this model's input `[1, 3, R, R]` in [-1, 1]."""
@@ -80,7 +80,7 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     """Build the networks of a run folder or model file. See `gan_uad.load`."""
     file = model_file(path)
     description, networks = build_networks(file)
-    config = resolve(description["config"], default_name=file.stem, where=str(file))
+    config = resolve(description["config"], default_name=file.stem, context=str(file))
     device = device or torch.device("cpu")
     for net in networks.values():
         net.to(device).to(memory_format=torch.channels_last)
@@ -91,7 +91,7 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
         description["nimg"],
         device,
         description.get("train_data", ""),
-        description.get("scorer"),
+        old_names.spec("scorer", description["scorer"]) if description.get("scorer") else None,
     )
 
 
@@ -189,7 +189,7 @@ def about_run(source: str, model: Model) -> dict[str, Any]:
     stopped_early = False
     if file.name == "best.safetensors" and (folder / "model.safetensors").is_file():
         nimg = read_model(folder / "model.safetensors")[0]["nimg"]
-        better = [row["best"] for row in Run(folder).read_judgements()]
+        better = [row["best"] for row in Run(folder).read_validations()]
         patience = model.config.training.patience
         stopped_early = patience is not None and len(better) > patience and not any(better[-patience:])
     about = {

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from gan_uad import old_names
 from gan_uad.errors import UserError, near
 
 KINDS = ("network", "task", "features", "scorer", "inverter")
@@ -61,7 +62,7 @@ def entries(kind: str) -> list[Entry]:
 
 def find(kind: str, name: str) -> Any:
     """Return the class registered as `name`; raises `UserError` with near matches when there is none."""
-    known = _catalogue()[kind]
+    known, name = _catalogue()[kind], old_names.registered(kind, name)
     if name not in known:
         raise UserError(f"no {kind} is called {name!r}: {near(name, known)}")
     entry = known[name]
@@ -80,12 +81,12 @@ def build(kind: str, name: str, options: dict[str, Any], **given: Any) -> Any:
         built = cls(**given, **checked)
     except (ValueError, TypeError) as error:
         raise UserError(f"{kind} {name}: {error}") from error
-    built.spec = {"name": name, "options": options}
+    built.spec = {"name": old_names.registered(kind, name), "options": options}
     return built
 
 
 def check_options(
-    cls: Callable[..., Any], options: dict[str, Any], where: str, given: tuple[str, ...] = ()
+    cls: Callable[..., Any], options: dict[str, Any], context: str, given: tuple[str, ...] = ()
 ) -> dict[str, Any]:
     """The options as the types that `cls` declares: 5.0 for a float told as 5, a tuple for a list.
 
@@ -99,14 +100,14 @@ def check_options(
     checked = {}
     for key, value in options.items():
         if key not in known:
-            raise UserError(f"{where} has no option {key!r}: {near(key, known)}")
+            raise UserError(f"{context} has no option {key!r}: {near(key, known)}")
         try:
             checked[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
         except PydanticSchemaGenerationError:  # an object, which no configuration can hold
-            raise UserError(f"{where}, option {key}: it cannot be given in a configuration") from None
+            raise UserError(f"{context}, option {key}: it cannot be given in a configuration") from None
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
-            raise UserError(f"{where}, option {key}: {reason[0].lower()}{reason[1:]}, got {value!r}") from None
+            raise UserError(f"{context}, option {key}: {reason[0].lower()}{reason[1:]}, got {value!r}") from None
     return checked
 
 

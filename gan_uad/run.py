@@ -34,7 +34,7 @@ class Run:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not a run folder: it has no config.yaml")
         self.config: RunConfig = resolve(
-            read_yaml(folder / "config.yaml"), default_name=folder.name, where=f"{folder}/config.yaml"
+            read_yaml(folder / "config.yaml"), default_name=folder.name, context=f"{folder}/config.yaml"
         )
 
     @classmethod
@@ -90,11 +90,11 @@ class Run:
         """All whole lines of `log.jsonl` (a killed process may leave half a line, which is passed over)."""
         return self._rows("log.jsonl")
 
-    def judged(self, row: dict[str, Any]) -> None:
+    def log_validation(self, row: dict[str, Any]) -> None:
         """Append one judgement to `metrics.jsonl`."""
         self._append("metrics.jsonl", row)
 
-    def read_judgements(self) -> list[dict[str, Any]]:
+    def read_validations(self) -> list[dict[str, Any]]:
         """All whole lines of `metrics.jsonl`; none where nothing was judged."""
         return self._rows("metrics.jsonl")
 

@@ -29,7 +29,7 @@ def publish(run: Path, name: str) -> tuple[Path, dict[str, object]]:
     if not networks:
         raise UserError(f"{run} holds a fitted detector and no networks: it is fitted again in seconds")
     config = description["config"]
-    config["name"], config["generator"], config["initial"] = name, None, None
+    config["name"], config["generator"], config["init_from"] = name, None, None
     config["optim"].pop("cnn", None)
     config["data"]["path"] = None
     kept = {key: value for key, value in description.items() if key not in {"format", "networks"}}

@@ -25,7 +25,7 @@ resolution: 32
 network: {growth_rate: 8, block_config: [2, 2], init_features: 8}
 optim: {lr: 0.005, balance: oversample, augment: 0.2}
 data: {label: all}
-training: {total_kimg: 0.48, batch: 16, threads: 1, tick_kimg: 0.12, snapshot_kimg: 0.48, checkpoint_kimg: 0.12, judge_kimg: 0.12}
+training: {total_kimg: 0.48, batch: 16, threads: 1, tick_kimg: 0.12, snapshot_kimg: 0.48, checkpoint_kimg: 0.12, eval_kimg: 0.12}
 scoring: {scorer: classifier, threshold: "manual:0"}
 """
 SPLITS = {"train": (48, 24), "val": (16, 16), "test": (14, 10)}

@@ -10,7 +10,7 @@ from gan_uad.features.base import FeatureNet
 class Thumbnails(FeatureNet):
     """3 × 3 averages of each channel: quick, and still features of the images."""
 
-    figure, dim, weights, preprocessing = "FD-Thumbnails", 27, "none sha256:0", "as they are"
+    metric, dim, weights, preprocessing = "FD-Thumbnails", 27, "none sha256:0", "as they are"
     spec = {"name": "thumbnails"}
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

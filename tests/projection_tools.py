@@ -19,7 +19,7 @@ STYLE = {"w_dim": 8, "mapping_layers": 2}
 class Colours(FeatureNet):
     """The pixels and their 4×4 means, each with a constant beside the colours, so that brightness survives the normalisation."""
 
-    figure, dim, weights, preprocessing = "FD-colours", 4, "none sha256:0", "as they are"
+    metric, dim, weights, preprocessing = "FD-colours", 4, "none sha256:0", "as they are"
 
     def forward(self, images: Tensor) -> Tensor:
         return F.pad(images.float(), (0, 0, 0, 0, 0, 1), value=1.0).mean((2, 3))

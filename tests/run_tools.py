@@ -15,23 +15,23 @@ from gan_uad.run import Run
 from gan_uad.training import engine
 
 
-def same(a: Any, b: Any, where: str = "state") -> None:
+def same(a: Any, b: Any, context: str = "state") -> None:
     """Assert that two nested states are equal bit for bit."""
-    assert type(a) is type(b), where
+    assert type(a) is type(b), context
     if isinstance(a, Tensor):
-        assert a.dtype == b.dtype, where
-        assert a.shape == b.shape, where
-        assert torch.equal(a, b), where
+        assert a.dtype == b.dtype, context
+        assert a.shape == b.shape, context
+        assert torch.equal(a, b), context
     elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
+        assert a.keys() == b.keys(), context
         for key in a:
-            same(a[key], b[key], f"{where}.{key}")
+            same(a[key], b[key], f"{context}.{key}")
     elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
+        assert len(a) == len(b), context
         for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}.{k}")
+            same(x, y, f"{context}.{k}")
     else:
-        assert a == b, where
+        assert a == b, context
 
 
 def state(run: Path, name: str = "state.pt") -> Any:
@@ -65,7 +65,7 @@ class Toy(engine.Task):
     def __init__(self, figure: Callable[[int], float] = float, weight: Callable[[int], float] = float) -> None:
         self.net = nn.Linear(1, 1)
         self.net.spec = {"name": "toy", "options": {}}  # type: ignore[assignment]
-        self.figure, self.weight, self.steps = figure, weight, []  # type: ignore[var-annotated]
+        self.metric, self.weight, self.steps = figure, weight, []  # type: ignore[var-annotated]
         self.after_step: Callable[[int], None] = lambda nimg: None
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ class Toy(engine.Task):
             self.net.weight.fill_(self.weight(nimg + len(real)))
         self.after_step(nimg + len(real))
         sometimes = {"rare": torch.tensor(float(nimg))} if len(self.steps) % 2 == 0 else {}
-        return {"figure": torch.tensor(self.figure(nimg)), **sometimes}
+        return {"figure": torch.tensor(self.metric(nimg)), **sometimes}
 
     def sample(self) -> Tensor:
         return torch.zeros(5, 3, 8, 8)
@@ -99,7 +99,7 @@ class Blank:
 def toy_run(out: Path, **training: Any) -> Run:
     settings = {"batch": 10, "total_kimg": 0.2, "tick_kimg": 0.05, "snapshot_kimg": 0.16, "checkpoint_kimg": 0.1}
     raw = {"model": "toy", "task": "toy", "training": settings | training}
-    return Run.create(out, resolve(raw, default_name="toy", where="test"))
+    return Run.create(out, resolve(raw, default_name="toy", context="test"))
 
 
 def train_toy(task: Toy, run: Run, resume: bool = False) -> None:

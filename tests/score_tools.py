@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-PARTS = ["residual", "features", "l1", "l2", "latent", "z_shell"]
-HEADER = ["image", "group", "label", "score", *PARTS, "model", "threshold", "decision"]
+COMPONENTS = ["residual", "features", "l1", "l2", "latent", "z_shell"]
+HEADER = ["image", "group", "label", "score", *COMPONENTS, "model", "threshold", "decision"]
 RULE = ("--threshold", "fpr:0.2")  # four validation groups can promise 0.2
 
 

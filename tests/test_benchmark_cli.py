@@ -22,8 +22,8 @@ from PIL import Image
 from score_tools import fails, index, rows
 from sklearn.metrics import roc_auc_score
 
-from gan_uad.benchmark.datasets import Prepared, prepare_data
-from gan_uad.benchmark.generators import plan_judgings
+from gan_uad.benchmark.datasets import BenchmarkData, prepare_data
+from gan_uad.benchmark.generators import plan_comparisons
 from gan_uad.benchmark.plan import plan, points
 from gan_uad.benchmark.schema import DataEntry, Search, load_benchmark, shipped
 from gan_uad.config import DataConfig, load_config
@@ -39,7 +39,7 @@ METHODS: dict[str, Any] = {
     "wrong": {"train": "conv_vae_64", "set": {"network.channels": [1] * 9}},
     "nowhere": {"train": {"run": "no/run*"}},
     "mean_color": None,
-    "gaussian": {"search": {"grid": {"scoring.options.features": ["pixels@2", "pixels@8"]}}},
+    "mahalanobis": {"search": {"grid": {"scoring.options.features": ["pixels@2", "pixels@8"]}}},
     "izi_f": {
         "train": ["dcgan_64", "izi_f_64_small"],
         "set": NETS | {"dcgan_64/network.z_dim": 4, "izi_f_64_small/scoring.options.kappa": 0.5},
@@ -47,7 +47,7 @@ METHODS: dict[str, Any] = {
     },
     "vae": {
         "train": "conv_vae_64",
-        "set": {"network.channels": [4, 8], "network.latent_dim": 4, "training.judge_kimg": 0.064},
+        "set": {"network.channels": [4, 8], "network.latent_dim": 4, "training.eval_kimg": 0.064},
         "score": {"own": {"maps": True}},
     },
 }
@@ -109,7 +109,7 @@ def results(folder: Path) -> Any:
 def test_figures_are_those_of_the_score_files(made: Path) -> None:
     found = table(made)
     assert [(row["method"], row["scoring"]) for row in found] == [
-        ("mean colour", ""), ("mean_color", ""), ("gaussian", ""), ("izi_f", ""), ("izi_f", "residual"), ("vae", ""), ("found", ""),
+        ("mean colour", ""), ("mean_color", ""), ("mahalanobis", ""), ("izi_f", ""), ("izi_f", "residual"), ("vae", ""), ("found", ""),
     ]  # fmt: skip
     for row in found:
         file = made / row["folder"] / "scores" / ("mean_color.csv" if row["method"] == "mean colour" else "scores.csv")
@@ -146,8 +146,8 @@ def test_what_is_told_of_trainings(made: Path) -> None:
     assert len(list(made.glob("runs/*/*/model.safetensors"))) == 6  # a run a training, none twice
     log = [json.loads(line) for line in (made / vae["runs"] / "log.jsonl").read_text().splitlines()]
     assert (float(vae["kl"]), float(vae["kimg"])) == (log[-1]["kl"], 0.064)
-    judged = json.loads((made / vae["runs"] / "metrics.jsonl").read_text().splitlines()[-1])
-    assert float(vae["val_reconstruction"]) == judged["val_reconstruction"]
+    compared_rows = json.loads((made / vae["runs"] / "metrics.jsonl").read_text().splitlines()[-1])
+    assert float(vae["val_reconstruction"]) == compared_rows["val_reconstruction"]
     assert float(vae["pixel_auroc"]) == results(made)["cells"][-2]["pixels"]["pixel_auroc"]
     assert float(vae["train_seconds"]) == pytest.approx(sum_of_log(log), abs=0.01)
     assert (found["kimg"], found["training"], found["runs"]) == (
@@ -163,7 +163,7 @@ def sum_of_log(log: list[dict[str, Any]]) -> float:
 
 
 def test_search_chooses_on_validation_and_reads_test_once(made: Path, trained: Any) -> None:
-    cell = next(one for one in results(made)["cells"] if one["method"] == "gaussian")
+    cell = next(one for one in results(made)["cells"] if one["method"] == "mahalanobis")
     tried = cell["search"]["attempts"]
     assert [one["settings"] for one in tried] == [f'scoring.options.features="pixels@{side}"' for side in (2, 8)]
     figures = [area(made / one["folder"] / "scores" / "scores.csv") for one in tried]
@@ -211,8 +211,8 @@ def waited_for(what: Any, seconds: float = 300) -> Any:
 
 def test_killed_and_started_again(cli: Any, made: Path, source: Path, tmp_path: Path) -> None:
     """kill -9 of a cell in training: it fails alone. Of the benchmark: its cells end. Started again, the table is the undisturbed one's."""
-    out, errors, methods = tmp_path / "out", tmp_path / "stderr.txt", ("izi_f", "gaussian")
-    words = ["benchmark", str(source), "--out", str(out), "--only", "izi_f", "--only", "gaussian", "--jobs", "2"]
+    out, errors, methods = tmp_path / "out", tmp_path / "stderr.txt", ("izi_f", "mahalanobis")
+    words = ["benchmark", str(source), "--out", str(out), "--only", "izi_f", "--only", "mahalanobis", "--jobs", "2"]
     context = multiprocessing.get_context("forkserver")
     started = context.Process(target=benchmark_server.benchmark, args=(words, str(errors)))
     started.start()
@@ -263,11 +263,11 @@ def test_shards_make_one_table_of_seeds(cli: Any, trained: Any, tmp_path: Path) 
 def test_shipped_files_are_whole(name: str, tmp_path: Path) -> None:
     """Every method of every shipped benchmark names what there is, on data that need not be here."""
     found = load_benchmark(name)
-    data = {one: Prepared(tmp_path, one) for one in found.data}
-    cells, judgings = plan(found, data, None, "auto"), plan_judgings(found, data, None, "auto")
+    data = {one: BenchmarkData(tmp_path, one) for one in found.data}
+    cells, comparisons = plan(found, data, None, "auto"), plan_comparisons(found, data, None, "auto")
     assert {cell.method for cell in cells} == set(found.methods)
-    assert not [judging.problem for judging in judgings if judging.problem]
-    assert len({judging.folder for judging in judgings}) == len(judgings)
+    assert not [comparison.problem for comparison in comparisons if comparison.problem]
+    assert len({comparison.folder for comparison in comparisons}) == len(comparisons)
     assert {cell.data for cell in cells} == set(found.data)
     assert not [cell.problem for cell in cells if cell.problem]
     assert len({cell.folder for cell in cells}) == len(cells)
@@ -278,11 +278,11 @@ def test_reduced_files_need_no_data(name: str, tmp_path: Path) -> None:
     found = load_benchmark(name, reduced=True)
     assert [one.path for one in found.data.values()] == [None]
     assert all(one.phantom is not None and one.phantom.train <= 300 for one in found.data.values())
-    data = {one: Prepared(tmp_path, one) for one in found.data}
-    cells, judgings = plan(found, data, None, "auto"), plan_judgings(found, data, None, "auto")
+    data = {one: BenchmarkData(tmp_path, one) for one in found.data}
+    cells, comparisons = plan(found, data, None, "auto"), plan_comparisons(found, data, None, "auto")
     assert {cell.method for cell in cells} == set(found.methods)
-    assert not [cell.problem for cell in (*cells, *judgings) if cell.problem]
-    trainings = {step.key: step for cell in (*cells, *judgings) for step in cell.chain}.values()
+    assert not [cell.problem for cell in (*cells, *comparisons) if cell.problem]
+    trainings = {step.key: step for cell in (*cells, *comparisons) for step in cell.chain}.values()
     assert all(load_config(step.config, step.overrides).training.total_kimg <= 0.3 for step in trainings)
 
 
@@ -371,7 +371,7 @@ def test_wrong_words_are_refused(cli: Any, words: list[str], message: str, tmp_p
 
 def test_reduced_and_capped(tmp_path: Path) -> None:
     found = load_benchmark("phantom", reduced=True)
-    cells = plan(found, {"phantom": Prepared(tmp_path, "")}, 0.2, "auto")
+    cells = plan(found, {"phantom": BenchmarkData(tmp_path, "")}, 0.2, "auto")
     told = {text for cell in cells for step in cell.chain for text in step.overrides}
     assert {text for text in told if "total_kimg" in text} >= {"training.total_kimg=0.2"}
     assert found.data["phantom"].phantom is not None

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from score_tools import fails, rows
 
-from gan_uad.benchmark.datasets import Prepared
-from gan_uad.benchmark.generators import plan_judgings
+from gan_uad.benchmark.datasets import BenchmarkData
+from gan_uad.benchmark.generators import plan_comparisons
 from gan_uad.benchmark.plan import plan
 from gan_uad.benchmark.schema import load_benchmark
 
@@ -135,18 +135,18 @@ def test_what_fails_fails_alone_and_what_is_finished_stays(cli: Any, made: Path,
 def test_generators_are_the_runs_of_the_detection(tmp_path: Path) -> None:
     """What has the same settings is trained once; each generator of the shipped file is judged in each network."""
     found = load_benchmark("pcam")
-    data = {"pcam": Prepared(tmp_path, "")}
-    judged = plan_judgings(found, data, None, "auto")
+    data = {"pcam": BenchmarkData(tmp_path, "")}
+    compared_rows = plan_comparisons(found, data, None, "auto")
     trained = {step.key: cell.method for cell in plan(found, data, None, "auto") for step in cell.chain}
-    assert [trained.get(one.chains[0][0].key) for one in judged if one.features == "inception"] == [
-        "anogan_64", "izi_f", "pgan_64", "stylegan_64", "hybrid",
+    assert [trained.get(one.chains[0][0].key) for one in compared_rows if one.features == "inception"] == [
+        "anogan_64", "izi_f", "pgan_64", "stylegan_64", "style_encoder",
     ]  # fmt: skip
-    (table2,) = (one for one in judged if one.kind == "table2")
+    (table2,) = (one for one in compared_rows if one.kind == "table2")
     assert trained[table2.chains[0][0].key] == "densenet_64_small"
     assert 'data.label="anomalous"' in table2.chains[2][0].overrides
     assert table2.chains[2][0].key not in trained
-    assert [(one.what, one.kimg) for one in judged if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
-    capped = plan_judgings(found, data, 20, "auto")
+    assert [(one.what, one.kimg) for one in compared_rows if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
+    capped = plan_comparisons(found, data, 20, "auto")
     assert [one.kimg for one in capped if one.kind == "real_vs_synthetic"] == [20]
 
 

@@ -36,13 +36,13 @@ from gan_uad.scoring.base import Scorer, load_scorer
 
 SIDE = 16
 VECTORS: dict[str, dict[str, Any]] = {
-    "gaussian": {},
+    "mahalanobis": {},
     "knn": {"k": 3, "metric": "euclidean"},
     "one_class_svm": {"nu": 0.2},
     "isolation_forest": {"trees": 10, "samples": 20},
     "local_outlier_factor": {"k": 5},
 }
-ALL = {**VECTORS, "mean_color": {}, "patch_memory": {"strides": [4, 8], "memory_mb": 0.05, "max_patches": 40}}
+ALL = {**VECTORS, "mean_color": {}, "patchcore": {"strides": [4, 8], "memory_mb": 0.05, "max_patches": 40}}
 
 
 class Maps(Thumbnails):
@@ -128,7 +128,7 @@ def test_knn_is_the_distance_to_the_nearest_normals(metric: str, reduce: str) ->
 
 
 def expected_of(name: str, known: Any, new: Any) -> Any:
-    if name == "gaussian":
+    if name == "mahalanobis":
         precision = np.linalg.inv(ledoit_wolf(known)[0])
         return [mahalanobis(x, known.mean(0), precision) for x in new]
     if name == "one_class_svm":
@@ -138,7 +138,7 @@ def expected_of(name: str, known: Any, new: Any) -> Any:
     return -LocalOutlierFactor(n_neighbors=5, novelty=True).fit(known).score_samples(new)
 
 
-@pytest.mark.parametrize("name", ["gaussian", "one_class_svm", "isolation_forest", "local_outlier_factor"])
+@pytest.mark.parametrize("name", ["mahalanobis", "one_class_svm", "isolation_forest", "local_outlier_factor"])
 def test_scores_are_those_of_scikit_learn(name: str) -> None:
     images = torch.cat([patches(10, 1), patches(5, 2, 0.4)])
     expected = expected_of(name, vectors(patches(60, 0)), vectors(images))
@@ -152,13 +152,13 @@ def test_the_gaussians_of_levels_are_summed(levels: Any, tmp_path: Path) -> None
         return [maps.mean((2, 3)).numpy() for maps in Maps().maps(eight_bit)]
 
     train, images = patches(60, 0), torch.cat([patches(35, 1), patches(5, 2, 0.4)])
-    each = [expected_of("gaussian", k, n) for k, n in zip(averaged(train), averaged(images), strict=True)]
+    each = [expected_of("mahalanobis", k, n) for k, n in zip(averaged(train), averaged(images), strict=True)]
     chosen = [0, 1] if levels == "all" else levels
-    scorer = fitted("gaussian", train, levels=levels)
+    scorer = fitted("mahalanobis", train, levels=levels)
     found = scorer.score(images)
     np.testing.assert_allclose(found.image, np.sum([each[level] for level in chosen], 0), rtol=1e-4)
     for level in chosen:
-        np.testing.assert_allclose(found.parts[f"level_{level}"], each[level], rtol=1e-4)
+        np.testing.assert_allclose(found.components[f"level_{level}"], each[level], rtol=1e-4)
     np.testing.assert_allclose(scores(scorer, images[3:4]), found.image[3:4], rtol=1e-6)
     scorer.save(tmp_path / "a.safetensors")
     torch.testing.assert_close(load_scorer(tmp_path / "a.safetensors", net=Maps()).score(images).image, found.image)
@@ -175,11 +175,11 @@ def test_options_have_their_effect() -> None:
         ("isolation_forest", {"seed": 1}),
         ("local_outlier_factor", {"k": 6}),
         ("local_outlier_factor", {"metric": "cosine"}),
-        ("patch_memory", {"strides": [4]}),
-        ("patch_memory", {"max_patches": 20}),
-        ("patch_memory", {"memory_mb": 0.01}),
-        ("patch_memory", {"seed": 1}),
-        ("patch_memory", {"reweight": 3}),
+        ("patchcore", {"strides": [4]}),
+        ("patchcore", {"max_patches": 20}),
+        ("patchcore", {"memory_mb": 0.01}),
+        ("patchcore", {"seed": 1}),
+        ("patchcore", {"reweight": 3}),
     ):
         assert not np.array_equal(scores(fitted(name, **options), images), plain[name]), (
             name,
@@ -266,22 +266,22 @@ def patches_of(images: Tensor) -> Any:
 def test_a_map_holds_distances_to_the_nearest_patch_in_memory_and_the_score_is_the_largest() -> None:
     """All patches of few images are in memory, so that the memory is known."""
     train, images = patches(6, 0), patches(5, 1)
-    scorer = fitted("patch_memory", train, max_patches=96, memory_mb=1, sigma=0)
+    scorer = fitted("patchcore", train, max_patches=96, memory_mb=1, sigma=0)
     known, new = patches_of(train).reshape(-1, 9), patches_of(images)
     assert len(scorer.memory) == 96  # type: ignore[attr-defined]
     distance = cdist(new.reshape(-1, 9), known).min(1).reshape(5, 4, 4)
     found = scorer.score(images)
     np.testing.assert_allclose(found.image.numpy(), distance.max((1, 2)), rtol=1e-4)
-    assert torch.equal(found.parts["max"], found.image)
-    np.testing.assert_allclose(found.parts["mean"].numpy(), distance.mean((1, 2)), rtol=1e-4)
-    mean = fitted("patch_memory", train, max_patches=96, memory_mb=1, reduce="mean").score(images)
-    assert torch.equal(mean.image, found.parts["mean"])
+    assert torch.equal(found.components["max"], found.image)
+    np.testing.assert_allclose(found.components["mean"].numpy(), distance.mean((1, 2)), rtol=1e-4)
+    mean = fitted("patchcore", train, max_patches=96, memory_mb=1, reduce="mean").score(images)
+    assert torch.equal(mean.image, found.components["mean"])
     up = torch.nn.functional.interpolate(
         torch.from_numpy(distance)[:, None], SIDE, mode="bilinear", align_corners=False
     )
     assert found.map is not None
     np.testing.assert_allclose(found.map.numpy(), up[:, 0].numpy(), rtol=1e-4, atol=1e-6)
-    smooth = fitted("patch_memory", train, max_patches=96, memory_mb=1, sigma=1.5).score(images)
+    smooth = fitted("patchcore", train, max_patches=96, memory_mb=1, sigma=1.5).score(images)
     assert torch.equal(smooth.image, found.image)
     expected = gaussian_filter(up[:, 0].numpy(), (0, 1.5, 1.5), mode="nearest", truncate=4)
     assert smooth.map is not None
@@ -295,14 +295,14 @@ def test_of_several_maps_of_a_stride_the_last_is_taken() -> None:
             return [fine[:, :2] * 9, fine, coarse * 9, coarse]
 
     train, images = patches(6, 0), patches(5, 1)
-    scorer: Scorer = registry.build("scorer", "patch_memory", ALL["patch_memory"], net=More())
+    scorer: Scorer = registry.build("scorer", "patchcore", ALL["patchcore"], net=More())
     scorer.fit(stream(train))
-    assert np.array_equal(scores(scorer, images), scores(fitted("patch_memory", train), images))
+    assert np.array_equal(scores(scorer, images), scores(fitted("patchcore", train), images))
 
 
 def test_the_weight_of_the_score_is_that_of_the_paper() -> None:
     train, images = patches(6, 0), patches(5, 1)
-    scorer = fitted("patch_memory", train, max_patches=96, memory_mb=1, reweight=4)
+    scorer = fitted("patchcore", train, max_patches=96, memory_mb=1, reweight=4)
     known, new = patches_of(train).reshape(-1, 9), patches_of(images).reshape(5, 16, 9)
     expected = []
     for image in new:
@@ -318,7 +318,7 @@ def test_the_weight_of_the_score_is_that_of_the_paper() -> None:
 def test_the_memory_is_a_coreset_of_the_sample() -> None:
     """With room for all patches the sample is everything: the memory must cover it as the definition does."""
     train = patches(20, 0)
-    scorer = fitted("patch_memory", train, max_patches=30, memory_mb=1)
+    scorer = fitted("patchcore", train, max_patches=30, memory_mb=1)
     memory = scorer.memory.double().numpy()  # type: ignore[attr-defined]
     everything = patches_of(train).reshape(-1, 9)
     assert memory.shape == (30, 9)
@@ -332,7 +332,7 @@ def test_the_memory_is_a_coreset_of_the_sample() -> None:
 @pytest.mark.parametrize("count", [40, 400])
 def test_memory_is_bounded_at_any_number_of_images(count: int) -> None:
     """400 images have 6,400 patches of 36 bytes; the fit may take 0.05 MiB for them, beside one micro-batch."""
-    scorer, images = make("patch_memory"), patches(16, 0)
+    scorer, images = make("patchcore"), patches(16, 0)
     many = ((images.roll(k, 0), torch.zeros(16, dtype=torch.int64)) for k in range(count // 16))
     scorer.fit(stream(images))  # what is imported and cached at the first call
     tracemalloc.start()
@@ -363,11 +363,11 @@ def test_scores_do_not_depend_on_company(name: str) -> None:
     scorer, images = fitted(name), patches(40, 1)
     whole = scorer.score(images)
     for size in (1, 7, 33):
-        parts = [scorer.score(x) for x in images.split(size)]
-        torch.testing.assert_close(torch.cat([p.image for p in parts]), whole.image, rtol=1e-5, atol=1e-7)
+        components = [scorer.score(x) for x in images.split(size)]
+        torch.testing.assert_close(torch.cat([p.image for p in components]), whole.image, rtol=1e-5, atol=1e-7)
         if whole.map is not None:
             torch.testing.assert_close(
-                torch.cat([p.map for p in parts if p.map is not None]), whole.map, rtol=1e-5, atol=1e-7
+                torch.cat([p.map for p in components if p.map is not None]), whole.map, rtol=1e-5, atol=1e-7
             )
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(scorer.score(images[order]).image, whole.image[order], rtol=1e-5, atol=1e-7)
@@ -400,9 +400,9 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 def test_a_gaussian_of_the_format_without_levels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    fitted("gaussian").save(path)
+    fitted("mahalanobis").save(path)
     rewrite(path, lambda tensors: {name.replace("scorer.0.", "scorer."): value for name, value in tensors.items()})
-    with pytest.raises(UserError, match=r"gaussian scorer was fitted by an older version.*fit again"):
+    with pytest.raises(UserError, match=r"scorer was fitted by an older version.*fit again"):
         load_scorer(path, net=Maps())
 
 
@@ -424,7 +424,7 @@ def test_constant_images_have_finite_scores(name: str) -> None:
     found = fitted(name).score(grey)
     assert bool(found.image.isfinite().all())
     assert found.map is None or bool(found.map.isfinite().all())
-    if name != "gaussian":
+    if name != "mahalanobis":
         alike = fitted(name, grey[3:4].expand(30, -1, -1, -1))
         assert bool(alike.score(grey).image.isfinite().all())
 
@@ -443,14 +443,14 @@ def test_before_fit_there_is_no_figure(name: str, tmp_path: Path) -> None:
     [
         ("knn", {"k": 7}, 6, "the knn scorer needs at least 7 normal images to fit with k = 7, got 6"),
         ("local_outlier_factor", {"k": 6}, 6, "at least 7 normal images to fit with k = 6, got 6"),
-        ("gaussian", {}, 2, "at least 3 normal images"),
-        ("gaussian", {"levels": "all"}, 0, "at least 3 normal images"),
-        ("gaussian", {"levels": [1, 2]}, 9, "has the levels 0 to 1, there is no level 2"),
+        ("mahalanobis", {}, 2, "at least 3 normal images"),
+        ("mahalanobis", {"levels": "all"}, 0, "at least 3 normal images"),
+        ("mahalanobis", {"levels": [1, 2]}, 9, "has the levels 0 to 1, there is no level 2"),
         ("one_class_svm", {}, 1, "at least 2 normal images"),
         ("isolation_forest", {}, 0, "at least 2 normal images to fit, got 0"),
-        ("patch_memory", {}, 0, "at least 1 normal images"),
+        ("patchcore", {}, 0, "at least 1 normal images"),
         (
-            "patch_memory",
+            "patchcore",
             {"max_patches": 4, "reweight": 4, "strides": [4]},
             -1,
             "found 1 different patches .* asks for 4 neighbours",
@@ -470,9 +470,9 @@ def test_too_few_images(name: str, options: dict[str, Any], count: int, message:
         ("knn", {"metric": "manhattan"}, "metric must be cosine or euclidean, not 'manhattan'"),
         ("knn", {"reduce": "sum"}, "reduce must be mean or last"),
         ("knn", {"neighbours": 3}, "no option 'neighbours'"),
-        ("gaussian", {"levels": []}, "levels must be all, or a list"),
-        ("gaussian", {"levels": [-1]}, "levels must be all, or a list"),
-        ("gaussian", {"levels": "some"}, "levels must be all, or a list"),
+        ("mahalanobis", {"levels": []}, "levels must be all, or a list"),
+        ("mahalanobis", {"levels": [-1]}, "levels must be all, or a list"),
+        ("mahalanobis", {"levels": "some"}, "levels must be all, or a list"),
         ("one_class_svm", {"nu": 0}, "nu must be above 0 and at most 1"),
         ("one_class_svm", {"nu": 1.01}, "nu must be above 0 and at most 1"),
         ("one_class_svm", {"gamma": 0}, "gamma must be above 0"),
@@ -481,16 +481,16 @@ def test_too_few_images(name: str, options: dict[str, Any], count: int, message:
         ("isolation_forest", {"seed": -1}, "seed must be from 0"),
         ("local_outlier_factor", {"k": 0}, "k must be at least 1"),
         ("local_outlier_factor", {"metric": "l3"}, "metric must be"),
-        ("patch_memory", {"strides": []}, "at least one map"),
-        ("patch_memory", {"strides": [16]}, "has no maps of stride 16; it has 4, 8"),
-        ("patch_memory", {"max_patches": 0}, "max_patches must be at least 1"),
-        ("patch_memory", {"memory_mb": 0.003}, "memory_mb 0.003 does not hold a sample of 40 patches of 9 numbers .* at least 0.0"),
-        ("patch_memory", {"memory_mb": float("nan")}, "memory_mb must be above 0"),
-        ("patch_memory", {"reduce": "median"}, "reduce must be max or mean"),
-        ("patch_memory", {"reweight": 1}, "reweight must be 0"),
-        ("patch_memory", {"reweight": 41}, "reweight must be 0"),
-        ("patch_memory", {"sigma": -1}, "sigma must be at least 0"),
-        ("patch_memory", {"seed": -1}, "seed must be at least 0"),
+        ("patchcore", {"strides": []}, "at least one map"),
+        ("patchcore", {"strides": [16]}, "has no maps of stride 16; it has 4, 8"),
+        ("patchcore", {"max_patches": 0}, "max_patches must be at least 1"),
+        ("patchcore", {"memory_mb": 0.003}, "memory_mb 0.003 does not hold a sample of 40 patches of 9 numbers .* at least 0.0"),
+        ("patchcore", {"memory_mb": float("nan")}, "memory_mb must be above 0"),
+        ("patchcore", {"reduce": "median"}, "reduce must be max or mean"),
+        ("patchcore", {"reweight": 1}, "reweight must be 0"),
+        ("patchcore", {"reweight": 41}, "reweight must be 0"),
+        ("patchcore", {"sigma": -1}, "sigma must be at least 0"),
+        ("patchcore", {"seed": -1}, "seed must be at least 0"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(name: str, options: dict[str, Any], message: str) -> None:
@@ -523,7 +523,7 @@ def test_features_that_cannot_be_had() -> None:
     with pytest.raises(UserError, match="did you mean 'vgg16'"):
         registry.build("scorer", "knn", {"features": "vgg61"})
     with pytest.raises(UserError, match="of whole images, not of patches"):
-        registry.build("scorer", "patch_memory", {"features": "pixels"})
+        registry.build("scorer", "patchcore", {"features": "pixels"})
 
 
 def test_features_without_their_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_pixels_are_averages_over_areas() -> None:
     expected = images.double().view(3, 3, 4, 8, 4, 8).mean((3, 5)).flatten(1) / 255
     np.testing.assert_allclose(net(images).numpy(), expected.numpy(), rtol=1e-5)
     assert (net.dim, load_features("pixels").dim) == (48, 768)
-    assert net.figure == "FD-Pixels4"
+    assert net.metric == "FD-Pixels4"
     assert load_features("pixels@1")(images).shape == (3, 3)
     with pytest.raises(UserError, match="have no weights"):
         load_features("pixels", weights=Path("here"))
@@ -557,6 +557,6 @@ def test_pixels_are_averages_over_areas() -> None:
 def test_the_gaussian_of_one_pixel_is_that_of_the_mean_colour() -> None:
     """But for shrinkage, which is little for many images, and the square."""
     images, train = patches(20, 1), patches(400, 0)
-    scorer: Scorer = registry.build("scorer", "gaussian", {"features": "pixels@1"})
+    scorer: Scorer = registry.build("scorer", "mahalanobis", {"features": "pixels@1"})
     scorer.fit(stream(train))
     np.testing.assert_allclose(scores(scorer, images) ** 2, scores(fitted("mean_color", train), images), rtol=0.1)

@@ -24,12 +24,12 @@ from gan_uad.training.memory import smaller_presets
 PIXELS = ("-o", "scoring.options.features=pixels@4")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "mean_color": (),
-    "gaussian": PIXELS,
+    "mahalanobis": PIXELS,
     "knn": PIXELS,
     "one_class_svm": PIXELS,
     "isolation_forest": (*PIXELS, "-o", "scoring.options.trees=5"),
     "local_outlier_factor": PIXELS,
-    "patch_memory": ("-o", "scoring.options={features: efficientnet_lite0@32, memory_mb: 1, max_patches: 100}"),
+    "patchcore": ("-o", "scoring.options={features: efficientnet_lite0@32, memory_mb: 1, max_patches: 100}"),
 }
 
 
@@ -106,8 +106,8 @@ def test_other_options_are_fitted_anew(cli: Any, knn: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("fast")
 def test_patch_memory_makes_maps(cli: Any, patches: Path, tmp_path: Path) -> None:
-    assert trained(cli, "patch_memory", patches, tmp_path / "runs").exit_code == 0
-    result = cli("score", tmp_path / "runs" / "00000-patch_memory", "--maps", *RULE, "--out", tmp_path / "out")
+    assert trained(cli, "patchcore", patches, tmp_path / "runs").exit_code == 0
+    result = cli("score", tmp_path / "runs" / "00000-patchcore", "--maps", *RULE, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     with Image.open(tmp_path / "out" / "maps" / "000000.png") as image:
         assert image.size == (32, 32)
@@ -200,7 +200,7 @@ def test_too_little_memory_is_one_line(
         (("-o", "scoring.scorer=knnn"), ("did you mean 'knn'",)),
         (("-o", "data.label=all"), ("fitted on normal images alone",)),
         (("-o", "training.precision=bf16"), ("leave training.precision",)),
-        (("-o", "training.judge_kimg=1"), ("leave training.precision and training.judge_kimg out",)),
+        (("-o", "training.eval_kimg=1"), ("leave training.precision and training.eval_kimg out",)),
         (("-o", "network.z_dim=3"), ("network has no use", "scoring.options")),
         (("-o", "model=dcgan"), ("'task' is missing",)),
         (("-o", "task=dcgan"), ("'model' is missing",)),

@@ -196,7 +196,7 @@ def test_both_classes_are_needed(patches: PatchSet) -> None:
     with pytest.raises(UserError, match="no train image has a label"):
         task().stream(unlabelled, 4, 0, True, True)
     with pytest.raises(UserError, match="no normal image among the 5 validation images"):
-        task().judge(patches.select(label=1))
+        task().validator(patches.select(label=1))
 
 
 def test_images_without_a_label_are_left_out(patches: PatchSet, capsys: pytest.CaptureFixture[str]) -> None:
@@ -321,7 +321,7 @@ def test_validation_figures_are_those_of_scikit_learn_and_leave_no_trace(patches
     made.step(batch(patches), 0)
     made.model.net.features.norm0.eval()  # a frozen part
     before, rng = {k: v.clone() for k, v in made.model.state_dict().items()}, torch.get_rng_state()
-    found = made.judge(patches).judge(0)
+    found = made.validator(patches).validate(0)
     same(dict(made.model.state_dict()), before)
     assert torch.equal(torch.get_rng_state(), rng)
     assert made.model.training
@@ -332,22 +332,22 @@ def test_validation_figures_are_those_of_scikit_learn_and_leave_no_trace(patches
     assert found["val_loss"] == pytest.approx(log_loss(labels, p), rel=1e-5)
     assert found["val_accuracy"] == pytest.approx(float((p.argmax(1) == labels.numpy()).mean()))
     assert found["val_auroc"] == pytest.approx(roc_auc_score(labels, p[:, 1]))
-    balanced = task(made.model, balance="weight").judge(patches).judge(0)
+    balanced = task(made.model, balance="weight").validator(patches).validate(0)
     each = -np.log(p[np.arange(18), labels])
     assert balanced["val_loss"] == pytest.approx((each[labels == 0].mean() + each[labels == 1].mean()) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(("best_by", "larger"), [("val_loss", False), ("val_accuracy", True), ("val_auroc", True)])
 def test_what_best_means(patches: PatchSet, best_by: str, larger: bool) -> None:
-    judge = task(best_by=best_by).judge(patches)
-    assert (judge.figure, judge.larger) == (best_by, larger)
+    judge = task(best_by=best_by).validator(patches)
+    assert (judge.metric, judge.larger) == (best_by, larger)
 
 
 def test_a_network_that_diverged_has_no_figures(patches: PatchSet) -> None:
     made = task()
     with torch.no_grad():
         made.model.net.classifier.weight.fill_(math.nan)
-    found = made.judge(patches).judge(0)
+    found = made.validator(patches).validate(0)
     assert math.isnan(found["val_loss"])
     assert math.isnan(found["val_auroc"])
 

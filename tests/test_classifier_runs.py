@@ -58,7 +58,7 @@ def test_it_scores_and_evaluates_like_any_detector(
 def test_a_resumed_classifier_ends_as_an_uninterrupted_one(
     cli: Any, labelled_patches: Path, classifier_preset: Path, tmp_path: Path
 ) -> None:
-    short = ("-o", "training.judge_kimg=0.016", "-o", "training.total_kimg=0.096", *NO_MORE)
+    short = ("-o", "training.eval_kimg=0.016", "-o", "training.total_kimg=0.096", *NO_MORE)
     assert (
         cli("train", classifier_preset, "--data", labelled_patches, "--out", tmp_path / "whole", *short).exit_code == 0
     )
@@ -79,9 +79,9 @@ def test_a_judged_run_goes_on_only_with_judgements(cli: Any, classifier: Path, t
     before = (run / "config.yaml").read_text()
     more = ("-o", "training.total_kimg=0.6")
     fails(
-        cli("train", run, "--resume", "-o", "training.judge_kimg=null", *more),
+        cli("train", run, "--resume", "-o", "training.eval_kimg=null", *more),
         "stands for the best model of its judgements",
-        "keep training.judge_kimg",
+        "keep training.eval_kimg",
     )
     assert (run / "config.yaml").read_text() == before
 
@@ -94,7 +94,7 @@ def test_imagenet_weights_are_looked_for_at_the_start_only(
 
     begun = []
     monkeypatch.setattr(supervised, "start_from_imagenet", begun.append)
-    short = ("-o", "training.judge_kimg=0.032", "-o", "training.total_kimg=0.032", *NO_MORE)
+    short = ("-o", "training.eval_kimg=0.032", "-o", "training.total_kimg=0.032", *NO_MORE)
     words = ("train", classifier_preset, "--data", labelled_patches, "-o", "optim.init=imagenet")
     assert cli(*words, "--out", tmp_path / "runs", *short).exit_code == 0
     assert len(begun) == 1
@@ -116,7 +116,7 @@ def test_imagenet_weights_are_looked_for_at_the_start_only(
 
 
 def test_done_says_what_was_reached(cli: Any, labelled_patches: Path, classifier_preset: Path, tmp_path: Path) -> None:
-    short = ("-o", "training.judge_kimg=0.016", "-o", "training.total_kimg=0.02", *NO_MORE)
+    short = ("-o", "training.eval_kimg=0.016", "-o", "training.total_kimg=0.02", *NO_MORE)
     result = cli("train", classifier_preset, "--data", labelled_patches, "--out", tmp_path, *short)
     assert "(0.032 kimg; best val_loss" in result.stderr.splitlines()[-1], "batches are whole"
 

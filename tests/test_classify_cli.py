@@ -202,7 +202,7 @@ def test_real_against_synthesised(
     assert np.array_equal(np.asarray(Image.open(work / "patches" / first["image"])), to_uint8(made.generate([36]))[0])
 
     config = gan_uad.load(str(work / "00000-real_vs_synthetic")).config
-    assert (config.training.total_kimg, config.training.judge_kimg) == (0.32, pytest.approx(0.032))
+    assert (config.training.total_kimg, config.training.eval_kimg) == (0.32, pytest.approx(0.032))
     # Again: nothing is trained or scored anew, and the result is the same.
     before = (work / "00000-real_vs_synthetic" / "state.pt").read_bytes()
     (work / "patches" / "index.csv").unlink()
@@ -221,7 +221,7 @@ def test_another_length_of_the_training_fits_the_schedule() -> None:
 
     config = _config(Generator(), None, 50.0, 1, ("optim.lr=0.01",), "cpu")  # type: ignore[arg-type]
     assert (config.model, config.resolution, config.data.label, config.optim["lr"]) == ("densenet121", 64, "all", 0.01)
-    assert (config.optim["schedule_kimg"], config.training.total_kimg, config.training.judge_kimg) == (50, 50, 5)
+    assert (config.optim["schedule_kimg"], config.training.total_kimg, config.training.eval_kimg) == (50, 50, 5)
     Generator.resolution = 256
     whole = _config(Generator(), None, None, 1, (), "cpu")  # type: ignore[arg-type]
     assert (whole.optim, whole.resolution) == (load_config("densenet121_512").optim, 256)

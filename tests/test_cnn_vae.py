@@ -14,7 +14,7 @@ from run_tools import errors, same
 
 import gan_uad
 from gan_uad import registry
-from gan_uad.benchmark.metrics import training_figures
+from gan_uad.benchmark.metrics import training_metrics
 from gan_uad.benchmark.plan import Training
 from gan_uad.config import load_config
 from gan_uad.errors import UserError
@@ -111,7 +111,7 @@ def test_the_second_stage_starts_from_the_first(stages: Path, tiny: Any, tmp_pat
 
 def labels_that_a_table_tells_of(run: Path) -> str:
     """Column "trained on" of `gan-uad benchmark`, where it uses a finished run again."""
-    return str(training_figures(run, Training(run.name, "", run=str(run)), run.parent)["trained_on"])
+    return str(training_metrics(run, Training(run.name, "", run=str(run)), run.parent)["trained_on"])
 
 
 def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path) -> None:

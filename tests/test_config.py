@@ -18,7 +18,7 @@ LEAST: dict[str, Any] = {"model": "wgan_gp", "task": "wgan_gp", "training": {"to
 
 
 def least(*overrides: str, **changes: Any) -> RunConfig:
-    return resolve(LEAST | changes, overrides, default_name="x", where="here")
+    return resolve(LEAST | changes, overrides, default_name="x", context="here")
 
 
 def refused(*overrides: str, **changes: Any) -> str:
@@ -59,7 +59,7 @@ def test_a_preset_by_name_and_by_path_is_the_same() -> None:
 def test_a_resolved_configuration_reads_back_as_itself() -> None:
     config = load_config("wgan_gp_64_small", ["data.path=/some/where", "training.seed=7"])
     text = yaml.safe_dump(config.model_dump(mode="json"))
-    assert resolve(yaml.safe_load(text), default_name="other", where="here") == config
+    assert resolve(yaml.safe_load(text), default_name="other", context="here") == config
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_last_override_wins() -> None:
         ("training.bacth=8", "unknown key 'training.bacth': did you mean 'batch'?"),
         ("trainin.batch=8", "unknown key 'trainin': did you mean 'training'?"),
         ("data.corp=center", "unknown key 'data.corp': did you mean 'crop'?"),
-        ("zzz=1", "unknown key 'zzz': known: data, generator, initial, model"),
+        ("zzz=1", "unknown key 'zzz': known: data, generator, init_from, model"),
         ("training.batch=0", "training.batch: input should be greater than or equal to 1, got 0"),
         ("training.batch=many", "training.batch: input should be a valid integer.*got 'many'"),
         ("training.batch=2.5", "training.batch: .*got 2.5"),
@@ -133,17 +133,17 @@ def test_the_number_of_further_errors_is_told() -> None:
 
 def test_an_unknown_key_comes_before_the_missing_one_that_it_was_to_be() -> None:
     with pytest.raises(UserError) as caught:
-        resolve({"modl": "dcgan", "task": "dcgan", "training": {"total_kimg": 1}}, default_name="x", where="x")
+        resolve({"modl": "dcgan", "task": "dcgan", "training": {"total_kimg": 1}}, default_name="x", context="x")
     assert caught.value.message == "x: unknown key 'modl': did you mean 'model'?"
     with pytest.raises(UserError, match=r"did you mean 'model'\? \(and 1 more\)$"):
-        resolve({"modl": "dcgan", "task": "dcgan", "training": {}}, default_name="x", where="x")
+        resolve({"modl": "dcgan", "task": "dcgan", "training": {}}, default_name="x", context="x")
 
 
 def test_a_missing_key_is_named() -> None:
     with pytest.raises(UserError, match="key 'model' is missing"):
-        resolve({"task": "dcgan", "training": {"total_kimg": 1}}, default_name="x", where="here")
+        resolve({"task": "dcgan", "training": {"total_kimg": 1}}, default_name="x", context="here")
     with pytest.raises(UserError, match=r"key 'training.total_kimg' is missing"):
-        resolve({"model": "dcgan", "task": "dcgan", "training": {}}, default_name="x", where="here")
+        resolve({"model": "dcgan", "task": "dcgan", "training": {}}, default_name="x", context="here")
 
 
 @pytest.mark.parametrize(

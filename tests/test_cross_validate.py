@@ -1,4 +1,4 @@
-"""`gan-uad evaluate --folds`: honest folds, figures worked out again from the score files, going on, and what is refused."""
+"""`gan-uad cross-validate`: honest folds, figures worked out again from the score files, going on, and what is refused."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ def classifiers(
 ) -> Path:
     """Two folds of a classifier. Nobody writes into it."""
     out = tmp_path_factory.mktemp("classifiers") / "folds"
-    short = ("-o", "training.total_kimg=0.128", "-o", "training.judge_kimg=0.064", *WORDS)
+    short = ("-o", "training.total_kimg=0.128", "-o", "training.eval_kimg=0.064", *WORDS)
     with pytest.MonkeyPatch.context() as patch:
         undrawn(patch)
         result = cli("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", out, *short)
@@ -271,7 +271,7 @@ def test_other_folds_need_another_folder(
     cli: Any, mean_color: Path, labelled_patches: Path, trained: Any, tmp_path: Path
 ) -> None:
     out = Path(shutil.copytree(mean_color, tmp_path / "folds"))
-    message = "holds folds of another configuration or data set; choose another folder with --out"
+    message = "holds folds of another configuration or data set"
     fails(again(cli, out, labelled_patches, "-o", "data.split_seed=1"), message)
     fails(again(cli, out, trained.patches), message)
     (out / "folds.json").write_text("{")
@@ -315,17 +315,19 @@ def test_a_run_that_has_seen_the_test_fold_is_no_start(
     cli: Any, classifiers: Path, classifier: Path, classifier_preset: Path, labelled_patches: Path, tmp_path: Path
 ) -> None:
     """It was trained on other splits of the same set. One of the same fold is, and {fold} names it."""
-    short = ("-o", "training.total_kimg=0.016", "-o", "training.judge_kimg=0.016", *WORDS)
+    short = ("-o", "training.total_kimg=0.016", "-o", "training.eval_kimg=0.016", *WORDS)
     words = ("evaluate", classifier_preset, "--folds", 2, "--data", labelled_patches, "--out", tmp_path, *short)
-    fails(cli(*words, "-o", f"initial={classifier}"), f"initial={classifier} was trained on images of the test fold")
+    fails(
+        cli(*words, "-o", f"init_from={classifier}"), f"init_from={classifier} was trained on images of the test fold"
+    )
     assert not list(tmp_path.glob("fold-1/0*"))
     start = str(classifiers / "fold-{fold}" / "00000-tiny_classifier")
     shutil.rmtree(tmp_path)
-    result = cli(*words, "-o", f"initial={start}")
+    result = cli(*words, "-o", f"init_from={start}")
     assert result.exit_code == 0, result.output
     for fold in (1, 2):
         config = Run(tmp_path / f"fold-{fold}" / "00000-tiny_classifier").config
-        assert config.initial == start.replace("{fold}", str(fold))
+        assert config.init_from == start.replace("{fold}", str(fold))
 
 
 def test_flips_and_turns_have_no_use_in_a_fit(cli: Any, labelled_patches: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def check_config(source: str, overrides: tuple[str, ...], own: dict[str, str], r
     """A preset or a file of the page, its overrides, and each option of network, task and scorer; a run: that it may be told so."""
     if source in own:
         raw = yaml.safe_load(own[source])
-        found = config.resolve(raw, overrides, default_name=Path(source).stem, where=source)
+        found = config.resolve(raw, overrides, default_name=Path(source).stem, context=source)
         if found.model not in {entry.name for entry in registry.entries("network")}:
             return  # the network of the page, which tests/test_toy_model.py builds
     elif resume and source not in config.presets():
@@ -262,7 +262,7 @@ def check_score(told: dict[str, Any], own: dict[str, str]) -> None:
     raw = {"model": "", "task": "", "training": {"total_kimg": 1}}
     for override in told["overrides"]:
         assert override.startswith(("data.", "scoring.")), f"{override} is no setting of a scoring"
-    found = config.resolve(raw, told["overrides"], default_name="scoring", where="-o").scoring
+    found = config.resolve(raw, told["overrides"], default_name="scoring", context="-o").scoring
     name = Path(told["run"]).stem
     assert not told["run"].startswith("models/") or (ROOT / told["run"]).is_file(), "no such model"
     if name in config.trained_models():
@@ -279,7 +279,7 @@ def check_project(told: dict[str, Any], own: dict[str, str]) -> None:
     raw = {"model": "", "task": "", "training": {"total_kimg": 1}}
     options = [f"scoring.options.{option}" for option in told["options"]]
     check_scoring(
-        "gan_inversion", told["inverter"], config.resolve(raw, options, default_name="x", where="-o").scoring.options
+        "gan_inversion", told["inverter"], config.resolve(raw, options, default_name="x", context="-o").scoring.options
     )
 
 
@@ -352,7 +352,7 @@ CHECKS: dict[str | None, Callable[[dict[str, Any], dict[str, str]], None]] = {
 JOBS = [
     page for page in PAGES if page not in READ_ONLY | {"docs/own_model.md"} and not page.startswith("docs/results/")
 ]
-LESS = {"total_kimg": 0.004, "batch": 4, "judge_kimg": "null", "patience": "null"}
+LESS = {"total_kimg": 0.004, "batch": 4, "eval_kimg": "null", "patience": "null"}
 SMALL = ["-o", "resolution=64", *(word for key, value in LESS.items() for word in ("-o", f"training.{key}={value}"))]
 NETS = {
     "wgan_gp": {"channel_base": 64, "channel_max": 8, "z_dim": 8},
@@ -379,7 +379,7 @@ CAPS = {
 # What RUN is before a page has trained anything, and where a sentence means another one than the latest.
 AT_FIRST = {"docs/scoring.md": "pcam_izi_f_64_small"}
 INSTEAD = {
-    "gan-uad train hybrid_64 --generator RUN --data DATA": "pcam_stylegan2_64_small",
+    "gan-uad train style_encoder_64 --generator RUN --data DATA": "pcam_stylegan2_64_small",
     "gan-uad train izi_f_64_small --generator RUN": "runs/00001-wgan_gp_64_small",
     "gan-uad score RUN -o scoring.options.combine=fisher": "runs/00002-izi_f_64_small",
 }
@@ -395,7 +395,7 @@ BEFORE = {
         "gan-uad score RUN --out demo/scores",
         "gan-uad fid GENERATOR --real patches",
         "gan-uad score-slide RUN slides/test/test.svs",
-        "gan-uad generate GENERATOR --seeds 0-1 --interpolate walk.gif",
+        "gan-uad interpolate GENERATOR --seeds 0-1 --out walk.gif",
     ],
 }
 

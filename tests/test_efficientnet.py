@@ -291,7 +291,7 @@ resolution: 32
 network: {hidden: 16, frozen: true}
 optim: {init: imagenet, optimizer: adamax, lr: 0.01, schedule: step, schedule_epochs: 1, balance: undersample, rotation: 180}
 data: {label: all}
-training: {total_kimg: 0.032, batch: 16, threads: 1, tick_kimg: 0.016, snapshot_kimg: 1, checkpoint_kimg: 1, judge_kimg: 0.016}
+training: {total_kimg: 0.032, batch: 16, threads: 1, tick_kimg: 0.016, snapshot_kimg: 1, checkpoint_kimg: 1, eval_kimg: 0.016}
 scoring: {scorer: classifier, threshold: "manual:0"}
 """
 

@@ -13,7 +13,7 @@ from PIL import Image
 from score_tools import fails, rows
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from gan_uad.detection.evaluate import told_apart
+from gan_uad.detection.evaluate import distinct_names
 
 
 def test_the_pictures_are_there(scored: Path) -> None:
@@ -41,7 +41,7 @@ def test_the_figures_are_those_of_the_file(scored: Path) -> None:
         assert result["threshold"]["rule"] == "fpr"
         for part in ("residual", "features", "latent") if name != "mean_color" else ():
             expected = roc_auc_score(labels, [float(r[part]) for r in found])
-            assert result["parts"][part] == pytest.approx(expected, abs=1e-12)
+            assert result["components"][part] == pytest.approx(expected, abs=1e-12)
     pixels = metrics["tiny_izi_f/izi_f"]["pixels"]
     truth, maps = (
         np.stack([np.asarray(Image.open(f)) for f in sorted((scored / name).iterdir())]) for name in ("truth", "maps")
@@ -162,7 +162,7 @@ def test_without_a_threshold_there_are_no_decisions(cli: Any, tmp_path: Path) ->
 )
 def test_folders_are_called_by_what_differs(folders: tuple[str, ...], names: list[str], tmp_path: Path) -> None:
     here = tmp_path.name
-    assert told_apart([tmp_path / folder for folder in folders]) == [here if n == "." else n for n in names]
+    assert distinct_names([tmp_path / folder for folder in folders]) == [here if n == "." else n for n in names]
 
 
 @pytest.mark.parametrize(

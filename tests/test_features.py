@@ -81,7 +81,7 @@ def test_features_are_those_of_torchvision(name: str, tmp_path: Path) -> None:
         expected = reference(normalize(resize(images / 255, [96, 96], antialias=True), MEAN, STD))
     net = load_features(f"{name}@96", weights=tmp_path / "net.pth")
     assert net.weights == f"net.pth sha256:{sha256(tmp_path / 'net.pth')[:16]}"
-    assert net.figure.endswith("@96")
+    assert net.metric.endswith("@96")
     assert "96 px" in net.preprocessing
     features = net(images)
     assert features.shape == (2, net.dim)
@@ -197,7 +197,7 @@ def test_inception_is_torch_fidelitys(random_inception: Path, monkeypatch: pytes
     reference = FeatureExtractorInceptionV3("fid", ["2048"], feature_extractor_weights_path=str(random_inception))
     monkeypatch.setenv("GAN_UAD_WEIGHTS", str(random_inception.parent))
     net = load_features("inception")
-    assert net.figure == "FID"
+    assert net.metric == "FID"
     assert net.weights.startswith("weights-inception-2015-12-05-6726825d.pth sha256:")
     images = pictures(1, 64)
     with torch.no_grad():
@@ -281,7 +281,7 @@ def test_a_network_of_timm_gives_what_comes_before_its_classifier(monkeypatch: p
     features = load_features("timm:with_head")
     images = pictures(3, 32)
     (found,) = extract(features, [images.permute(0, 2, 3, 1).numpy()], "cpu")
-    assert (features.dim, features.figure) == (10, "FD-timm:with_head")
+    assert (features.dim, features.metric) == (10, "FD-timm:with_head")
     expected = net((images / 255 - 0.5) / 0.25).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert "mean of the last maps" not in features.preprocessing

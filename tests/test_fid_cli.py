@@ -243,7 +243,7 @@ def test_a_generator_is_judged_while_it_is_trained(cli: Any, tiny: Any, tmp_path
         raw["network"] = {"z_dim": 8, "w_dim": 8, "mapping_layers": 1, "channel_base": 64, "channel_max": 8}
         config = tmp_path / "stylegan2.yaml"
         config.write_text(yaml.safe_dump(raw))
-    told = {"judge_kimg": 0.016, "judge_images": 10, "judge_features": "quick"}
+    told = {"eval_kimg": 0.016, "eval_images": 10, "eval_features": "quick"}
     result = tiny.train(config, tmp_path / "runs", **told)
     assert result.exit_code == 0, result.output
     (run,) = (tmp_path / "runs").glob(f"*-{task}")

@@ -23,7 +23,7 @@ from gan_uad.scoring.base import Scorer, load_scorer
 class Tiny(FeatureNet):
     """Colours of the quarters of an image and of its fine grain."""
 
-    figure, dim, weights, preprocessing = "FD-Tiny", 15, "none", "RGB, 0 to 1"
+    metric, dim, weights, preprocessing = "FD-Tiny", 15, "none", "RGB, 0 to 1"
 
     def __init__(self) -> None:
         super().__init__()

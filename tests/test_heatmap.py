@@ -102,8 +102,8 @@ def test_a_lone_tile_is_seen_at_every_level(tmp_path: Path) -> None:
 
 def test_geojson_is_qupaths(tmp_path: Path) -> None:
     tiles = [
-        (10, 20, 64.5, {"rarity": 0.25, "score": -3.0}, False),
-        (74.5, 20, 64.5, {"rarity": 5.0, "score": 1.0}, True),
+        (10, 20, 64.5, {"neg_log10_p": 0.25, "score": -3.0}, False),
+        (74.5, 20, 64.5, {"neg_log10_p": 5.0, "score": 1.0}, True),
     ]
     first = json.loads(write_geojson(tmp_path / "a.geojson", "ein Präparat", tiles).read_text("utf-8"))
     assert first["type"] == "FeatureCollection"
@@ -132,8 +132,8 @@ def test_geojson_is_qupaths(tmp_path: Path) -> None:
 
 
 def test_geojson_holds_no_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="rarity is nan"):
-        write_geojson(tmp_path / "a.geojson", "s", [(0, 0, 1, {"rarity": float("nan")}, False)])
+    with pytest.raises(ValueError, match="is nan"):
+        write_geojson(tmp_path / "a.geojson", "s", [(0, 0, 1, {"neg_log10_p": float("nan")}, False)])
     assert not list(tmp_path.iterdir())
 
 

@@ -10,11 +10,11 @@ from score_tools import fails
 
 from gan_uad.demo import patches as job
 from gan_uad.errors import Interrupted, UserError
-from gan_uad.files import make_folder
+from gan_uad.files import claim, make_folder
 
 COMMANDS = (
     "demo",
-    "demo --slide",
+    "demo-slides",
     "train dcgan_64 --data nowhere",
     "data check nowhere",
     "score nowhere",
@@ -42,7 +42,7 @@ def test_a_file_in_the_way_is_seen_before_any_work(cli: Any, tmp_path: Path, com
 def test_a_file_in_the_way_of_the_functions(tmp_path: Path) -> None:
     file = tmp_path / "afile"
     file.touch()
-    for make in (make_folder, lambda out: job.settle(out, {})):
+    for make in (make_folder, lambda out: claim(out, "a.json", {}, "results")):
         with pytest.raises(UserError, match=f"{file} is a file, not a folder"):
             make(file)
 

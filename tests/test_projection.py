@@ -119,7 +119,7 @@ def test_the_schedule() -> None:
 
 def test_when_a_loss_has_settled() -> None:
     """1000 steps, windows of 50: not before there are two of them after the rise, not while it falls by the share, not twice."""
-    schedule, never = Schedule(1000, 0.1, settle=0.01), Schedule(1000, 0.1)
+    schedule, never = Schedule(1000, 0.1, tol=0.01), Schedule(1000, 0.1)
     flat = [1.0] * 400
     assert schedule.after(148, flat[:149]) == 149
     assert schedule.after(149, flat[:150]) == 750
@@ -233,7 +233,7 @@ def test_every_family_is_searched(family: str, name: str) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("options", [{"settle": 0.2, "steps": 32}, {"restarts": 2, "steps": 6}])
+@pytest.mark.parametrize("options", [{"tol": 0.2, "steps": 32}, {"restarts": 2, "steps": 6}])
 def test_an_image_does_not_feel_its_neighbours(nets: dict[str, Any], options: dict[str, Any]) -> None:
     """In any order and company, also where the others end sooner: the same latent, noise, loss and number of steps."""
     images = torch.cat([made(nets, 2), torch.rand(1, 3, 32, 32) * 2 - 1])
@@ -251,12 +251,12 @@ def test_an_image_does_not_feel_its_neighbours(nets: dict[str, Any], options: di
 @pytest.mark.usefixtures("quick")
 def test_an_image_that_settles_ends_early(nets: dict[str, Any]) -> None:
     images = made(nets, 2)
-    found = search(nets, steps=40, settle=0.9).invert(images)
+    found = search(nets, steps=40, tol=0.9).invert(images)
     # The rise and two windows of 10, then the fall.
     assert found.steps.tolist() == [22 + 10] * 2
     assert found.loss_history.shape == (32, 2)
     noise = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1  # of which little can be made
-    mixed = search(nets, steps=32, settle=0.2).invert(torch.cat([images[:1], noise]))
+    mixed = search(nets, steps=32, tol=0.2).invert(torch.cat([images[:1], noise]))
     assert len(set(mixed.steps.tolist())) == 2
     for i, steps in enumerate(mixed.steps.tolist()):
         assert bool(mixed.loss_history[:steps, i].isfinite().all())
@@ -344,7 +344,7 @@ def test_with_a_real_network(nets: dict[str, Any]) -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"lr": 0}, "lr above 0"),
         ({"lr": float("nan")}, "lr above 0"),
-        ({"settle": 1.0}, r"settle must be in \[0, 1\)"),
+        ({"tol": 1.0}, r"tol must be in \[0, 1\)"),
         ({"restarts": 0}, r"restarts in \[1, 100\]"),
         ({"restarts": 101}, r"restarts in \[1, 100\]"),
         ({"noise_weight": -0.1}, "noise_weight must not be negative"),

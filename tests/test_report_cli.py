@@ -211,7 +211,7 @@ def test_fid_with_memorised_pairs(cli: Any, trained: Any, tmp_path: Path, monkey
 
 def test_classification(cli: Any, tmp_path: Path) -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([-1.0, 2.0, 1.0, 3.0])
-    row = classify_rows.figures(HOSTILE, labels, scores, None, 0)
+    row = classify_rows.metrics(HOSTILE, labels, scores, None, 0)
     run = {
         "run": "somewhere",
         "file": "f",

@@ -84,7 +84,7 @@ def test_other_scores_are_left_alone(cli: Any, trained: Any, scored: Path, tmp_p
         (mine, [copied(trained, tmp_path / "p")]),
         (foreign, []),
     ):
-        fails(cli("score", trained.encoder, *extra, "--out", out), "holds scores of another", "--out")
+        fails(cli("score", trained.encoder, *extra, "--out", out), str(out), "--out")
     after = {f: f.read_bytes() for folder in (mine, foreign) for f in folder.rglob("*") if f.is_file()}
     assert before == after
     # The same again, with another threshold, is no other scoring; evaluate still reads the maps of before.

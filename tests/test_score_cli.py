@@ -14,7 +14,7 @@ import torch
 from feature_tools import Thumbnails
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
-from score_tools import HEADER, PARTS, RULE, copied, fails, index, rows
+from score_tools import COMPONENTS, HEADER, RULE, copied, fails, index, rows
 from sklearn.covariance import ledoit_wolf
 
 from gan_uad.features.base import FeatureNet
@@ -34,7 +34,7 @@ def test_the_score_file(scored: Path, trained: Any) -> None:
         assert float(row["score"]) == pytest.approx(float(row["residual"]) + float(row["features"]), rel=1e-6)
         assert row["decision"] == str(int(float(row["score"]) > float(row["threshold"])))
     baseline = rows(scored / "mean_color.csv")
-    assert list(baseline[0]) == [name for name in HEADER if name not in PARTS]
+    assert list(baseline[0]) == [name for name in HEADER if name not in COMPONENTS]
     assert [r["image"] for r in baseline] == [r["image"] for r in found]
     assert not list(scored.glob(".*"))
 
@@ -294,11 +294,11 @@ def test_parts_combined_by_the_rarity_among_validation_normals(
 ) -> None:
     """−2 Σ log p from the files alone; of validation normals, p without the image itself; nothing rests on the test set."""
     command = ("score", trained.encoder, *RULE, "-o", "scoring.options.combine=fisher")
-    result = cli(*command, "-o", "scoring.options.parts=[l1, features]", "--out", tmp_path / "out")
+    result = cli(*command, "-o", "scoring.options.components=[l1, features]", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     known, new = (rows(tmp_path / "out" / f"scores{name}.csv") for name in ("_validation", ""))
-    assert [[r[part] for part in PARTS] for r in new] == [
-        [r[part] for part in PARTS] for r in rows(scored / "scores.csv")
+    assert [[r[part] for part in COMPONENTS] for r in new] == [
+        [r[part] for part in COMPONENTS] for r in rows(scored / "scores.csv")
     ]
     normals = [r for r in known if r["label"] == "0"]
 
@@ -314,7 +314,7 @@ def test_parts_combined_by_the_rarity_among_validation_normals(
         assert float(row["score"]) == pytest.approx(fisher(row, [r for r in normals if r is not row]), rel=1e-5)
     described = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert described["label"] == "tiny_izi_f/izi_f-fisher"
-    assert described["options"] == {"combine": "fisher", "parts": ["l1", "features"]}
+    assert described["options"] == {"combine": "fisher", "components": ["l1", "features"]}
     assert described["inverter"] == {"name": "izi_f", "options": {"kappa": 1.0}}
     fails(cli(*command, "--out", tmp_path / "out"), "holds scores of another model, data set or setting")
 
@@ -327,16 +327,19 @@ def test_combined_parts_need_validation_normals(cli: Any, trained: Any, tmp_path
     folder, hidden = copied(trained, tmp_path / "plain", step=8), ("-o", f"data.path={tmp_path / 'gone'}")
     fails(cli("score", trained.encoder, folder, *fisher, *hidden), "at least 10 validation normals, and 0 are at hand")
     for bad, message in (
-        ("parts=[l1]", "parts are named for combine=fisher or max"),
+        ("components=[l1]", "parts are named for combine=fisher or max"),
         ("combine=fischer", "combine must be own, fisher or max"),
         ("perceptual=vgg19", "perceptual must be none or one of"),
         ("smooth=-1", "smooth must be in [0, 100]"),
         ("micro_bach=4", "did you mean 'micro_batch'"),
     ):
         fails(cli("score", trained.encoder, "-o", f"scoring.options.{bad}", "--out", tmp_path / "out"), message)
-    fails(cli("score", trained.encoder, *fisher, "-o", "scoring.options.parts=[l3]"), "no part is called 'l3'")
+    fails(
+        cli("score", trained.encoder, *fisher, "-o", "scoring.options.components=[l3]"),
+        "no score component is called 'l3'",
+    )
     assert not (tmp_path / "out").exists()
-    lacking = ("-o", "scoring.options.parts=[noise]", "--max-images", 4)
+    lacking = ("-o", "scoring.options.components=[noise]", "--max-images", 4)
     fails(
         cli("score", trained.encoder, *fisher, *lacking),
         "there is no noise here",

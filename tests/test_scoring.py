@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from score_tools import PARTS
+from score_tools import COMPONENTS
 from torch import Tensor
 
 import gan_uad
@@ -52,8 +52,8 @@ def test_scores_do_not_depend_on_the_batch(scorer: Scorer, images: Tensor) -> No
     tolerance = 1e-5 if searched else 0.0
     for size, count in ((1, 4), (3, 7), (16, 20), (17, 20)):
         pieces = [scorer.score(images[i : min(i + size, count)]) for i in range(0, count, size)]
-        for name, expected in {"score": whole.image, **whole.parts}.items():
-            got = torch.cat([p.image if name == "score" else p.parts[name] for p in pieces])
+        for name, expected in {"score": whole.image, **whole.components}.items():
+            got = torch.cat([p.image if name == "score" else p.components[name] for p in pieces])
             torch.testing.assert_close(got, expected[:count], rtol=tolerance, atol=0, msg=f"{name}, batches of {size}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(scorer.score(images[order]).image, whole.image[order], rtol=tolerance, atol=0)
@@ -92,18 +92,18 @@ def test_the_izi_f_score_is_its_formula(trained: Any, images: Tensor) -> None:
     features = (tapped[0] - tapped[1]).square().mean(1)
     scores = model.scorer("izi_f", kappa=0.7).score(images)
     expected = {"residual": residual, "features": features, "latent": (z - again).double().square().mean(1)}
-    assert list(scores.parts) == PARTS
+    assert list(scores.components) == COMPONENTS
     for name, values in expected.items():
-        torch.testing.assert_close(scores.parts[name].double(), values, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(scores.components[name].double(), values, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(scores.image.double(), residual + 0.7 * features, rtol=1e-5, atol=1e-7)
 
 
 def test_the_anogan_score_is_the_loss_at_the_end(trained: Any, images: Tensor) -> None:
     found = gan_uad.load(str(trained.generator)).scorer("anogan", steps=6, weight=0.3).score(images)
-    assert list(found.parts) == [name for name in PARTS if name != "latent"]
-    torch.testing.assert_close(found.image, 0.7 * found.parts["residual"] + 0.3 * found.parts["features"])
+    assert list(found.components) == [name for name in COMPONENTS if name != "latent"]
+    torch.testing.assert_close(found.image, 0.7 * found.components["residual"] + 0.3 * found.components["features"])
     assert found.reconstruction is not None
-    torch.testing.assert_close(found.parts["residual"], (images - found.reconstruction).abs().sum((1, 2, 3)))
+    torch.testing.assert_close(found.components["residual"], (images - found.reconstruction).abs().sum((1, 2, 3)))
 
 
 @pytest.mark.parametrize("name", ["izi_f", "anogan", "mean_color"])

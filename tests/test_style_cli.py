@@ -114,7 +114,7 @@ def test_adaptive_augmentation_is_logged(whole: dict[str, Path]) -> None:
 
 
 def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gan_uad.training.watch.SETTLED", 2)
+    monkeypatch.setattr("gan_uad.training.watch.WARMUP_TICKS", 2)
     monkeypatch.setattr("gan_uad.training.stylegan2.diversity", lambda fake, real: torch.tensor(0.1))
     result = tiny.train(configs / "stylegan2.yaml", tmp_path, tick_kimg=0.004, total_kimg=0.04)
     assert result.exit_code == 0

@@ -134,7 +134,7 @@ def test_commands_of_the_page(cli: Any, page: str, project: Path, patches: Path)
 
 @pytest.mark.usefixtures("fast")
 def test_autoencoder_of_the_page(cli: Any, project: Path, patches: Path) -> None:
-    training = {"total_kimg": 0.016, "batch": 8, "judge_kimg": 0.008}
+    training = {"total_kimg": 0.016, "batch": 8, "eval_kimg": 0.008}
     preset = {"model": "small_vae", "task": "vae", "resolution": 32, "network": {"latent_dim": 4, "width": 4}}
     Path("small_vae_32.yaml").write_text(yaml.safe_dump({**preset, "training": training, "scoring": {"scorer": "vae"}}))
     docs_tools.run(cli, ["train", "small_vae_32.yaml", "--data", "patches"])

@@ -284,7 +284,7 @@ def learned(tensors: dict[str, Any]) -> dict[str, Any]:
 def test_a_training_starts_from_a_trained_model(tiny: Any, tmp_path: Path) -> None:
     """Averaged and trained generator are the given one, the discriminator too; the optimisers begin anew; the file may go afterwards."""
     given = Path(shutil.copytree(tiny.generator, tmp_path / "given"))
-    words = ("-o", f"initial={given}", "-o", "optim.lr=0", "-o", "optim.lr_D=0", "-o", "training.seed=7")
+    words = ("-o", f"init_from={given}", "-o", "optim.lr=0", "-o", "optim.lr_D=0", "-o", "training.seed=7")
     made = tiny.train(tiny.config("wgan_gp"), tmp_path / "runs", *words, total_kimg=0.004)
     assert made.exit_code == 0, made.output
     run = tmp_path / "runs" / "00000-wgan_gp"
@@ -298,8 +298,8 @@ def test_a_training_starts_from_a_trained_model(tiny: Any, tmp_path: Path) -> No
 
 def test_a_start_from_another_architecture_is_refused(tiny: Any, tmp_path: Path) -> None:
     def attempt(name: str, initial: Path, *words: object) -> Any:
-        return tiny.train(tiny.config(name), tmp_path / "runs", "-o", f"initial={initial}", *words)
+        return tiny.train(tiny.config(name), tmp_path / "runs", "-o", f"init_from={initial}", *words)
 
-    refused(attempt("dcgan", tiny.generator), "initial .* is of another architecture")
+    refused(attempt("dcgan", tiny.generator), "init_from .* is of another architecture")
     refused(attempt("wgan_gp", tmp_path / "none"), "no such run folder or model file")
-    refused(attempt("izi_f", tiny.generator, "--generator", tiny.generator), "initial .* holds no encoder, only gan")
+    refused(attempt("izi_f", tiny.generator, "--generator", tiny.generator), "init_from .* holds no encoder, only gan")

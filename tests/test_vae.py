@@ -276,11 +276,11 @@ def test_snapshots_show_images_their_reconstructions_and_draws(patches: PatchSet
 def test_it_is_judged_by_the_elbo_of_normals(patches: PatchSet) -> None:
     made = task(beta=0.1)
     made.step(pictures(4), 0)
-    judge = made.judge(patches)
-    found = judge.judge(0)
-    assert (judge.figure, judge.larger) == ("val_elbo", False)
+    judge = made.validator(patches)
+    found = judge.validate(0)
+    assert (judge.metric, judge.larger) == ("val_elbo", False)
     assert made.model.training
-    assert found == judge.judge(4), "no chance in it"
+    assert found == judge.validate(4), "no chance in it"
     net = copy.deepcopy(made.model).eval()
     with torch.no_grad():
         images = to_tensor(patches.images[:11])
@@ -290,7 +290,7 @@ def test_it_is_judged_by_the_elbo_of_normals(patches: PatchSet) -> None:
     expected = {"val_elbo": error + kl, "val_reconstruction": error, "val_kl": kl}
     assert found == pytest.approx({name: float(value) for name, value in expected.items()}, rel=1e-5)
     with pytest.raises(UserError, match="no normal image among the 5 validation images"):
-        made.judge(patches.take(np.arange(11, 16)))
+        made.validator(patches.take(np.arange(11, 16)))
 
 
 # ---------------------------------------------------------------- ImageNet weights
@@ -430,25 +430,25 @@ def test_scores_are_their_definitions() -> None:
         "emd": [np.mean([wasserstein_distance(x[n, c].ravel(), y[n, c].ravel()) for c in range(3)]) for n in range(5)],
     }
     for name, wanted in expected.items():
-        np.testing.assert_allclose(found.parts[name], wanted, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found.components[name], wanted, rtol=1e-4, err_msg=name)
     settings = {"data_range": 2, "channel_axis": 0, "gaussian_weights": True, "use_sample_covariance": False}
     likeness = [structural_similarity(a, b, **settings) for a, b in zip(x, y, strict=True)]
-    np.testing.assert_allclose(found.parts["ssim"], 1 - np.array(likeness), atol=1e-5)
-    torch.testing.assert_close(found.parts["elbo"], found.parts["reconstruction"] + found.parts["kl"])
-    torch.testing.assert_close(found.image, found.parts["elbo"], rtol=0, atol=0)
+    np.testing.assert_allclose(found.components["ssim"], 1 - np.array(likeness), atol=1e-5)
+    torch.testing.assert_close(found.components["elbo"], found.components["reconstruction"] + found.components["kl"])
+    torch.testing.assert_close(found.image, found.components["elbo"], rtol=0, atol=0)
     torch.testing.assert_close(found.map, (images - again).abs().mean(1), rtol=1e-4, atol=1e-5)
     from gan_uad.features.lpips import perceptual_distance
 
     distance = perceptual_distance("efficientnet_lite0")
     assert distance.weights in made.rests_on, "scores by other weights are others"
-    torch.testing.assert_close(found.parts["effnet_lite0"], distance(images, again), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.components["effnet_lite0"], distance(images, again), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["elbo", "reconstruction", "kl", "l1", "emd", "ssim"])
 def test_any_part_may_be_the_score(name: str) -> None:
     found = scorer(score=name).score(pictures(3))
-    assert torch.equal(found.image, found.parts[name])
-    assert "effnet_lite0" not in found.parts
+    assert torch.equal(found.image, found.components[name])
+    assert "effnet_lite0" not in found.components
     shown = scorer(map="ssim").score(pictures(3)).map
     default = scorer().score(pictures(3)).map
     assert torch.equal(found.map, shown if name == "ssim" else default)
@@ -469,7 +469,7 @@ def test_maps_say_where() -> None:
         assert found.map.shape == (2, 32, 32)
         inside = found.map[:, 8:16, 20:28].mean((1, 2))
         assert (inside > 1.1 * found.map.mean((1, 2))).all(), options
-    assert torch.equal(found.image, found.parts["effnet_lite0"])
+    assert torch.equal(found.image, found.components["effnet_lite0"])
 
 
 @pytest.mark.parametrize("name", sorted(TINY))
@@ -482,16 +482,16 @@ def test_scores_do_not_know_their_company(name: str) -> None:
     order = torch.randperm(19)
     shuffled = made.score(images[order])
     alone = [made.score(image[None]) for image in images[:3]]
-    for part, values in together.parts.items():
-        torch.testing.assert_close(shuffled.parts[part], values[order], rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(torch.cat([one.parts[part] for one in alone]), values[:3], rtol=1e-5, atol=1e-6)
+    for part, values in together.components.items():
+        torch.testing.assert_close(shuffled.components[part], values[order], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(torch.cat([one.components[part] for one in alone]), values[:3], rtol=1e-5, atol=1e-6)
     assert torch.equal(made.score(images).image, together.image)
 
 
 def test_a_constant_image_has_scores() -> None:
     images = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).repeat(1, 3, 16, 16)
     found = scorer(perceptual="efficientnet_lite0").score(images)
-    for name, values in {**found.parts, "map": found.map}.items():
+    for name, values in {**found.components, "map": found.map}.items():
         assert values.isfinite().all(), name
 
 
@@ -507,17 +507,17 @@ def test_a_saved_scorer_gives_the_same_scores(tmp_path: Path) -> None:
     assert not made.learns
 
 
-@pytest.mark.parametrize(("way", "parts"), [("fisher", None), ("max", ["ssim", "kl"])])
-def test_parts_are_combined_by_how_rare_they_are_among_normals(tmp_path: Path, way: str, parts: Any) -> None:
+@pytest.mark.parametrize(("way", "components"), [("fisher", None), ("max", ["ssim", "kl"])])
+def test_parts_are_combined_by_how_rare_they_are_among_normals(tmp_path: Path, way: str, components: Any) -> None:
     """Each by the tail of validation normals; `elbo` is the sum of two others, so it does not count again. Kept in the file."""
-    made = scorer(combine=way, parts=parts)
+    made = scorer(combine=way, components=components)
     with pytest.raises(UserError, match="needs to know validation normals first"):
         made.score(pictures(1))
     normals, new = pictures(12), 0.5 * pictures(3)
     made.fit([], [(normals, torch.zeros(12))])
-    known, found = made.measure(normals).parts, made.score(new)
-    used = parts or ["reconstruction", "kl", "l1", "emd", "ssim"]
-    log_p = [Tail.fit(known[name].double().numpy()).log_p(found.parts[name].double().numpy()) for name in used]
+    known, found = made.measure(normals).components, made.score(new)
+    used = components or ["reconstruction", "kl", "l1", "emd", "ssim"]
+    log_p = [Tail.fit(known[name].double().numpy()).log_p(found.components[name].double().numpy()) for name in used]
     expected = -2 * np.sum(log_p, 0) if way == "fisher" else -np.min(log_p, 0)
     np.testing.assert_allclose(found.image, expected, rtol=1e-5)
     made.save(tmp_path / "scorer.safetensors")
@@ -534,8 +534,8 @@ def test_scorers_that_cannot_be() -> None:
             scorer(**options)
     with pytest.raises(UserError, match="option score: input should be"):
         scorer(score="emb")
-    with pytest.raises(UserError, match="no part is called 'emb': did you mean 'emd'"):
-        scorer(combine="max", parts=["emb"])
+    with pytest.raises(UserError, match="no score component is called 'emb': did you mean 'emd'"):
+        scorer(combine="max", components=["emb"])
     broken = network()
     with torch.no_grad():
         broken.E[-1].bias[0] = math.nan

@@ -20,7 +20,7 @@ from gan_uad.config import load_config
 from gan_uad.plotting.latents import scatter
 from gan_uad.training.train import build_task
 
-PARTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "effnet_lite0"]
+COMPONENTS = ["reconstruction", "kl", "elbo", "l1", "emd", "ssim", "effnet_lite0"]
 PRESETS = [
     "fc_vae_64",
     "conv_vae_64",
@@ -39,7 +39,7 @@ def preset(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw = yaml.safe_load(tiny.config("dcgan").read_text())
     raw |= {"model": "conv_vae", "task": "vae", "network": {"latent_dim": 4, "channels": [4, 8]}}
     raw |= {"optim": {"lr": 1e-3, "beta_kimg": 0.024}, "scoring": {"scorer": "vae"}}
-    raw["training"] |= {"judge_kimg": 0.016}
+    raw["training"] |= {"eval_kimg": 0.016}
     path: Path = tmp_path_factory.mktemp("presets") / "tiny_vae.yaml"
     path.write_text(yaml.safe_dump(raw))
     return path
@@ -95,7 +95,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(run: Path, preset: Path, tiny: An
 
 def test_it_stops_when_nothing_gets_better(preset: Path, tiny: Any, tmp_path: Path) -> None:
     words = ("-o", "optim.lr=1e-9", "-o", "optim.beta_kimg=0", "-o", "network.channels=[4]")
-    result = tiny.train(preset, tmp_path, *words, total_kimg=4, judge_kimg=0.004, patience=2)
+    result = tiny.train(preset, tmp_path, *words, total_kimg=4, eval_kimg=0.004, patience=2)
     assert result.exit_code == 0, result.output
     assert "stopped early after 2 judgements without a better one; best val_elbo" in result.stderr
 
@@ -113,7 +113,7 @@ def test_the_mixed_set_may_be_trained_on(preset: Path, tiny: Any, tmp_path: Path
 def test_a_frozen_encoder_is_frozen(preset: Path, tiny: Any, tmp_path: Path) -> None:
     """Weights and statistics of batch norm, in a run from its beginning to its model file."""
     words = ["model=unet_vae", "network={latent_dim: 4, channels: [8, 4], frozen: true, blocks: [1, 1, 1, 1]}"]
-    words += ["optim={lr: 0.01, init: none}", "training.judge_kimg=null"]
+    words += ["optim={lr: 0.01, init: none}", "training.eval_kimg=null"]
     options = [word for setting in words for word in ("-o", setting)]
     result = tiny.train(preset, tmp_path, *options, total_kimg=0.008)
     assert result.exit_code == 0, result.output
@@ -129,7 +129,7 @@ def test_a_frozen_encoder_is_frozen(preset: Path, tiny: Any, tmp_path: Path) -> 
 
 def test_the_score_file_has_every_part(scores: Path, run: Path) -> None:
     found = rows(scores / "scores.csv")
-    assert [name for name in found[0] if name in PARTS] == PARTS
+    assert [name for name in found[0] if name in COMPONENTS] == COMPONENTS
     for row in found:
         total = float(row["reconstruction"]) + float(row["kl"])
         assert float(row["score"]) == float(row["elbo"]) == pytest.approx(total, rel=1e-6)
@@ -141,7 +141,7 @@ def test_the_score_file_has_every_part(scores: Path, run: Path) -> None:
     model = gan_uad.load(str(run))
     with Image.open(Path(model.config.data.path or "") / found[0]["image"]) as image:
         again = model.scorer().score(model.preprocess(np.asarray(image)))
-    assert float(again.parts["emd"][0]) == pytest.approx(float(found[0]["emd"]), rel=1e-5)
+    assert float(again.components["emd"][0]) == pytest.approx(float(found[0]["emd"]), rel=1e-5)
 
 
 @pytest.mark.usefixtures("fast")
@@ -249,7 +249,7 @@ def test_settings_that_cannot_be(preset: Path, tiny: Any, tmp_path: Path, settin
 
 
 def test_a_training_that_diverges(preset: Path, tiny: Any, tmp_path: Path) -> None:
-    result = tiny.train(preset, tmp_path, "-o", "optim.lr=1e12", judge_kimg=0.004)
+    result = tiny.train(preset, tmp_path, "-o", "optim.lr=1e12", eval_kimg=0.004)
     assert result.exit_code == 1
     assert "training diverged: " in errors(result)[-1]
 
@@ -272,6 +272,6 @@ def test_presets_are_judged_and_scored_as_autoencoders(name: str) -> None:
     assert (config.task, config.scoring.scorer) == ("vae", "vae")
     assert str(config.resolution) in name
     training = config.training
-    assert training.judge_kimg is not None
+    assert training.eval_kimg is not None
     assert training.patience is not None
-    assert training.judge_kimg * training.patience < training.total_kimg
+    assert training.eval_kimg * training.patience < training.total_kimg

@@ -18,8 +18,8 @@ from typing import Any
 import click
 
 from gan_uad import console
-from gan_uad.benchmark.generators import DISTANCE, TABLE2, Judging
-from gan_uad.benchmark.metrics import figures_of_scores, how_long, training_figures
+from gan_uad.benchmark.generators import DISTANCE, TABLE2, Comparison
+from gan_uad.benchmark.metrics import how_long, metrics_of_scores, training_metrics
 from gan_uad.benchmark.plan import BEFORE, ENDED, Cell, Training
 from gan_uad.detection.score import score
 from gan_uad.errors import Interrupted, JobFailed, UserError
@@ -35,7 +35,7 @@ SUBSETS = 2020  # seed of KID's subsets and of the halves, as of `gan-uad fid`
 TRIED = 100  # bootstrap resamples of an attempt, which is chosen by its figure alone
 
 
-def work(cell: Cell | Judging, home: Path, device: str, environ: Mapping[str, str]) -> None:
+def work(cell: Cell | Comparison, home: Path, device: str, environ: Mapping[str, str]) -> None:
     """Do `cell` below `home`, and end the process: 0 done, 1 failed (`error.txt` says why in one line), 130 interrupted.
 
     All output goes to `log.txt` of the cell. When the process that started this one is gone, this one ends as by SIGTERM.
@@ -94,8 +94,8 @@ def _done(cell: Cell, home: Path, folder: Path, device: str) -> dict[str, Any]:
         "method": cell.method, "scoring": cell.scoring, "data": cell.data, "overrides": cell.overrides, "seed": cell.seed,
         "settings": cell.settings, "key": cell.key, "folder": cell.folder,
     }  # fmt: skip
-    result |= figures_of_scores(folder / "scores", TRIED if cell.by else cell.resamples)
-    trainings = [training_figures(run, step, home) for run, step in zip(runs, chain, strict=True)]
+    result |= metrics_of_scores(folder / "scores", TRIED if cell.by else cell.resamples)
+    trainings = [training_metrics(run, step, home) for run, step in zip(runs, chain, strict=True)]
     result |= {"training": trainings, "score_images_per_s": speed, "environment": _machine()}
     if cell.by:
         result["figure"] = _judged(cell, result)
@@ -105,57 +105,64 @@ def _done(cell: Cell, home: Path, folder: Path, device: str) -> dict[str, Any]:
     return result
 
 
-def _compared(judging: Judging, home: Path, folder: Path, device: str) -> dict[str, Any]:
+def _compared(comparison: Comparison, home: Path, folder: Path, device: str) -> dict[str, Any]:
     """What `cell.json` of a comparison holds."""
-    chains = [_runs(chain, home, judging.path) for chain in judging.chains]
+    chains = [_runs(chain, home, comparison.path) for chain in comparison.chains]
     sources = [str(runs[-1]) for runs in chains]
-    out, at = folder / "table", judging.path
-    if judging.kind == DISTANCE:
-        fid((sources[0],), at, out, judging.num, (judging.features,), seed=SUBSETS, where=device)
-        rows = [_distance_row(cell, judging) for cell in json.loads((out / "fid.json").read_text(encoding="utf-8"))]
+    out, at = folder / "table", comparison.path
+    if comparison.kind == DISTANCE:
+        fid((sources[0],), at, out, comparison.num, (comparison.features,), seed=SUBSETS, device=device)
+        rows = [_distance_row(cell, comparison) for cell in json.loads((out / "fid.json").read_text(encoding="utf-8"))]
         said = f"{rows[-1]['features']} {rows[-1]['value']:.2f}"
     else:
-        if judging.kind == TABLE2:
+        if comparison.kind == TABLE2:
             classifier, normal, anomalous = sources
-            classify(classifier, at, normal, anomalous, out, judging.num, seed=judging.seed, where=device)
+            classify(classifier, at, normal, anomalous, out, comparison.num, seed=comparison.seed, device=device)
             name = "classify.json"
         else:
             real_vs_synthetic(
-                sources[0], at, out, judging.num, judging.preset, judging.kimg, seed=judging.seed, where=device
+                sources[0],
+                at,
+                out,
+                comparison.num,
+                comparison.preset,
+                comparison.kimg,
+                seed=comparison.seed,
+                device=device,
             )
             name = "real_vs_synthetic.json"
         found = json.loads((out / name).read_text(encoding="utf-8"))
-        rows = [_accuracy_row(row, found, judging) for row in found["rows"]]
+        rows = [_accuracy_row(row, found, comparison) for row in found["rows"]]
         said = ", ".join(f"accuracy {row['accuracy']:.3f} ({row['patches']})" for row in rows)
     trainings = [
-        training_figures(run, step, home)
-        for runs, chain in zip(chains, judging.chains, strict=True)
+        training_metrics(run, step, home)
+        for runs, chain in zip(chains, comparison.chains, strict=True)
         for run, step in zip(runs, chain, strict=True)
     ]
     for row in rows:
         row["training"] = how_long(trainings) if row["seed"] is not None else ""
     return {
-        "kind": judging.kind, "what": judging.what, "data": judging.data, "seed": judging.seed, "num": judging.num,
-        "key": judging.key, "folder": judging.folder, "rows": rows, "said": said, "training": trainings, "environment": _machine(),
+        "kind": comparison.kind, "what": comparison.what, "data": comparison.data, "seed": comparison.seed, "num": comparison.num,
+        "key": comparison.key, "folder": comparison.folder, "rows": rows, "said": said, "training": trainings, "environment": _machine(),
     }  # fmt: skip
 
 
-def _distance_row(cell: dict[str, Any], judging: Judging) -> dict[str, Any]:
+def _distance_row(cell: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
     """A cell of `gan-uad fid` as a row; the reals against themselves keep their names."""
     made = "run" in cell
     row = {
-        "data": judging.data,
-        "method": judging.what if made else cell["method"],
-        "seed": judging.seed if made else None,
+        "data": comparison.data,
+        "method": comparison.what if made else cell["method"],
+        "seed": comparison.seed if made else None,
     }
     row |= {
         key: cell.get(key) for key in ("px", "kimg", "value", "kid", "kid_std", "precision", "recall", "memorisation")
     }
     row |= {"features": cell["figure"], "n": cell["n"], "n_real": cell["n_real"], "warnings": cell["warnings"]}
-    return {**row, "folder": f"{judging.folder}/table"}
+    return {**row, "folder": f"{comparison.folder}/table"}
 
 
-def _accuracy_row(row: dict[str, Any], found: dict[str, Any], judging: Judging) -> dict[str, Any]:
+def _accuracy_row(row: dict[str, Any], found: dict[str, Any], comparison: Comparison) -> dict[str, Any]:
     """A row of `gan-uad classify`, with the lengths of the trainings that it rests on."""
     same = (
         "n",
@@ -171,17 +178,17 @@ def _accuracy_row(row: dict[str, Any], found: dict[str, Any], judging: Judging) 
         "recall_0",
         "recall_1",
     )
-    kind = "real and synthesised" if judging.kind == TABLE2 else "real vs synthetic"
+    kind = "real and synthesised" if comparison.kind == TABLE2 else "real vs synthetic"
     kimg = " + ".join(f"{run['kimg']:g}" for run in found["runs"].values())
     named = {
-        "data": judging.data,
+        "data": comparison.data,
         "kind": kind,
-        "what": judging.what,
-        "seed": judging.seed,
+        "what": comparison.what,
+        "seed": comparison.seed,
         "patches": row["set"],
         "kimg": kimg,
     }
-    return {**named, **{key: row[key] for key in same}, "notes": found["notes"], "folder": f"{judging.folder}/table"}
+    return {**named, **{key: row[key] for key in same}, "notes": found["notes"], "folder": f"{comparison.folder}/table"}
 
 
 def _runs(chain: Sequence[Training], home: Path, data: str) -> list[Path]:
@@ -238,7 +245,7 @@ def _scored(cell: Cell, run: Path, told: tuple[str, ...], folder: Path, device: 
             told,
             cell.maps,
             max_images=cell.max_images,
-            where=device,
+            device=device,
         )
         names = ("scores.csv", "scores_validation.csv")
         images = sum(_lines_of(folder / name) - 1 for name in names if (folder / name).is_file())
@@ -266,13 +273,13 @@ def _judged(cell: Cell, result: dict[str, Any]) -> float:
         if result["auroc"] is None:
             raise UserError(
                 f"{cell.data}: the val split has {result['normal']} normal and {result['anomalous']} anomalous images, so no AUROC "
-                "can choose: say by: judgement (with training.judge_kimg), or give labels of both"
+                "can choose: say by: judgement (with training.eval_kimg), or give labels of both"
             )
         return float(result["auroc"]["value"])
-    judged = result["training"][-1]["judgement"]
-    if judged is None:
-        raise UserError("by: judgement needs trainings that are judged: set training.judge_kimg")
-    return float(judged["value"]) if judged["larger"] else -float(judged["value"])
+    compared_rows = result["training"][-1]["judgement"]
+    if compared_rows is None:
+        raise UserError("by: judgement needs trainings that are judged: set training.eval_kimg")
+    return float(compared_rows["value"]) if compared_rows["larger"] else -float(compared_rows["value"])
 
 
 def _choice(cell: Cell, home: Path) -> tuple[dict[str, Any], Cell]:

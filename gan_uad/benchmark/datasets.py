@@ -22,7 +22,7 @@ PUBLISHED = (0.6, 0.2, 0.2)  # shares of train, val and test by patch
 
 
 @dataclass(frozen=True)
-class Prepared:
+class BenchmarkData:
     """A data set that is there: its path, and a key of its files, labels, groups and splits."""
 
     path: Path
@@ -36,7 +36,7 @@ def data_root(given: Path | None) -> Path:
 
 def prepare_data(
     name: str, entry: DataEntry, settings: Settings, root: Path, told: Mapping[str, str], home: Path
-) -> Prepared:
+) -> BenchmarkData:
     """The data set `name`: `told` names other paths than the file's; what is made goes below `home`.
 
     Raises `UserError` where it is missing: where it was expected, and how to get it.
@@ -55,7 +55,7 @@ def prepare_data(
         data = data.model_copy(update={"path": str(path), "normal_classes": []})
     opened = open_source(path, data)
     rows = opened.manifest
-    return Prepared(
+    return BenchmarkData(
         path.resolve(), digest(opened.fingerprint(), rows.image, rows.label.tolist(), rows.group, rows.split)
     )
 
@@ -63,10 +63,10 @@ def prepare_data(
 def _data_config(name: str, settings: Settings, path: Path) -> DataConfig:
     raw = {"model": "", "task": "", "training": {"total_kimg": 1}, "data": {"path": str(path)}}
     told = [f"{key}={value}" for key, value in settings.items() if key.startswith("data.")]
-    return resolve(raw, told, default_name=name, where=f"data set {name}").data
+    return resolve(raw, told, default_name=name, context=f"data set {name}").data
 
 
-def _phantom(entry: DataEntry, home: Path) -> Prepared:
+def _phantom(entry: DataEntry, home: Path) -> BenchmarkData:
     from gan_uad.demo.phantom import VERSION, write_phantom
 
     assert entry.phantom is not None
@@ -80,7 +80,7 @@ def _phantom(entry: DataEntry, home: Path) -> Prepared:
             write_phantom(folder, **arguments, progress=console.counter("making patches"))
         except ValueError as error:
             raise UserError(f"phantom: {error}") from None
-    return Prepared(folder.resolve(), key)
+    return BenchmarkData(folder.resolve(), key)
 
 
 def _by_patch(path: Path, data: DataConfig, folder: Path) -> Path:

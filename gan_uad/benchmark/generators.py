@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gan_uad.benchmark.datasets import Prepared
+from gan_uad.benchmark.datasets import BenchmarkData
 from gan_uad.benchmark.plan import Missing, Training, chain_of
 from gan_uad.benchmark.schema import Benchmark, Trained
 from gan_uad.data.arrays import digest
@@ -21,7 +21,7 @@ SECTION = {DISTANCE: GENERATION, TABLE2: CLASSIFICATION, REAL_OR_NOT: CLASSIFICA
 
 
 @dataclass(frozen=True)
-class Judging:
+class Comparison:
     """One comparison of generated with real images, on one data set and of one seed; made after the trainings that it needs."""
 
     kind: str
@@ -72,9 +72,11 @@ def sections(benchmark: Benchmark) -> list[str]:
     return [name for name in (GENERATION, CLASSIFICATION) if getattr(benchmark, name)]
 
 
-def plan_judgings(benchmark: Benchmark, data: dict[str, Prepared], kimg: float | None, device: str) -> list[Judging]:
+def plan_comparisons(
+    benchmark: Benchmark, data: dict[str, BenchmarkData], kimg: float | None, device: str
+) -> list[Comparison]:
     """All comparisons on the data sets that are at hand. Raises `UserError` for settings that no training takes."""
-    found: list[Judging] = []
+    found: list[Comparison] = []
     for name in (n for n in benchmark.data if n in data):
         for seed in benchmark.seeds:
             planner = _Planner(benchmark, data[name], kimg, device, name, seed)
@@ -85,13 +87,13 @@ def plan_judgings(benchmark: Benchmark, data: dict[str, Prepared], kimg: float |
 @dataclass(frozen=True)
 class _Planner:
     benchmark: Benchmark
-    data: Prepared
+    data: BenchmarkData
     kimg: float | None
     device: str
     name: str
     seed: int
 
-    def generation(self) -> Iterator[Judging]:
+    def generation(self) -> Iterator[Comparison]:
         section = self.benchmark.generation
         if section is None or (section.data is not None and self.name not in section.data):
             return
@@ -101,7 +103,7 @@ class _Planner:
             for features in section.features:
                 yield self._one(DISTANCE, generator, [generator], section.num, features)
 
-    def classification(self) -> Iterator[Judging]:
+    def classification(self) -> Iterator[Comparison]:
         for section in self.benchmark.classification:
             if section.data is not None and self.name not in section.data:
                 continue
@@ -123,7 +125,7 @@ class _Planner:
 
     def _one(
         self, kind: str, what: str, names: list[str], num: int, features: str = "", preset: str | None = None, kimg: float | None = None
-    ) -> Judging:  # fmt: skip
+    ) -> Comparison:  # fmt: skip
         num = min(num, self.benchmark.max_images or num)
         chains: list[tuple[Training, ...]] = []
         problem = ""
@@ -142,15 +144,17 @@ class _Planner:
         keys = [[step.key for step in chain] for chain in chains]
         key = digest(kind, what, keys, self.data.key, num, features, preset, kimg, self.seed, problem)
         path = str(self.data.path)
-        return Judging(kind, what, self.name, self.seed, tuple(chains), path, num, features, preset, kimg, key, problem)
+        return Comparison(
+            kind, what, self.name, self.seed, tuple(chains), path, num, features, preset, kimg, key, problem
+        )
 
 
-def judged_rows(judgings: Iterable[Judging], home: Path) -> dict[str, list[dict[str, Any]]]:
+def comparison_rows(comparisons: Iterable[Comparison], home: Path) -> dict[str, list[dict[str, Any]]]:
     """Rows of the finished comparisons by section, none twice (reals against themselves are beside every generator)."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for judging in judgings:
-        file = home / judging.folder / "cell.json"
-        rows = found.setdefault(judging.method, [])
+    for comparison in comparisons:
+        file = home / comparison.folder / "cell.json"
+        rows = found.setdefault(comparison.method, [])
         if file.is_file():
             new = json.loads(file.read_text(encoding="utf-8"))["rows"]
             rows += [row for row in new if not any(_same(row, known) for known in rows)]

@@ -9,8 +9,8 @@ from typing import Any
 from gan_uad.benchmark.plan import Training
 from gan_uad.checkpoint import read_model
 from gan_uad.config import CorruptionConfig, RunConfig, load_config, presets
-from gan_uad.detection.evaluate import figures_of
-from gan_uad.detection.maps import pixel_figures
+from gan_uad.detection.evaluate import metrics_of
+from gan_uad.detection.maps import pixel_metrics
 from gan_uad.detection.score_file import (
     BASELINE,
     SCORES,
@@ -29,12 +29,12 @@ LARGER = {"val_accuracy", "val_auroc"}  # judgements of which more is better; lo
 RATES = ("accuracy", "f1", "sensitivity", "specificity")
 
 
-def figures_of_scores(folder: Path, resamples: int) -> dict[str, Any]:
+def metrics_of_scores(folder: Path, resamples: int) -> dict[str, Any]:
     """Counts, AUROC, AUPRC, decisions at the two thresholds, parts and pixel figures of `scores.csv`; the same of mean colour."""
     described = description_of(folder / SCORES)
     result = _of_file(folder / SCORES, resamples)
     result["warnings"] += described.get("warnings", [])
-    result["pixels"] = pixel_figures(folder) if (folder / "truth").is_dir() and (folder / "maps").is_dir() else None
+    result["pixels"] = pixel_metrics(folder) if (folder / "truth").is_dir() and (folder / "maps").is_dir() else None
     result["scorer"] = described["label"]
     if described.get("corruption"):
         result["corruption"] = CorruptionConfig(**described["corruption"]).words
@@ -51,16 +51,16 @@ def _of_file(path: Path, resamples: int) -> dict[str, Any]:
         "auroc": None,
         "auprc": None,
         **dict.fromkeys(RULES),
-        "parts": {},
+        "components": {},
         "warnings": [],
     }
     if min(counts.values()) == 0:
         result["warnings"].append("labels of one kind only: there is nothing to tell apart")
         return result
-    found = figures_of(scores.label, scores.score, scores.group, threshold_of(scores, None, None), n=resamples)
+    found = metrics_of(scores.label, scores.score, scores.group, threshold_of(scores, None, None), n=resamples)
     result |= {key: found[key] for key in ("groups", "auroc", "auprc")}
     result["warnings"] += found["warnings"]
-    result["parts"] = {part: auroc(scores.label, values) for part, values in scores.parts.items()}
+    result["components"] = {part: auroc(scores.label, values) for part, values in scores.components.items()}
     return result | {name: _at(scores, validation, rule) for name, rule in RULES.items()}
 
 
@@ -76,13 +76,13 @@ def _at(scores: ScoreFile, validation: ScoreFile | None, rule: str) -> dict[str,
     return {"threshold": value, "note": fitted.note, **rates, "confusion": found["confusion"]}
 
 
-def training_figures(path: Path, step: Training, home: Path) -> dict[str, Any]:
+def training_metrics(path: Path, step: Training, home: Path) -> dict[str, Any]:
     """What is known of a run (folder or model file): how long it was trained, what it cost, its last and best figures."""
     about, _ = read_model(model_file(path))
     name = path.relative_to(home).as_posix() if path.is_relative_to(home) else path.name
     run = Run(path) if path.is_dir() and (path / "config.yaml").is_file() else None
     rows = run.read_log() if run else []
-    judgements = run.read_judgements() if run else []
+    judgements = run.read_validations() if run else []
     last: dict[str, Any] = rows[-1] if rows else {}
     nimg = int(last.get("nimg", about["nimg"]))
     seconds = _seconds(rows)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gan_uad.benchmark.datasets import Prepared
+from gan_uad.benchmark.datasets import BenchmarkData
 from gan_uad.benchmark.schema import Benchmark, Method, Range, Scoring, Search, Settings, Trained
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
@@ -87,7 +87,7 @@ class Cell:
         return self.chain[0].key if self.chain else self.attempts[0].family if self.attempts else self.key
 
 
-def plan(benchmark: Benchmark, data: dict[str, Prepared], kimg: float | None, device: str) -> list[Cell]:
+def plan(benchmark: Benchmark, data: dict[str, BenchmarkData], kimg: float | None, device: str) -> list[Cell]:
     """All cells on the data sets that are at hand, in the order of the table. Raises `UserError` for settings that no training takes."""
     cells: list[Cell] = []
     for name in (n for n in benchmark.data if n in data):
@@ -107,7 +107,7 @@ def plan(benchmark: Benchmark, data: dict[str, Prepared], kimg: float | None, de
 
 
 def chain_of(
-    benchmark: Benchmark, data: Prepared, kimg: float | None, device: str, name: str, label: str, trained: Trained, seed: int
+    benchmark: Benchmark, data: BenchmarkData, kimg: float | None, device: str, name: str, label: str, trained: Trained, seed: int
 ) -> list[Training]:  # fmt: skip
     """The trainings of `trained`, called `label`, on the data set `name`. Raises `Missing` for a run that is not there."""
     return _Maker(benchmark, data, kimg, device, name, label, "", OWN, seed).generator(trained)
@@ -118,7 +118,7 @@ class _Maker:
     """Makes the cell of one place in the grid of methods, data sets, overrides, scorings and seeds."""
 
     benchmark: Benchmark
-    data: Prepared
+    data: BenchmarkData
     kimg: float | None
     device: str
     name: str

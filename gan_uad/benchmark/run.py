@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from gan_uad import console
-from gan_uad.benchmark.datasets import Prepared, data_root, prepare_data
-from gan_uad.benchmark.generators import Judging, plan_judgings, sections
+from gan_uad.benchmark.datasets import BenchmarkData, data_root, prepare_data
+from gan_uad.benchmark.generators import Comparison, plan_comparisons, sections
 from gan_uad.benchmark.plan import ENDED, Cell, plan
 from gan_uad.benchmark.schema import Benchmark, load_benchmark
 from gan_uad.benchmark.tables import write_tables
@@ -31,7 +31,7 @@ from gan_uad.files import make_folder, write_text
 from gan_uad.slides.batch import parse_shard
 from gan_uad.tables import format_number
 
-Work = Cell | Judging
+Work = Cell | Comparison
 # What cells need and takes seconds to import, of which this process needs nothing (the last: torch's first optimiser imports it).
 PRELOADED = [
     "gan_uad.benchmark.cells", "gan_uad.plotting.pictures", "gan_uad.plotting.plots", "matplotlib.backends.backend_agg", "sklearn.metrics",
@@ -64,19 +64,19 @@ def benchmark(
     wanted = _selection(found, only)
     folder = out or Path("benchmarks") / found.name
     named = _places(found, data)
-    sets: dict[str, Prepared] = {}
+    sets: dict[str, BenchmarkData] = {}
     for name, entry in found.data.items():
         try:
             sets[name] = prepare_data(name, entry, {**found.set, **entry.set}, data_root(root), named, folder.resolve())
         except UserError:
             if name not in wanted:  # what is finished on the others stays in the table where it can
                 continue
-            absent = {name: Prepared(Path(name), name)}  # what is wrong in the file is told first
+            absent = {name: BenchmarkData(Path(name), name)}  # what is wrong in the file is told first
             plan(found, absent, kimg, device)
-            plan_judgings(found, absent, kimg, device)
+            plan_comparisons(found, absent, kimg, device)
             raise
-    cells, judgings = plan(found, sets, kimg, device), plan_judgings(found, sets, kimg, device)
-    mine = [cell for cell in _sharded([*cells, *judgings], part) if wanted >= {cell.method, cell.data}]
+    cells, comparisons = plan(found, sets, kimg, device), plan_comparisons(found, sets, kimg, device)
+    mine = [cell for cell in _sharded([*cells, *comparisons], part) if wanted >= {cell.method, cell.data}]
     todo = [cell for cell in _with_attempts(mine) if not _finished(cell, folder)]
     if dry_run:
         for cell in mine:
@@ -84,13 +84,13 @@ def benchmark(
         return folder
     make_folder(folder)
     console.say(
-        f"{found.name}: {len(cells) + len(judgings)} cells, {len(mine)} of them here, {len(todo)} trainings and scorings to do -> {folder}"
+        f"{found.name}: {len(cells) + len(comparisons)} cells, {len(mine)} of them here, {len(todo)} to do -> {folder}"
     )
     try:
-        tell = partial(write_tables, found, cells, folder, judgings)
+        tell = partial(write_tables, found, cells, folder, comparisons)
         failed = _Pool(folder.resolve(), max(1, jobs), device, tell).run(todo)
     finally:
-        shown = write_tables(found, cells, folder, judgings)
+        shown = write_tables(found, cells, folder, comparisons)
     print(shown, end="")
     console.say(
         f"table -> {folder}/results.md (.csv, .json, .tex); pictures: gan-uad evaluate {folder}/cells/*/scores --out FOLDER"

@@ -103,7 +103,7 @@ class Search(_Strict):
     seed: int = Field(0, ge=0, description="of a random search")
     by: Literal["auroc", "judgement"] = Field(
         "auroc",
-        description="auroc: on the val split, which then needs labels of both kinds; judgement: the run's own best (training.judge_kimg)",
+        description="auroc: on the val split, which then needs labels of both kinds; judgement: the run's own best (training.eval_kimg)",
     )
 
     @model_validator(mode="after")
@@ -237,11 +237,11 @@ def _merged(raw: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check(found: Benchmark, where: str) -> None:
+def _check(found: Benchmark, context: str) -> None:
     """What the types do not tell. Raises `UserError`."""
     for what, count in (("data", len(found.data)), ("methods", len(found.methods))):
         if not count:
-            raise UserError(f"{where}: {what} is empty: there is nothing to compare")
+            raise UserError(f"{context}: {what} is empty: there is nothing to compare")
     named: list[tuple[str, list[str]]] = [
         ("data", list(found.data)), ("methods", list(found.methods)), ("overrides", list(found.overrides)),
         ("generators", list(found.generators)),
@@ -255,48 +255,48 @@ def _check(found: Benchmark, where: str) -> None:
         for name in names:
             if not _is_name(name):
                 raise UserError(
-                    f"{where}: {place}: the name {name!r} becomes part of a folder's: use letters, digits and _ . + -"
+                    f"{context}: {place}: the name {name!r} becomes part of a folder's: use letters, digits and _ . + -"
                 )
-    _check_sections(found, where)
+    _check_sections(found, context)
     for name, generator in found.generators.items():
-        _check_data(generator.data, found, f"{where}: generators.{name}")
+        _check_data(generator.data, found, f"{context}: generators.{name}")
     for name, method in found.methods.items():
-        _check_data(method.data, found, f"{where}: methods.{name}")
+        _check_data(method.data, found, f"{context}: methods.{name}")
         for variant, scoring in method.score.items():
             for key in scoring.set:
                 if not key.startswith(("scoring.", "data.")):
                     raise UserError(
-                        f"{where}: methods.{name}.score.{variant}.set: {key!r} is no setting of a scoring (scoring.*); "
+                        f"{context}: methods.{name}.score.{variant}.set: {key!r} is no setting of a scoring (scoring.*); "
                         f"those of a training are in methods.{name}.set"
                     )
 
 
-def _check_data(names: list[str] | None, found: Benchmark, where: str) -> None:
+def _check_data(names: list[str] | None, found: Benchmark, context: str) -> None:
     for data in names or []:
         if data not in found.data:
-            raise UserError(f"{where}.data: no data set is called {data!r}: {near(data, found.data)}")
+            raise UserError(f"{context}.data: no data set is called {data!r}: {near(data, found.data)}")
 
 
-def _check_sections(found: Benchmark, where: str) -> None:
+def _check_sections(found: Benchmark, context: str) -> None:
     """What `generation` and `classification` name is there, and can be trained without a choice. Raises `UserError`."""
     known = {**found.methods, **found.generators}
     named: list[tuple[str, str]] = []
     if (first := found.generation) is not None:
-        _check_data(first.data, found, f"{where}: generation")
+        _check_data(first.data, found, f"{context}: generation")
         named += [("generation.generators", name) for name in first.generators]
         if not (first.generators or found.generators):
-            raise UserError(f"{where}: generation: there is no generator: name some, or add generators")
+            raise UserError(f"{context}: generation: there is no generator: name some, or add generators")
     for second in found.classification:
-        _check_data(second.data, found, f"{where}: classification")
+        _check_data(second.data, found, f"{context}: classification")
         three = [(key, getattr(second, key)) for key in ("classifier", "normal", "anomalous")]
         three += [("real_vs_synthetic", name) for name in second.real_vs_synthetic]
         named += [(f"classification.{key}", name) for key, name in three if name is not None]
     for place, name in named:
         if name not in known:
-            raise UserError(f"{where}: {place}: no generator or method is called {name!r}: {near(name, known)}")
+            raise UserError(f"{context}: {place}: no generator or method is called {name!r}: {near(name, known)}")
         if isinstance(one := known[name], Method) and one.search is not None:
             raise UserError(
-                f"{where}: {place}: {name} is searched for, so no single run can be judged; add it to generators"
+                f"{context}: {place}: {name} is searched for, so no single run can be judged; add it to generators"
             )
 
 
@@ -308,15 +308,15 @@ def _explain(error: ValidationError) -> str:
     """The first error of several in one line, an unknown key with near names."""
     first, more = first_error(error)
     parts = [str(part) for part in first["loc"] if not (isinstance(part, str) and part.startswith("list["))]
-    where = ".".join(parts)
+    context = ".".join(parts)
     if first["type"] == "extra_forbidden":
         known = _model_at(first["loc"][:-1]).model_fields
-        return f"unknown key {where!r}: {near(parts[-1], known)}{more}"
+        return f"unknown key {context!r}: {near(parts[-1], known)}{more}"
     if first["type"] == "missing":
-        return f"key {where!r} is missing{more}"
+        return f"key {context!r} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
     got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
-    return f"{where or 'the file'}: {message[0].lower()}{message[1:]}{got}{more}"
+    return f"{context or 'the file'}: {message[0].lower()}{message[1:]}{got}{more}"
 
 
 def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gan_uad import __version__
-from gan_uad.benchmark.generators import CLASSIFICATION, GENERATION, Judging, judged_rows
+from gan_uad.benchmark.generators import CLASSIFICATION, GENERATION, Comparison, comparison_rows
 from gan_uad.benchmark.metrics import how_long
 from gan_uad.benchmark.plan import OWN, Cell
 from gan_uad.benchmark.schema import Benchmark
@@ -67,7 +67,7 @@ ABOUT = (
 
 
 def collect(
-    cells: Iterable[Cell | Judging], home: Path
+    cells: Iterable[Cell | Comparison], home: Path
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[str]]:
     """Of the cells of the table: what is finished, what failed and why, and what was not tried yet."""
     done: list[dict[str, Any]] = []
@@ -86,12 +86,14 @@ def collect(
     return done, failed, missing
 
 
-def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path, judgings: Sequence[Judging] = ()) -> str:
+def write_tables(
+    benchmark: Benchmark, cells: Sequence[Cell], home: Path, comparisons: Sequence[Comparison] = ()
+) -> str:
     """Write the four files, and those of generators where any are judged; returns the tables as plain text."""
     done, failed, missing = collect(cells, home)
-    compared, failed_too, missing_too = collect(judgings, home)
+    compared, failed_too, missing_too = collect(comparisons, home)
     failed, missing = failed + failed_too, missing + missing_too
-    judged = judged_rows(judgings, home)
+    compared_rows = comparison_rows(comparisons, home)
     rows = [row for cell in with_baselines(done) for row in [flat(cell)]]
     summary = summarised(rows)
     write_text(home / "results.csv", table(rows, COLUMNS, "csv"))
@@ -101,16 +103,16 @@ def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path, judgin
             "format": FORMAT, "benchmark": benchmark.name, "about": benchmark.about, "gan_uad": __version__, "columns": list(COLUMNS),
             "data": {name: entry.note for name, entry in benchmark.data.items()},
             "rows": rows, "summary": summary, "cells": done, "failed": failed, "not_run": missing,
-            "machines": _machines([*done, *compared]), **judged,
+            "machines": _machines([*done, *compared]), **compared_rows,
         },
     )  # fmt: skip
-    for name, found in judged.items():
+    for name, found in compared_rows.items():
         if found:
             columns = [key for key, value in found[0].items() if not isinstance(value, list)]
             write_text(home / f"results_{name}.csv", table(found, columns, "csv"))
     shown = _in_text(summary)
-    parts = {"Detection": (shown, DETECTION), **judged_tables(judged)}
-    write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing, judged, compared))
+    parts = {"Detection": (shown, DETECTION), **comparison_tables(compared_rows)}
+    write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing, compared_rows, compared))
     tables = {
         form: [table(rows, used_columns(columns, rows), form) for rows, columns in parts.values() if rows]
         for form in ("latex", "text")
@@ -119,7 +121,9 @@ def write_tables(benchmark: Benchmark, cells: Sequence[Cell], home: Path, judgin
     return "\n".join(tables["text"])
 
 
-def judged_tables(judged: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
+def comparison_tables(
+    compared_rows: Mapping[str, list[dict[str, Any]]],
+) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
     """Rows of the two sections as cells of text, by title, with their columns."""
     distances = [
         {
@@ -128,7 +132,7 @@ def judged_tables(judged: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple
             "memorisation": None if row["memorisation"] is None else format_number(row["memorisation"], 3),
             "kimg": None if row["kimg"] is None else f"{row['kimg']:g}",
         }
-        for row in judged.get(GENERATION, [])
+        for row in compared_rows.get(GENERATION, [])
     ]  # fmt: skip
     accuracies = [
         {
@@ -136,7 +140,7 @@ def judged_tables(judged: Mapping[str, list[dict[str, Any]]]) -> dict[str, tuple
             "auroc": format_interval(row["auroc"], row["auroc_low"], row["auroc_high"]),
             "n": f"{row['n']} ({row['n_0']} + {row['n_1']})",
         }
-        for row in judged.get(CLASSIFICATION, [])
+        for row in compared_rows.get(CLASSIFICATION, [])
     ]  # fmt: skip
     return {"Generation": (distances, DISTANCES), "Classification": (accuracies, ACCURACIES)}
 
@@ -248,11 +252,11 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     shown["n"] = f"{row['normal']} + {row['anomalous']}"
     shown |= {key: row[key] for key in ("trained_on", "kimg", "training")}
     for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
-        shown[name] = _figure(row[name], 3 if name in FIGURES[: -len(ERRORS)] else 1)
+        shown[name] = _metric(row[name], 3 if name in FIGURES[: -len(ERRORS)] else 1)
     return shown
 
 
-def _figure(found: dict[str, Any] | None, digits: int) -> str | None:
+def _metric(found: dict[str, Any] | None, digits: int) -> str | None:
     if found is None:
         return None
     if "low" in found:
@@ -268,7 +272,7 @@ def used_columns(columns: dict[str, str], shown: list[dict[str, Any]]) -> dict[s
 
 def _markdown(
     benchmark: Benchmark, summary: list[dict[str, Any]], done: list[dict[str, Any]], failed: list[dict[str, str]], missing: list[str],
-    judged: dict[str, list[dict[str, Any]]], compared: list[dict[str, Any]],
+    compared_rows: dict[str, list[dict[str, Any]]], compared: list[dict[str, Any]],
 ) -> str:  # fmt: skip
     shown = _in_text(summary)
     parts = [f"# {benchmark.name}\n", benchmark.about.strip() + "\n" if benchmark.about else "", ABOUT + "\n"]
@@ -277,9 +281,9 @@ def _markdown(
         if shown:
             parts += [f"## {title}\n", table(shown, used_columns(columns, shown), "markdown")]
     parts += _searches(done)
-    for title, (rows, columns) in judged_tables(judged).items():
+    for title, (rows, columns) in comparison_tables(compared_rows).items():
         if rows:
-            links = dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in judged[title.lower()])
+            links = dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in compared_rows[title.lower()])
             parts += [f"## {title}\n", JUDGED[title] + "\n", table(rows, used_columns(columns, rows), "markdown")]
             parts += ["What each rests on: " + ", ".join(links) + ".\n"]
     if failed:

@@ -1,4 +1,4 @@
-"""Commands that fetch and check sets of patches."""
+"""Commands that download and check sets of patches."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from gan_uad.cli.options import FOLDER
+from gan_uad.cli.options import out_option, overrides_option
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--list", "as_list", is_flag=True, help="Only list: all sets, or the files of NAME.")
+@click.option("--list", "as_list", is_flag=True, help="List all data sets, or the files of NAME. Download nothing.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -25,13 +25,15 @@ from gan_uad.cli.options import FOLDER
 @click.option(
     "--split", "splits", type=click.Choice(["train", "val", "test"]), multiple=True, help="Only files of this split."
 )
-@click.option("--only", multiple=True, metavar="PATTERN", help="Only files of such names, e.g. --only 'tumor_00*'.")
+@click.option(
+    "--only", multiple=True, metavar="PATTERN", help="Only files with such names, such as --only 'tumor_00*'."
+)
 def download(
     name: str | None, as_list: bool, out: Path | None, size: str | None, splits: tuple[str, ...], only: tuple[str, ...]
 ) -> None:
-    """Fetch the public data set NAME (idc, pcam, camelyon16, medmnist, ...; see --list), verify it, and print where it is.
+    """Download a public data set and verify it.
 
-    Its licence is shown first. An interrupted download goes on when run again; files that are here and whole are left as they are.
+    NAME is idc, pcam, camelyon16, medmnist, ...; --list shows all, with their licences. Run the same command again to resume.
     """
     from gan_uad.data import download as job
 
@@ -47,19 +49,22 @@ def download(
 
 @click.group()
 def data() -> None:
-    """Look at a set of patches before training on it."""
+    """Check a set of patches before training."""
 
 
 @data.command()
 @click.argument("path")
 @click.option(
-    "--resolution", type=int, default=64, show_default=True, help="Side in px that the images would be brought to."
+    "--resolution", type=int, default=64, show_default=True, metavar="PX", help="Side that the images are resized to."
 )
-@click.option("--out", type=FOLDER, help="Folder for class_samples.png and class_balance.png.")
-@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Data settings, e.g. -o data.crop=center.")
-@click.option("--json", "as_json", is_flag=True)
+@out_option(None, "Also write class_samples.png and class_balance.png into this folder.")
+@overrides_option("Override a data.* setting, such as -o data.crop=center.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(path: str, resolution: int, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
-    """Counts by label, group and split, sizes, broken files, and groups on two sides of PATH."""
+    """Count labels, groups and splits; list problems.
+
+    PATH is a folder, zip, .npz or .h5 of patches. Exit code 1: there are problems, such as broken files or a group in two splits.
+    """
     from gan_uad.config import data_config
     from gan_uad.data.check import data_check
 

@@ -1,162 +1,123 @@
-"""Commands that score patches and evaluate scores."""
+"""Commands that score patches and evaluate the scores."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gan_uad.cli.options import FOLDER, annotations_option, class_option, device_option, unannotated_option
-from gan_uad.errors import UserError, refuse
+from gan_uad import console
+from gan_uad.cli.options import (
+    PATH,
+    bootstrap_options,
+    device_option,
+    inverter_option,
+    out_option,
+    overrides_option,
+    seed_option,
+    split_option,
+    subset_options,
+)
+from gan_uad.errors import refuse
 
 
 @click.command()
 @click.argument("run")
 @click.argument("data", required=False)
+@out_option(None, "Output folder. [default: a folder in RUN/scores; for a shipped model, in ./scores]")
+@split_option("Split to score. [default: test where DATA has splits, else all]")
+@inverter_option
 @click.option(
-    "--out",
-    type=FOLDER,
-    help="Where results go. [default: a folder in scores/, inside a run or beside a model file; in ./scores for a shipped model]",
+    "--threshold",
+    metavar="RULE",
+    help="Rule that sets the threshold on validation images: fpr:A, quantile:Q, mean_std:K, youden or manual:V.",
 )
-@click.option(
-    "--split",
-    type=click.Choice(["train", "val", "test", "all"]),
-    help="Which split to score. [default: test, if DATA has splits]",
-)
-@click.option("--inverter", metavar="NAME", help="How the closest normal image is found; see `gan-uad models`.")
-@click.option(
-    "--threshold", metavar="RULE", help="fpr:A, quantile:Q, mean_std:K, youden or manual:V, set on validation images."
-)
-@click.option("--maps", is_flag=True, help="Write difference maps, and masks cut from them.")
+@click.option("--maps", is_flag=True, help="Write anomaly maps, and masks where they exceed a threshold.")
 @click.option(
     "--pixel-quantile",
     type=click.FloatRange(0.5, 1),
     default=0.99,
     show_default=True,
-    help="Where masks are cut: this quantile of validation normals' pixels.",
+    help="Threshold of the masks: this quantile of the pixels of validation normals.",
 )
-@click.option("--max-images", type=click.IntRange(min=1), help="Score a random subset of this size.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the subset.")
-@click.option(
-    "-o",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Override data.* or scoring.* of the run, e.g. -o scoring.options.steps=200.",
-)
+@subset_options
+@overrides_option("Override a data.* or scoring.* setting of RUN, such as -o scoring.options.steps=200.")
 @device_option
-def score(
-    run: str, data: str | None, out: Path | None, split: str | None, inverter: str | None, threshold: str | None, maps: bool,
-    pixel_quantile: float, max_images: int | None, seed: int, overrides: tuple[str, ...], device: str,
-) -> None:  # fmt: skip
-    """Score the patches of DATA (default: what RUN was trained on) by their distance to the closest normal image."""
+def score(run: str, data: str | None, **options: Any) -> None:
+    """Score patches: how far is each from normal?
+
+    RUN is a run folder, a model file or a shipped model. DATA is a folder, zip, .npz or .h5 of patches [default: the patches that RUN was
+    trained on]. Writes scores.csv and prints its folder. `gan-uad evaluate` reads it.
+    """
     from gan_uad.detection.score import score as job
 
-    print(job(run, data, out, split, inverter, threshold, overrides, maps, pixel_quantile, max_images, seed, device))
+    print(job(run, data, **options))
 
 
 @click.command()
 @click.argument("run")
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=FOLDER, default=Path("projected"), show_default=True)
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@out_option("projected", "Output folder: one subfolder per image, plus projections.csv.")
 @click.option(
     "--inverter",
     metavar="NAME",
-    help="w, w_plus, z, hybrid, izi_f, anogan, ... [default: the run's own, or w, or anogan]",
+    help="Method that finds the closest image: w, w_plus, z, style_encoder, izi_f, anogan, ... [default: that of RUN, else w or anogan]",
 )
-@click.option(
-    "-o",
-    "options",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="An option of the inverter, e.g. -o steps=200 -o perceptual=alex.",
-)
+@overrides_option("Set an option of the inverter, such as -o steps=200 -o perceptual=alex.", "options")
 @click.option("--gif", is_flag=True, help="Also write an animation of each search.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the search.")
+@seed_option("Random seed of the search.")
 @device_option
-def project(
-    run: str, images: tuple[Path, ...], out: Path, inverter: str | None, options: tuple[str, ...], gif: bool, seed: int, device: str,
-) -> None:  # fmt: skip
-    """Find the closest image that the generator of RUN can make to each of IMAGES (files or folders of them), and its latent."""
+def project(run: str, images: tuple[Path, ...], **options: Any) -> None:
+    """Find the closest image that a generator can make.
+
+    RUN is the run of a generator or of an encoder. IMAGES are files, or folders of them. Writes each closest image and its latent.
+    """
     from gan_uad.detection.project import project as job
 
-    print(job(run, list(images), out, inverter, options, gif, seed, device))
+    print(job(run, list(images), **options))
 
 
 @click.command()
-@click.argument("scores", nargs=-1, required=True, metavar="SCORES...|CONFIG")
-@click.option(
-    "--out",
-    type=FOLDER,
-    help="Where figures and pictures go. [default: the first SCORES folder; folds/CONFIG]",
-)
-@click.option("--threshold", metavar="RULE", help="Another rule than the scored one, set on the validation scores.")
-@click.option("--resamples", type=click.IntRange(min=100), default=1000, show_default=True, help="Bootstrap resamples.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the bootstrap.")
-@annotations_option("Of scored slides: what is tumour, by slide name, as in tile.")
-@class_option("... as in tile.")
-@unannotated_option("... what slides without annotation are.")
-@click.option(
-    "--labels",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Of scored slides: a CSV file with columns slide and label (0, 1).",
-)
-@click.option(
-    "--folds", type=click.IntRange(min=2), metavar="K", help="Cross-validate CONFIG instead: K trainings, by group."
-)
-@click.option("--data", metavar="PATH", help="... on these patches, all of them, whatever splits they bring.")
-@click.option("--external", metavar="PATH", help="... and score these patches too with each fold's model.")
-@click.option(
-    "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="... with this setting; {fold} is the fold's number."
-)
-def evaluate(
-    scores: tuple[str, ...], out: Path | None, threshold: str | None, resamples: int, seed: int, annotations: Path | None,
-    classes: dict[str, str], unannotated: str, labels: Path | None, folds: int | None, data: str | None, external: str | None,
-    overrides: tuple[str, ...],
-) -> None:  # fmt: skip
-    """Figures with intervals, tables, ROC and more, from SCORES: folders of `gan-uad score` or `gan-uad score-slide`, or scores.csv files.
+@click.argument("scores", nargs=-1, required=True, type=PATH)
+@out_option(None, "Output folder. [default: the first of SCORES]")
+@click.option("--threshold", metavar="RULE", help="Set the threshold by another rule. See `gan-uad score`.")
+@bootstrap_options
+def evaluate(scores: tuple[Path, ...], **options: Any) -> None:
+    """Compute AUROC and other metrics, with intervals.
 
-    With --folds K: of the configuration CONFIG, trained K times, each time tested on groups (patients or slides) that it has not seen.
-    """
-    evaluations(
-        scores, out, threshold=threshold, resamples=resamples, seed=seed, annotations=annotations, classes=classes,
-        unannotated=unannotated, labels=labels, folds=folds, data=data, external=external, overrides=overrides,
-    )  # fmt: skip
-
-
-def evaluations(
-    sources: tuple[str, ...], out: Path | None, *, threshold: str | None, resamples: int, seed: int, annotations: Path | None,
-    classes: dict[str, str], unannotated: str, labels: Path | None, folds: int | None, data: str | None, external: str | None,
-    overrides: tuple[str, ...],
-) -> None:  # fmt: skip
-    """See `cross_validate` where there are `folds`, else `evaluate_slides` or `evaluate`.
-
-    Raises `UserError` for options of another of the three.
+    SCORES are output folders of `gan-uad score`, or scores.csv files with labels. Writes metrics.json, tables and plots. For whole slides
+    use `gan-uad evaluate-slides`.
     """
     from gan_uad.slides.batch import holds_slides
 
-    of_folds = {"--data": data, "--external": external, "-o": overrides or None}
-    of_slides = {
-        "--annotations": annotations, "--labels": labels, "--class": classes or None, "--unannotated": unannotated == "normal",
-    }  # fmt: skip
-    if folds is not None:
-        from gan_uad.detection.cross_validate import cross_validate
-
-        refuse(of_slides, "goes with folders of score-slide only")
-        if len(sources) > 1:
-            raise UserError("--folds takes one CONFIG")
-        cross_validate(sources[0], folds, data, external, out, overrides, threshold, resamples, seed)
-        return
-    refuse(of_folds, "goes with --folds only")
-    folders = [Path(source) for source in sources]
-    if all(map(holds_slides, folders)):
+    if all(map(holds_slides, scores)):  # until version 0.3
         from gan_uad.slides.evaluate import evaluate_slides
 
-        refuse({"--threshold": threshold}, "has no use for slides, which are ranked")
-        evaluate_slides(folders, out, annotations, labels, classes, unannotated, resamples, seed)
+        console.say("note: use gan-uad evaluate-slides; gan-uad evaluate will not take slides from version 0.3 on")
+        refuse({"--threshold": options.pop("threshold")}, "does not apply to slides, which are ranked")
+        evaluate_slides(list(scores), **options)
         return
-    from gan_uad.detection.evaluate import evaluate
+    from gan_uad.detection.evaluate import evaluate as job
 
-    refuse(of_slides, "goes with folders of score-slide only")
-    evaluate(folders, out, threshold, resamples, seed)
+    job(list(scores), **options)
+
+
+@click.command("cross-validate")
+@click.argument("config")
+@click.option("--folds", type=click.IntRange(min=2), required=True, metavar="K", help="Number of folds.")
+@click.option("--data", metavar="PATH", help="Patches. All of them are used, whatever their splits.")
+@click.option("--external", metavar="PATH", help="Also score these patches with the model of each fold.")
+@out_option(None, "Output folder. [default: folds/CONFIG]")
+@overrides_option("Override a setting. {fold} stands for the number of the fold.")
+@click.option("--threshold", metavar="RULE", help="Rule that sets the threshold. See `gan-uad score`.")
+@bootstrap_options
+def cross_validate(config: str, **options: Any) -> None:
+    """Train and test on K folds of the groups.
+
+    Each fold is tested on patients or slides that its model has not seen. CONFIG is a preset or a YAML file. Run the same command again to
+    resume.
+    """
+    from gan_uad.detection.cross_validate import cross_validate as job
+
+    job(config, **options)

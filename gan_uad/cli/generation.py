@@ -1,12 +1,105 @@
-"""The verbs that make figures: of scores, of generators, of classifiers; thin as those of `cli`."""
+"""Commands that use and compare generators."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from gan_uad.cli.options import FOLDER, device_option
+from gan_uad.cli.options import (
+    PATH,
+    device_option,
+    out_option,
+    overrides_option,
+    seed_option,
+    split_option,
+    style_options,
+    subset_options,
+)
+from gan_uad.errors import refuse
+
+jpeg_option = click.option(
+    "--jpeg",
+    type=click.IntRange(1, 100),
+    metavar="QUALITY",
+    help="Compress real and generated images by the same JPEG encoder, so that traces of JPEG do not tell them apart.",
+)
+latents_option = click.option(
+    "--latents",
+    type=PATH,
+    metavar="FILE.npz",
+    help="Use these latents instead of seeds: z [N,z_dim], w [N,w_dim] or ws [N,num_ws,w_dim].",
+)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--seeds", help="Seeds, one image each, such as 0-63 or 1,5,9. [default: 0-63]")
+@latents_option
+@style_options("const")
+@out_option("generated", "Output folder.")
+@click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
+@click.option("--npz", is_flag=True, help="Write one images.npz with z, w and seeds, instead of PNG files.")
+@device_option
+def generate(run: str, seeds: str | None, latents: Path | None, **options: Any) -> None:
+    """Generate images.
+
+    RUN is the run of a generator, a model file or a shipped model. An image depends on its seed alone.
+    """
+    from gan_uad.generation.generate import generate as job
+
+    job(run, _seeds(seeds, latents, "0-63"), latents=latents, **options)
+
+
+@click.command()
+@click.argument("run")
+@click.option("--seeds", help="Seeds to interpolate between, such as 0-7 or 1,5,9. [default: 0-7]")
+@latents_option
+@style_options("const")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("interpolation.gif"),
+    show_default=True,
+    help="Output file: .gif, or .png with a row per pair.",
+)
+@click.option(
+    "--frames-between",
+    "between",
+    type=click.IntRange(0),
+    default=8,
+    show_default=True,
+    metavar="N",
+    help="Images between two seeds.",
+)
+@click.option("--space", type=click.Choice(["w", "z"]), help="w: linear. z: spherical. [default: w where there is one]")
+@click.option("--loop", is_flag=True, help="Return to the first seed.")
+@click.option(
+    "--duration",
+    type=click.IntRange(20, 10000),
+    default=100,
+    show_default=True,
+    metavar="MS",
+    help="Duration of a frame.",
+)
+@device_option
+def interpolate(run: str, seeds: str | None, latents: Path | None, out: Path, **options: Any) -> None:
+    """Interpolate between generated images.
+
+    Writes one animation or one picture. RUN is the run of a generator, a model file or a shipped model.
+    """
+    from gan_uad.generation.interpolate import interpolate as job
+
+    job(run, _seeds(seeds, latents, "0-7"), out, latents=latents, **options)
+
+
+def _seeds(seeds: str | None, latents: Path | None, default: str) -> list[int]:
+    from gan_uad.generation.generate import parse_seeds
+
+    if latents is not None:
+        refuse({"--seeds": seeds}, "and --latents exclude each other")
+    return parse_seeds(default if seeds is None else seeds)
 
 
 @click.command()
@@ -20,217 +113,107 @@ from gan_uad.cli.options import FOLDER, device_option
     default="efficientnet_lite0",
     show_default=True,
     metavar="NAME,...",
-    help="Networks, each a table of its own: inception (the FID), vgg16, ...; see `gan-uad models`.",
+    help="Feature networks, one table each: inception (the FID), vgg16, ... `gan-uad models` lists them.",
 )
-@click.option(
-    "--weights", type=click.Path(path_type=Path), help="Weights file, or a folder of them; see `gan-uad weights list`."
-)
-@click.option(
-    "--fast", is_flag=True, help="Faster features, which are not quite those of the original; named beside the figures."
-)
-@click.option(
-    "--split",
-    type=click.Choice(["train", "val", "test", "all"]),
-    help="Reals of which split. [default: train where there are splits, else all]",
-)
+@click.option("--weights", type=PATH, help="Weights file, or a folder of them. See `gan-uad weights list`.")
+@click.option("--fast", is_flag=True, help="Compute features faster and slightly differently. The table says so.")
+@split_option("Split of the real patches. [default: train where there are splits, else all]")
 @click.option(
     "--label",
     type=click.Choice(["normal", "anomalous", "all"]),
-    help="Reals of which label. [default: what was trained on]",
+    help="Label of the real patches. [default: the label that the generator was trained on]",
 )
+@style_options("random")
+@click.option("--resolution", type=click.IntRange(4, 1024), metavar="PX", help="Resize sets of images to this side.")
+@overrides_option("Override a data.* setting, such as -o data.crop=center.")
+@click.option("--untrained", is_flag=True, help="Also compare each generator as it was before training.")
 @click.option(
-    "--truncation", type=click.FloatRange(-1, 2), metavar="PSI", default=1.0, show_default=True, help="As in generate."
+    "--baselines/--no-baselines", default=True, show_default=True, help="Also compare real images with real images."
 )
-@click.option(
-    "--noise",
-    type=click.Choice(["const", "none", "random"]),
-    default="random",
-    show_default=True,
-    help="Noise maps of style-based generators, as in generate.",
+@seed_option(
+    "Random seed of KID's subsets and of the halves of the real images. torch-fidelity uses 2020.", default=2020
 )
-@click.option(
-    "--resolution", type=click.IntRange(4, 1024), metavar="PX", help="Side at which sets of images are compared."
-)
-@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Data settings, e.g. -o data.crop=center.")
-@click.option("--untrained", is_flag=True, help="Also judge each generator's nets before any training.")
-@click.option(
-    "--baselines/--no-baselines", default=True, show_default=True, help="Also compare the reals with themselves."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 2**32 - 1),
-    default=2020,
-    show_default=True,
-    help="Of the subsets of KID (2020: torch-fidelity's) and the halves.",
-)
-@click.option("--out", type=FOLDER, default=Path("fid"), show_default=True)
+@out_option("fid", "Output folder.")
 @device_option
-def fid(
-    sources: tuple[str, ...], real: str, num: int, features: str, weights: Path | None, fast: bool, split: str | None,
-    label: str | None, truncation: float, noise: str, resolution: int | None, overrides: tuple[str, ...], untrained: bool,
-    baselines: bool, seed: int, out: Path, device: str,
-) -> None:  # fmt: skip
-    """Table of FID, KID, precision, recall and memorisation of SOURCES (runs, model files, sets of images) against real patches."""
+def fid(sources: tuple[str, ...], real: str, features: str, **options: Any) -> None:
+    """Compare generators: FID, KID, precision, recall, memorisation.
+
+    SOURCES are runs, model files or sets of images. Each is compared with real patches. Writes fid.md, fid.csv, fid.tex and fid.json.
+    """
     from gan_uad.generation.fid import fid as job
 
     names = tuple(name.strip() for name in features.split(",") if name.strip())
-    job(
-        sources, real, out, num, names, weights=weights, fast=fast, split=split, label=label, psi=truncation, noise=noise,
-        resolution=resolution, overrides=overrides, baselines=baselines, untrained=untrained, seed=seed, where=device,
-    )  # fmt: skip
+    job(sources, real, features=names, **options)
 
 
 @click.command()
-@click.argument("classifier", required=False)
-@click.option("--data", metavar="PATH", help="Real patches. [default: what the classifier or generator was trained on]")
-@click.option("--normal", metavar="RUN", help="Generator of normal patches.")
-@click.option("--anomalous", metavar="RUN", help="Generator of anomalous patches.")
-@click.option(
-    "--real-vs-synthetic",
-    metavar="RUN",
-    help="Instead: train a classifier to tell this generator's images from real ones.",
-)
+@click.argument("classifier")
+@click.option("--data", metavar="PATH", help="Real patches. [default: the patches that CLASSIFIER was trained on]")
+@click.option("--normal", metavar="RUN", required=True, help="Generator of normal patches.")
+@click.option("--anomalous", metavar="RUN", required=True, help="Generator of anomalous patches.")
 @click.option(
     "--num",
     type=click.IntRange(2, 1_000_000),
     default=10_000,
     show_default=True,
-    help="At most so many real patches, and as many synthesised ones (with --real-vs-synthetic: in each split).",
+    help="Largest number of real patches, and of generated patches.",
 )
-@click.option(
-    "--preset", metavar="CONFIG", help="... the classifier. [default: densenet121_64, above 128 px densenet121_512]"
-)
-@click.option("--kimg", type=click.FloatRange(0.001), help="... how long to train it. [default: as the preset says]")
-@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="... other settings of its training.")
-@click.option(
-    "--jpeg",
-    type=click.IntRange(1, 100),
-    metavar="QUALITY",
-    help="Pass real and synthesised images through the same JPEG encoder: real ones may have traces of one that give them away.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, 10**9),
-    default=0,
-    show_default=True,
-    help="Of the choice of images and the training.",
-)
-@click.option("--out", type=FOLDER, default=Path("classify"), show_default=True)
+@jpeg_option
+@seed_option("Random seed of the choice of images.", most=10**9)
+@out_option("classify", "Output folder.")
 @device_option
-def classify(
-    classifier: str | None, data: str | None, normal: str | None, anomalous: str | None, real_vs_synthetic: str | None, num: int,
-    preset: str | None, kimg: float | None, overrides: tuple[str, ...], jpeg: int | None, seed: int, out: Path, device: str,
-) -> None:  # fmt: skip
-    """Accuracy of the run CLASSIFIER on real and on synthesised patches of both kinds."""
-    from gan_uad.errors import refuse
+def classify(classifier: str, **options: Any) -> None:
+    """Test a classifier on real and on generated patches.
 
-    if real_vs_synthetic is not None:
-        from gan_uad.generation.real_vs_synthetic import real_vs_synthetic as job_against
-
-        given = {"CLASSIFIER": classifier, "--normal": normal, "--anomalous": anomalous}
-        refuse(given, "does not go with --real-vs-synthetic, which trains a classifier of its own")
-        job_against(real_vs_synthetic, data, out, num, preset, kimg, jpeg, seed, overrides, device)
-        return
+    CLASSIFIER is the run of a classifier of normal and anomalous patches. Writes its accuracy on both kinds.
+    """
     from gan_uad.generation.classify import classify as job
 
-    refuse({"--preset": preset, "--kimg": kimg, "-o": overrides or None}, "goes with --real-vs-synthetic only")
-    if classifier is None or normal is None or anomalous is None:
-        raise click.UsageError("name a CLASSIFIER, --normal RUN and --anomalous RUN, or --real-vs-synthetic RUN")
-    job(classifier, data, normal, anomalous, out, num, jpeg, seed, device)
+    job(classifier, **options)
 
 
-@click.command()
-@click.argument("run")
-@click.option("--seeds", help="Such as 0-63 or 1,5,9: one image each. [default: 0-63; 0-7 with --interpolate]")
+@click.command("real-vs-synthetic")
+@click.argument("generator")
+@click.option("--data", metavar="PATH", help="Real patches. [default: the patches that GENERATOR was trained on]")
 @click.option(
-    "--latents",
-    type=click.Path(path_type=Path),
-    metavar="FILE.npz",
-    help="Instead of seeds: an array z [N,z_dim], or for StyleGAN and StyleGAN2 w [N,w_dim] or ws [N,num_ws,w_dim].",
-)
-@click.option(
-    "--truncation",
-    type=click.FloatRange(-1, 2),
-    metavar="PSI",
-    default=1.0,
+    "--num",
+    type=click.IntRange(2, 1_000_000),
+    default=10_000,
     show_default=True,
-    help="Pull w towards its mean: 0 is the average image, 1 pulls nothing (StyleGAN, StyleGAN2).",
+    help="Largest number of real patches in each split.",
 )
 @click.option(
-    "--noise",
-    type=click.Choice(["const", "none", "random"]),
-    default="const",
-    show_default=True,
-    help="Noise maps: the same for all images, none, or others for each, by its seed (StyleGAN, StyleGAN2). In tissue they place nuclei "
-    "and fibres: random shows the variety.",
+    "--preset", metavar="CONFIG", help="Classifier to train. [default: densenet121_64; above 128 px, densenet121_512]"
 )
-@click.option("--out", type=FOLDER, help="Folder of the images. [default: generated]")
-@click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
-@click.option("--npz", is_flag=True, help="Write one images.npz (with z, w, seeds) instead of a PNG an image.")
-@click.option(
-    "--interpolate",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the way from each seed to the next instead: FILE.gif (animated) or FILE.png (a row a pair).",
-)
-@click.option(
-    "--frames-between", type=click.IntRange(0), metavar="N", help="... images between two seeds. [default: 8]"
-)
-@click.option(
-    "--space", type=click.Choice(["w", "z"]), help="... straight in w or round in z. [default: w if there is one]"
-)
-@click.option("--loop", is_flag=True, help="... and back to the first seed.")
-@click.option(
-    "--duration", type=click.IntRange(20, 10000), metavar="MS", help="... time of a GIF's frame. [default: 100]"
-)
+@click.option("--kimg", type=click.FloatRange(0.001), help="Length of its training. [default: that of the preset]")
+@overrides_option("Override a setting of its training.")
+@jpeg_option
+@seed_option("Random seed of the choice of images and of the training.", most=10**9)
+@out_option("classify", "Output folder.")
 @device_option
-def generate(
-    run: str, seeds: str | None, latents: Path | None, truncation: float, noise: str, out: Path | None, grid: bool, npz: bool,
-    interpolate: Path | None, frames_between: int | None, space: str | None, loop: bool, duration: int | None, device: str,
-) -> None:  # fmt: skip
-    """Make images with the generator of RUN (a run folder or model file)."""
-    from gan_uad.errors import refuse
-    from gan_uad.generation.generate import generate as job
-    from gan_uad.generation.generate import parse_seeds
+def real_vs_synthetic(generator: str, **options: Any) -> None:
+    """Train a classifier to tell generated from real patches.
 
-    if latents is not None:
-        refuse({"--seeds": seeds}, "and --latents exclude each other")
-    chosen = parse_seeds(("0-63" if interpolate is None else "0-7") if seeds is None else seeds)
-    if interpolate is None:
-        walk = {"--frames-between": frames_between, "--space": space, "--loop": loop, "--duration": duration}
-        refuse(walk, "goes with --interpolate only")
-        folder = Path("generated") if out is None else out
-        job(run, chosen, folder, grid, npz, device, latents=latents, psi=truncation, noise=noise)
-        return
-    from gan_uad.generation.interpolate import interpolate as job_between
+    The closer its accuracy is to 50 %, the better the generator. GENERATOR is a run or a model file.
+    """
+    from gan_uad.generation.real_vs_synthetic import real_vs_synthetic as job
 
-    refuse({"--out": out, "--grid": grid, "--npz": npz}, "does not go with --interpolate, which writes one file")
-    job_between(
-        run, chosen, interpolate, latents=latents, between=8 if frames_between is None else frames_between, space=space,
-        loop=loop, duration=duration or 100, psi=truncation, noise=noise, where=device,
-    )  # fmt: skip
+    job(generator, **options)
 
 
 @click.command()
 @click.argument("run")
 @click.argument("data", required=False)
-@click.option(
-    "--out",
-    type=FOLDER,
-    help="Folder for the picture and latents.npz. [default: latents/ inside a run, beside a model file]",
-)
-@click.option(
-    "--split", type=click.Choice(["train", "val", "test", "all"]), help="Which split to show. [default: as in score]"
-)
-@click.option("--max-images", type=click.IntRange(min=1), help="Show a random subset of this size.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the subset.")
-@click.option("-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override data.* of the run.")
+@out_option(None, "Output folder for latents.png and latents.npz. [default: latents/ in RUN, or beside a model file]")
+@split_option("Split to show. [default: test where DATA has splits, else all]")
+@subset_options
+@overrides_option("Override a data.* setting of RUN.")
 @device_option
-def latents(
-    run: str, data: str | None, out: Path | None, split: str | None, max_images: int | None, seed: int,
-    overrides: tuple[str, ...], device: str,
-) -> None:  # fmt: skip
-    """Where the patches of DATA (default: what RUN was trained on) lie in the latent space of the autoencoder RUN, by label."""
+def latents(run: str, data: str | None, **options: Any) -> None:
+    """Plot the latent space of an autoencoder.
+
+    RUN is the run of a VAE. DATA are patches [default: the patches that RUN was trained on]. Each patch is a point, coloured by its label.
+    """
     from gan_uad.generation.latent_space import latent_space as job
 
-    print(job(run, data, out, split, overrides, max_images, seed, device))
+    print(job(run, data, **options))

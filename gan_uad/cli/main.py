@@ -11,28 +11,28 @@ import click
 import gan_uad
 from gan_uad import console
 from gan_uad.cli import benchmark, data, detection, generation, slides, training
-from gan_uad.cli.options import FOLDER
+from gan_uad.cli.options import CommandGroup, out_option, seed_option
 from gan_uad.device import share_cores
 from gan_uad.errors import Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 
-class _Group(click.Group):
-    """Turns Ctrl-C into exit code 130, wherever it comes."""
+class _Group(CommandGroup):
+    """Ends with exit code 130 on Ctrl-C, wherever it comes."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise Interrupted("stopped by Ctrl-C; the same command goes on where it can") from None
+            raise Interrupted("stopped by Ctrl-C; run the same command again to resume") from None
 
 
 @click.group(cls=_Group, context_settings=CONTEXT)
 @click.version_option(gan_uad.__version__)
 @click.option("-q", "--quiet", is_flag=True, help="Print results and errors only.")
 def main(quiet: bool) -> None:
-    """Model normal tissue with generative models, and find what is not normal.
+    """Model normal tissue by generative models, and find what is not normal.
 
     Research software, not a medical device.
     """
@@ -41,18 +41,21 @@ def main(quiet: bool) -> None:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def models(as_json: bool) -> None:
-    """List presets, networks, tasks, inverters and scorers."""
+    """List presets, networks, tasks, inverters, scorers."""
     from gan_uad.cli.models import models as job
 
     job(as_json)
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable: a list of {check, status, detail, mend}.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of {check, status, detail, fix}.")
 def doctor(as_json: bool) -> None:
-    """Check this machine and installation: PASS, WARN or FAIL, and the mend."""
+    """Check this machine and installation.
+
+    Prints PASS, WARN or FAIL for each check, and how to fix it.
+    """
     from gan_uad.cli.doctor import doctor as job
 
     sys.exit(job(as_json=as_json))
@@ -60,13 +63,13 @@ def doctor(as_json: bool) -> None:
 
 @click.group()
 def weights() -> None:
-    """Pretrained weights of feature networks: where they are, and fetching them."""
+    """List, download and verify pretrained weights."""
 
 
 @weights.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_weights(as_json: bool) -> None:
-    """Every known file, its licence, and where it is on this machine."""
+    """List known weights, their licences, and where they are on this machine."""
     from gan_uad.features.fetch import list_weights as job
 
     job(as_json)
@@ -74,11 +77,9 @@ def list_weights(as_json: bool) -> None:
 
 @weights.command()
 @click.argument("name")
-@click.option(
-    "--out", type=click.Path(path_type=Path, file_okay=False), help="Folder to put it into. [default: torch's cache]"
-)
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Output folder. [default: torch's cache]")
 def fetch(name: str, out: Path | None) -> None:
-    """Download the weights of NAME and check their hash; print the path."""
+    """Download the weights of NAME, verify them, print the path."""
     from gan_uad.features.fetch import fetch as job
 
     job(name, out)
@@ -87,47 +88,52 @@ def fetch(name: str, out: Path | None) -> None:
 @weights.command()
 @click.argument("what", required=False, metavar="[NAME|FILE]")
 def verify(what: str | None) -> None:
-    """Compare a file, that of a network, or all that are here with their published SHA-256."""
+    """Compare weights with their published SHA-256. [default: all that are on this machine]"""
     from gan_uad.features.fetch import verify as job
 
     sys.exit(job(what))
 
 
-@click.command()
-@click.option("--out", type=FOLDER, default=Path("demo"), show_default=True)
-@click.option("--quick", is_flag=True, help="A reduced form of under a minute, for tests; its figures mean little.")
-@click.option(
-    "--slide", is_flag=True, help="The way of whole slides instead: tiles, detector, heatmaps, figures with FROC."
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-def demo(out: Path, quick: bool, slide: bool, seed: int) -> None:
-    """The whole way on made-up tissue: patches, WGAN-GP, izi_f encoder, scores, ROC, pictures; a few minutes on 2 CPU cores."""
-    if slide:
-        from gan_uad.demo.slides import demo_slide
+def _demo_options(function: Any) -> Any:
+    quick = click.option(
+        "--quick", is_flag=True, help="Train for seconds only, to test the installation. The results mean little."
+    )
+    return out_option("demo", "Output folder.")(quick(seed_option("Random seed.")(function)))
 
-        demo_slide(out, quick, seed)
-        return
+
+@click.command()
+@_demo_options
+def demo(**options: Any) -> None:
+    """Train and score on synthetic tissue, end to end.
+
+    Patches, WGAN-GP, izi_f encoder, scores, ROC, pictures. Takes a few minutes on 2 CPU cores.
+    """
     from gan_uad.demo.patches import demo as job
 
-    job(out, quick, seed)
+    job(**options)
+
+
+@click.command("demo-slides")
+@_demo_options
+def demo_slides(**options: Any) -> None:
+    """Score synthetic whole slides, end to end.
+
+    Tiles, detector, heatmaps, FROC. Takes a few minutes on 2 CPU cores.
+    """
+    from gan_uad.demo.slides import demo_slide as job
+
+    job(**options)
 
 
 COMMANDS = (
-    (
-        data.data,
-        data.download,
-        training.train,
-        generation.generate,
-        generation.latents,
-        detection.score,
-        detection.project,
-    ),
-    (detection.evaluate, generation.fid, generation.classify, slides.tile, slides.score_slide),
-    (benchmark.benchmark, benchmark.report, models, doctor, weights, demo),
+    *(data.data, data.download, training.train),
+    *(generation.generate, generation.interpolate, generation.latents, generation.fid, generation.classify),
+    *(generation.real_vs_synthetic, detection.score, detection.project, detection.evaluate, detection.cross_validate),
+    *(slides.tile, slides.score_slide, slides.evaluate_slides, benchmark.benchmark, benchmark.report),
+    *(models, doctor, weights, demo, demo_slides),
 )
-for group in COMMANDS:
-    for command in group:
-        main.add_command(command)
+for command in COMMANDS:
+    main.add_command(command)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,34 @@
-"""Options that several verbs have."""
+"""Options that several commands have, and the names that commands had before."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gan_uad import console
 from gan_uad.files import check_folder
+
+Decorator = Callable[[Any], Any]
+PATH = click.Path(path_type=Path)
+SPLITS = ("train", "val", "test", "all")
+TRAINED_ON = "[default: the patches that RUN was trained on]"
+
+# Option of a command -> the command that does it now, and the option's new name there (None: it goes). Until version 0.3.
+OLD_SPELLINGS: dict[tuple[str, str], tuple[str, str | None]] = {
+    ("evaluate", "--folds"): ("cross-validate", "--folds"),
+    ("evaluate", "--annotations"): ("evaluate-slides", "--annotations"),
+    ("evaluate", "--labels"): ("evaluate-slides", "--labels"),
+    ("classify", "--real-vs-synthetic"): ("real-vs-synthetic", None),
+    ("generate", "--interpolate"): ("interpolate", "--out"),
+    ("demo", "--slide"): ("demo-slides", None),
+}
 
 
 class _Folder(click.Path):
-    """A folder that is there or can be made, as far as is seen without making it."""
+    """A folder that exists or can be made. The check makes nothing."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -23,50 +40,147 @@ class _Folder(click.Path):
 
 
 FOLDER = _Folder()
+
+
+class CommandGroup(click.Group):
+    """A group that still takes the old spellings of its commands, and names the new ones."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See click."""
+        for (command, option), (new, renamed) in OLD_SPELLINGS.items():
+            place = next((k for k, word in enumerate(args) if word == option or word.startswith(f"{option}=")), None)
+            if args[0] == command and place is not None:
+                console.say(f"note: use gan-uad {new}; gan-uad {command} {option} will be removed in version 0.3")
+                value = args[place].removeprefix(option).removeprefix("=")
+                option_words = [word for word in (renamed, value) if word]
+                args = [new, *args[1:place], *option_words, *args[place + 1 :]]
+        return super().resolve_command(ctx, args)
+
+
+def out_option(default: str | None, help: str) -> Decorator:
+    """The output folder."""
+    return click.option(
+        "--out",
+        type=FOLDER,
+        default=None if default is None else Path(default),
+        show_default=default is not None,
+        help=help,
+    )
+
+
+def overrides_option(help: str, name: str = "overrides") -> Decorator:
+    """Settings, as often as wanted."""
+    return click.option("-o", name, metavar="KEY=VALUE", multiple=True, help=help)
+
+
+def seed_option(help: str, least: int = 0, most: int = 2**32 - 1, default: int = 0) -> Decorator:
+    """A random seed."""
+    return click.option("--seed", type=click.IntRange(least, most), default=default, show_default=True, help=help)
+
+
+def split_option(help: str) -> Decorator:
+    """One split of a patch set, or all."""
+    return click.option("--split", type=click.Choice(SPLITS), help=help)
+
+
+def subset_options(function: Any) -> Any:
+    """A random subset of the patches."""
+    limit = click.option(
+        "--max-images", type=click.IntRange(min=1), metavar="N", help="Use a random subset of N patches."
+    )
+    return limit(seed_option("Random seed of the subset.")(function))
+
+
+def bootstrap_options(function: Any) -> Any:
+    """How intervals are computed."""
+    resamples = click.option(
+        "--resamples",
+        type=click.IntRange(min=100),
+        default=1000,
+        show_default=True,
+        help="Number of bootstrap resamples.",
+    )
+    return resamples(seed_option("Random seed of the bootstrap.")(function))
+
+
+def style_options(noise: str) -> Decorator:
+    """Truncation and noise maps of style-based generators."""
+
+    def add(function: Any) -> Any:
+        psi = click.option(
+            "--truncation", "psi", type=click.FloatRange(-1, 2), metavar="PSI", default=1.0, show_default=True,
+            help="Truncation psi (StyleGAN, StyleGAN2). 1: none. 0: the average image.",
+        )  # fmt: skip
+        maps = click.option(
+            "--noise", type=click.Choice(["const", "none", "random"]), default=noise, show_default=True,
+            help="Noise maps (StyleGAN, StyleGAN2). const: the same for all images. random: by the seed of each image. "
+            "In tissue they place nuclei and fibres.",
+        )  # fmt: skip
+        return psi(maps(function))
+
+    return add
+
+
 device_option = click.option(
     "--device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     default="auto",
     show_default=True,
-    help="auto: CUDA where there is one.",
+    help="auto: CUDA where it is available.",
+)
+inverter_option = click.option(
+    "--inverter", metavar="NAME", help="Method that finds the closest normal image. `gan-uad models` lists them."
 )
 slide_mpp_option = click.option(
     "--slide-mpp",
     type=click.FloatRange(0.01, 1000),
     metavar="UM",
-    help="µm per px of slides that do not say, or say wrong.",
+    help="µm/px of the slides. It replaces what a slide states.",
 )
 rule_option = click.option(
     "--rule",
     type=click.Choice(["mask", "keep_tile", "otsu"]),
     default="mask",
     show_default=True,
-    help="What tissue is.",
+    help="Rule that finds tissue.",
 )
 stain_option = click.option(
     "--stain",
     type=click.Choice(["reinhard", "macenko"]),
-    help="Normalise the stain. It can hide anomalies. [default: no]",
+    help="Stain normalisation. It can hide anomalies. [default: none]",
 )
 shard_option = click.option(
-    "--shard", metavar="I/N", help="Do the I-th of N parts of the slides. [default: all; under torchrun, by rank]"
+    "--shard",
+    metavar="I/N",
+    help="Process part I of N of the slides. [default: all; under torchrun, one part per process]",
+)
+workers_option = click.option(
+    "--workers", type=click.IntRange(1, 256), metavar="N", help="Number of threads. [default: number of CPU cores]"
+)
+annotations_option = click.option(
+    "--annotations",
+    type=PATH,
+    metavar="DIR",
+    help="Folder of annotations, named like the slides: ASAP XML or QuPath GeoJSON.",
+)
+unannotated_option = click.option(
+    "--unannotated",
+    type=click.Choice(["normal", "unknown"]),
+    default="unknown",
+    show_default=True,
+    help="Label of slides without an annotation.",
 )
 
 
-def annotations_option(help: str) -> Any:
-    """A folder of annotations."""
-    return click.option("--annotations", type=click.Path(path_type=Path), metavar="DIR", help=help)
-
-
-def class_option(help: str) -> Any:
-    """What annotated classes are, as a mapping."""
-    return click.option("--class", "classes", multiple=True, callback=_classes, metavar="NAME=ROLE", help=help)
-
-
-def unannotated_option(help: str) -> Any:
-    """What no annotation means."""
-    return click.option(
-        "--unannotated", type=click.Choice(["normal", "unknown"]), default="unknown", show_default=True, help=help
+def class_option(function: Any) -> Any:
+    """What annotated classes mean, as a mapping."""
+    help = (
+        "Meaning of an annotated class: tumour, excluded (cut out of tumour) or ignored. CAMELYON's classes are known."
+    )
+    return click.option("--class", "classes", multiple=True, callback=_classes, metavar="NAME=ROLE", help=help)(
+        function
     )
 
 

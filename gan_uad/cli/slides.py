@@ -1,21 +1,45 @@
-"""The verbs of whole slides, thin as those of `cli`."""
+"""Commands for whole slides."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gan_uad.cli.options import (
-    FOLDER,
+    PATH,
     annotations_option,
+    bootstrap_options,
     class_option,
     device_option,
+    inverter_option,
+    out_option,
+    overrides_option,
     rule_option,
+    seed_option,
     shard_option,
     slide_mpp_option,
     stain_option,
     unannotated_option,
+    workers_option,
+)
+
+tissue_option = click.option(
+    "--tissue",
+    type=click.FloatRange(0, 1),
+    default=0.9,
+    show_default=True,
+    metavar="SHARE",
+    help="Smallest share of tissue in a tile. Use the same value for training and scoring.",
+)
+mpp_option = click.option(
+    "--mpp",
+    type=click.FloatRange(0.05, 100),
+    default=0.5,
+    show_default=True,
+    metavar="UM",
+    help="µm/px of the tiles. Use the same value for training and scoring.",
 )
 
 
@@ -33,80 +57,67 @@ class _Count(click.ParamType):
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=FOLDER, default=Path("tiles"), show_default=True, help="Folder of the patch set.")
+@click.argument("slides", nargs=-1, required=True, type=PATH)
+@out_option("tiles", "Folder of the patch set.")
 @click.option(
     "--size", type=click.IntRange(16, 4096), default=256, show_default=True, metavar="PX", help="Side of a tile."
 )
-@click.option(
-    "--mpp",
-    type=click.FloatRange(0.05, 100),
-    default=0.5,
-    show_default=True,
-    metavar="UM",
-    help="µm per px of the tiles.",
-)
+@mpp_option
 @slide_mpp_option
-@click.option(
-    "--tissue",
-    type=click.FloatRange(0, 1),
-    default=0.9,
-    show_default=True,
-    metavar="SHARE",
-    help="Least share of tissue.",
-)
+@tissue_option
 @rule_option
 @click.option(
     "--per-slide",
     type=_Count(),
     default=1000,
     show_default=True,
-    help="At most so many tiles of a slide, or all (with --grid).",
+    help="Largest number of tiles per slide, or all (with --grid).",
 )
-@click.option("--grid", is_flag=True, help="Tiles of a grid; else at random places, none overlapping another.")
+@click.option("--grid", is_flag=True, help="Place tiles on a grid. [default: at random places, without overlap]")
 @click.option(
     "--stride",
     type=click.FloatRange(0.01, 100),
     default=1.0,
     show_default=True,
     metavar="SIDES",
-    help="... of the grid.",
+    help="Step of the grid, in tile sides.",
 )
-@annotations_option("Annotations by slide name: ASAP XML, QuPath GeoJSON.")
-@class_option("What an annotated class is: tumour, excluded (from tumour) or ignored. CAMELYON's are known.")
+@annotations_option
+@class_option
 @click.option(
-    "--tumour", type=click.FloatRange(0, 1, min_open=True), default=0.5, show_default=True, metavar="SHARE",
-    help="Annotated share from which a tile is tumour. Normal is what touches none; between, the label stays empty.",
-)  # fmt: skip
-@unannotated_option("What tiles of slides without annotation are.")
+    "--tumour",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.5,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of annotated area from which a tile is tumour. A tile without any is normal; between, its label is empty.",
+)
+@unannotated_option
 @click.option(
     "--label",
     type=click.Choice(["normal", "tumour", "all"]),
     default="all",
     show_default=True,
-    help="Take only such tiles.",
+    help="Keep only tiles of this label.",
 )
 @click.option(
     "--group",
     metavar="REGEX",
-    help="What in a slide's name is its patient, such as 'patient_\\d+'. [default: all of it]",
+    help="Part of a slide's name that names its patient, such as 'patient_\\d+'. [default: the name]",
 )
 @stain_option
-@click.option("--compress", is_flag=True, help="Smaller PNGs (by about a fifth), in about twice the time.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of tiles.")
+@click.option("--compress", is_flag=True, help="Write PNG files that are a fifth smaller, in twice the time.")
+@seed_option("Random seed of the choice of tiles.")
 @shard_option
-@click.option(
-    "--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that read and write. [default: the cores]"
-)
+@workers_option
 def tile(
-    slides: tuple[Path, ...], out: Path, size: int, mpp: float, slide_mpp: float | None, tissue: float, rule: str,
-    per_slide: int | str, grid: bool, stride: float, annotations: Path | None, classes: dict[str, str], tumour: float,
-    unannotated: str, label: str, group: str | None, stain: str | None, compress: bool, seed: int, shard: str | None,
-    workers: int | None,
+    slides: tuple[Path, ...], out: Path, annotations: Path | None, shard: str | None, workers: int | None, grid: bool,
+    per_slide: int | str, **settings: Any,
 ) -> None:  # fmt: skip
-    """Cut SLIDES into a set of patches: tiles with tissue, labelled by annotations, index.csv and a contact sheet a slide.
+    """Cut whole slides into a set of patches.
 
-    Run again, slides that are there are left as they are. A slide that fails stops no other; failures are listed last.
+    Keeps tiles with tissue and labels them by annotations. Writes the tiles, index.csv and a contact sheet per slide. Run the same command
+    again to resume. A slide that fails does not stop the others.
     """
     from gan_uad.device import cores
     from gan_uad.slides.batch import parse_shard
@@ -114,51 +125,36 @@ def tile(
     from gan_uad.slides.tile import tile as job
     from gan_uad.slides.tile_slide import TileSettings
 
-    settings = TileSettings(
-        size=size, mpp=mpp, tissue=tissue, rule=rule, per_slide=None if isinstance(per_slide, str) else per_slide,
-        choice="grid" if grid else "random", stride=stride, label=label, tumour=tumour, unannotated=unannotated,
-        classes=classes, slide_mpp=slide_mpp, group=group, stain=stain, compress=compress, seed=seed,
-    )  # fmt: skip
-    check_settings(settings)
-    print(job(slides, out, settings, annotations, parse_shard(shard), workers or cores()))
+    count = None if isinstance(per_slide, str) else per_slide
+    cut = TileSettings(per_slide=count, choice="grid" if grid else "random", **settings)
+    check_settings(cut)
+    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores()))
 
 
 @click.command("score-slide")
 @click.argument("run")
-@click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=FOLDER,
-    default=Path("slide_scores"),
-    show_default=True,
-    help="A folder a slide goes there, and slides.csv.",
-)
+@click.argument("slides", nargs=-1, required=True, type=PATH)
+@out_option("slide_scores", "Output folder: one subfolder per slide, plus slides.csv.")
 @click.option(
     "--normals",
     metavar="DATA",
-    help="Patches of normal tissue that the run was not trained on, which calibrate: their val split, or all where there are no splits. "
-    "[default: the val split of what it was trained on]",
+    help="Normal patches that calibrate the scores. RUN must not be trained on them. Their val split is used where there are splits. "
+    "[default: the val split of the patches that RUN was trained on]",
 )
 @click.option(
-    "--size", type=click.IntRange(16, 4096), metavar="PX", help="Side of a tile. [default: as the run's images]"
+    "--size", type=click.IntRange(16, 4096), metavar="PX", help="Side of a tile. [default: the resolution of RUN]"
 )
-@click.option(
-    "--mpp", type=click.FloatRange(0.05, 100), default=0.5, show_default=True, metavar="UM",
-    help="µm per px of the tiles; that of the patches which the run was trained on.",
-)  # fmt: skip
+@mpp_option
 @slide_mpp_option
 @click.option(
-    "--stride", type=click.FloatRange(0.05, 1), default=1.0, show_default=True, metavar="SIDES",
-    help="From tile to tile; below 1 they overlap, and the heatmap is finer.",
-)  # fmt: skip
-@click.option(
-    "--tissue",
-    type=click.FloatRange(0, 1),
-    default=0.9,
+    "--stride",
+    type=click.FloatRange(0.05, 1),
+    default=1.0,
     show_default=True,
-    metavar="SHARE",
-    help="Least share of tissue; that of the patches which calibrate, or tiles at the rim seem rare for their glass.",
+    metavar="SIDES",
+    help="Step between tiles, in tile sides. Below 1, tiles overlap and the heatmap is finer.",
 )
+@tissue_option
 @rule_option
 @stain_option
 @click.option(
@@ -166,28 +162,43 @@ def tile(
     type=click.IntRange(min=1),
     default=10,
     show_default=True,
-    help="Tiles whose mean is one of a slide's scores.",
+    help="Score a slide also by the mean of its K highest tiles.",
 )
-@click.option("--inverter", metavar="NAME", help="How the closest normal image is found; see `gan-uad models`.")
-@click.option(
-    "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override data.* or scoring.* of the run, as in score."
-)
+@inverter_option
+@overrides_option("Override a data.* or scoring.* setting of RUN.")
 @shard_option
-@click.option("--workers", type=click.IntRange(1, 256), metavar="N", help="Threads that read. [default: the cores]")
+@workers_option
 @device_option
 def score_slide(
-    run: str, slides: tuple[Path, ...], out: Path, normals: str | None, size: int | None, mpp: float, slide_mpp: float | None,
-    stride: float, tissue: float, rule: str, stain: str | None, top_k: int, inverter: str | None, overrides: tuple[str, ...],
-    shard: str | None, workers: int | None, device: str,
+    run: str, slides: tuple[Path, ...], out: Path, size: int | None, mpp: float, slide_mpp: float | None, stride: float, tissue: float,
+    rule: str, stain: str | None, shard: str | None, **options: Any,
 ) -> None:  # fmt: skip
-    """Score the tiles of SLIDES by the model RUN: heatmaps, tiles for QuPath, and a score for each slide in slides.csv.
+    """Score the tiles of whole slides, and draw heatmaps.
 
-    A tile's score is calibrated on held-out normals: p is the probability that normal tissue scores as high. Run again, it goes on;
-    slides that are done are left as they are. A slide that fails stops no other; failures are listed last.
+    Writes for each slide a heatmap, tiles.csv and detections for QuPath, and one score per slide in slides.csv. p is the probability that
+    normal tissue scores as high. Run the same command again to resume. A slide that fails does not stop the others.
     """
     from gan_uad.slides.batch import parse_shard
     from gan_uad.slides.score_slide import Cut
     from gan_uad.slides.score_slides import score_slides as job
 
     cut = Cut(size or 0, mpp, stride, rule, tissue, stain or "", slide_mpp)
-    print(job(run, list(slides), out, cut, normals, overrides, inverter, top_k, parse_shard(shard), workers, device))
+    print(job(run, list(slides), out, cut, shard=parse_shard(shard), **options))
+
+
+@click.command("evaluate-slides")
+@click.argument("scores", nargs=-1, required=True, type=PATH)
+@out_option(None, "Output folder. [default: the first of SCORES]")
+@annotations_option
+@class_option
+@unannotated_option
+@click.option("--labels", type=PATH, metavar="FILE", help="CSV file with columns slide and label (0 normal, 1 tumour).")
+@bootstrap_options
+def evaluate_slides(scores: tuple[Path, ...], **options: Any) -> None:
+    """Compute AUROC of tiles and slides, and FROC.
+
+    SCORES are output folders of `gan-uad score-slide`. Name annotations or labels that say where the tumour is.
+    """
+    from gan_uad.slides.evaluate import evaluate_slides as job
+
+    job(list(scores), **options)

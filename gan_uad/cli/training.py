@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import click
 
-from gan_uad.cli.options import FOLDER
+from gan_uad.cli.options import out_option, overrides_option
 
 
 @click.command()
 @click.argument("config")
-@click.option("--data", metavar="PATH", help="Patches: folder, zip, .npz or .h5 (sets data.path).")
-@click.option("--generator", metavar="RUN", help="Trained generator, for encoders.")
-@click.option(
-    "-o", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a setting, e.g. -o training.batch=32."
-)
-@click.option("--out", type=FOLDER, default=Path("runs"), show_default=True, help="Where run folders go.")
-@click.option("--resume", is_flag=True, help="Go on with CONFIG if it is a run folder, else with its latest run.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved configuration and stop.")
-def train(
-    config: str,
-    data: str | None,
-    generator: str | None,
-    overrides: tuple[str, ...],
-    out: Path,
-    resume: bool,
-    dry_run: bool,
-) -> None:
-    """Train what CONFIG (a preset's name, a YAML file or a run folder) describes."""
+@click.option("--data", metavar="PATH", help="Training patches: folder, zip, .npz or .h5. Sets data.path.")
+@click.option("--generator", metavar="RUN", help="Run of a trained generator. Encoders need one.")
+@overrides_option("Override a setting, such as -o training.batch=32.")
+@out_option("runs", "Folder of run folders.")
+@click.option("--resume", is_flag=True, help="Resume CONFIG if it is a run folder, else its latest run.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved configuration. Train nothing.")
+def train(config: str, **options: Any) -> None:
+    """Train a model on patches.
+
+    CONFIG is a preset, a YAML file or a run folder. `gan-uad models` lists the presets. Ctrl-C saves a checkpoint; --resume continues
+    from it.
+    """
     from gan_uad.training.train import train as job
 
-    job(config, overrides, data, generator, out, resume, dry_run)
+    job(config, **options)

@@ -51,7 +51,7 @@ def is_normal_name(name: str) -> bool:
     return bool(NORMAL_WORDS & set(words)) or name.lower() in NORMAL_NAMES or (len(words) > 1 and words[-1] == "n")
 
 
-def labels_of(classes: Sequence[str], data: DataConfig, where: str) -> tuple[NDArray[np.int8], list[str]]:
+def labels_of(classes: Sequence[str], data: DataConfig, context: str) -> tuple[NDArray[np.int8], list[str]]:
     """Labels of class names ('' is unknown) and a note of what was taken for normal.
 
     Raises `UserError` when no class is known to be normal, or `data.normal_classes` names one that is not there.
@@ -60,11 +60,11 @@ def labels_of(classes: Sequence[str], data: DataConfig, where: str) -> tuple[NDA
     listed = ", ".join(names)
     for wanted in data.normal_classes:
         if wanted not in names:
-            raise UserError(f"{where} has no class {wanted!r} (data.normal_classes): {near(wanted, names)}")
+            raise UserError(f"{context} has no class {wanted!r} (data.normal_classes): {near(wanted, names)}")
     normal = set(data.normal_classes) or {n for n in names if is_normal_name(n)}
     if names and not normal:
         raise UserError(
-            f"{where}: which of the classes {listed} is normal? Say so with -o data.normal_classes=[{names[0]}] ({RULE})"
+            f"{context}: which of the classes {listed} is normal? Say so with -o data.normal_classes=[{names[0]}] ({RULE})"
         )
     label = {name: NORMAL if name in normal else ANOMALOUS for name in names} | {"": UNKNOWN}
     sides = [
@@ -75,25 +75,25 @@ def labels_of(classes: Sequence[str], data: DataConfig, where: str) -> tuple[NDA
     return np.array([label[c] for c in classes], np.int8), notes
 
 
-def read_names(names: list[str], data: DataConfig, where: str) -> Layout:
+def read_names(names: list[str], data: DataConfig, context: str) -> Layout:
     """The manifest that the names of image files (relative, with forward slashes) tell. Raises `UserError`."""
     idc = [IDC.match(PurePosixPath(name).stem) for name in names]
     if any(idc):
-        return _idc(names, idc, data, where)
+        return _idc(names, idc, data, context)
     parts = _without_wrapper([PurePosixPath(name).parts for name in names], data)
     if all(len(p) == 1 for p in parts):
         return Layout("images", Manifest.of(names), ["the images lie in no class folder: their labels are unknown"])
     tops = {p[0].lower() for p in parts if len(p) > 1}
     if tops <= {*SPLIT_NAMES, *MASK_FOLDERS} and tops & set(SPLIT_NAMES):
-        return _split_folders(names, parts, data, where)
-    _refuse_mixture(parts, where)
+        return _split_folders(names, parts, data, context)
+    _refuse_mixture(parts, context)
     if halves := tops & set(SPLIT_NAMES):
         others = ", ".join(sorted(tops - halves))
         raise UserError(
-            f"{where}: {', '.join(sorted(halves))} are splits, but what is {others}? "
+            f"{context}: {', '.join(sorted(halves))} are splits, but what is {others}? "
             "Put everything into train/val/test, or write an index.csv"
         )
-    return _class_folders(names, parts, data, where)
+    return _class_folders(names, parts, data, context)
 
 
 def _without_wrapper(parts: list[tuple[str, ...]], data: DataConfig) -> list[tuple[str, ...]]:
@@ -110,17 +110,19 @@ def _without_wrapper(parts: list[tuple[str, ...]], data: DataConfig) -> list[tup
     return parts
 
 
-def _refuse_mixture(parts: list[tuple[str, ...]], where: str) -> None:
+def _refuse_mixture(parts: list[tuple[str, ...]], context: str) -> None:
     loose = [p[0] for p in parts if len(p) == 1]
     if loose:
         folder = next(p[0] for p in parts if len(p) > 1)
         raise UserError(
-            f"{where}: {len(loose)} images such as {loose[0]} lie beside the folder {folder}: "
+            f"{context}: {len(loose)} images such as {loose[0]} lie beside the folder {folder}: "
             "put every image into the folder of its class, or write an index.csv"
         )
 
 
-def _refuse_hidden_normals(parts: list[tuple[str, ...]], label: NDArray[np.int8], data: DataConfig, where: str) -> None:
+def _refuse_hidden_normals(
+    parts: list[tuple[str, ...]], label: NDArray[np.int8], data: DataConfig, context: str
+) -> None:
     """Raise `UserError` where a folder such as `benign` would be anomalous unseen, below a class that the user has not named."""
     if data.normal_classes:
         return
@@ -128,38 +130,38 @@ def _refuse_hidden_normals(parts: list[tuple[str, ...]], label: NDArray[np.int8]
         for inner in path[1:-1] if value == ANOMALOUS else ():
             if NORMAL_WORDS & set(re.split(r"[^a-z0-9]+", inner.lower())) and is_normal_name(inner):
                 raise UserError(
-                    f"{where}: {path[0]} is taken for a class, and an anomalous one, but holds a folder {inner}: give a folder in which "
+                    f"{context}: {path[0]} is taken for a class, and an anomalous one, but holds a folder {inner}: give a folder in which "
                     "the folders of the classes lie side by side, or name the normal classes with -o data.normal_classes=[...]"
                 )
 
 
-def _class_folders(names: list[str], parts: list[tuple[str, ...]], data: DataConfig, where: str) -> Layout:
+def _class_folders(names: list[str], parts: list[tuple[str, ...]], data: DataConfig, context: str) -> Layout:
     is_mask = [_is_mask(p) for p in parts]
     masks = {_mask_key("", p): n for n, p, m in zip(names, parts, is_mask, strict=True) if m}
     kept = [(n, p) for n, p, m in zip(names, parts, is_mask, strict=True) if not m]
     klass = [p[0] for _, p in kept]
-    label, notes = labels_of(klass, data, where)
-    _refuse_hidden_normals([p for _, p in kept], label, data, where)
+    label, notes = labels_of(klass, data, context)
+    _refuse_hidden_normals([p for _, p in kept], label, data, context)
     mask = [masks.get(_mask_key("", p), "") for _, p in kept]
     manifest = Manifest.of([n for n, _ in kept], label=label, klass=klass, mask=mask)
     return Layout("class folders", manifest, notes + _mask_note(masks, mask))
 
 
-def _split_folders(names: list[str], parts: list[tuple[str, ...]], data: DataConfig, where: str) -> Layout:
+def _split_folders(names: list[str], parts: list[tuple[str, ...]], data: DataConfig, context: str) -> Layout:
     """`train/<class>/x.png`, also with MVTec's `ground_truth/<class>/x_mask.png` (of the test split) or BMAD's `label/`."""
     images: list[tuple[str, tuple[str, ...], str]] = []
     masks: dict[tuple[str, ...], str] = {}
     for name, path in zip(names, parts, strict=True):
         if len(path) == 1:
-            raise UserError(f"{where}: {name} lies outside of the train, val and test folders")
+            raise UserError(f"{context}: {name} lies outside of the train, val and test folders")
         split = SPLIT_NAMES.get(path[0].lower(), "test")
         if _is_mask(path):
             masks[_mask_key(split, path[1:])] = name
         else:
             images.append((name, path[1:], split))
     klass = [p[0] if len(p) > 1 else "" for _, p, _ in images]
-    label, notes = labels_of(klass, data, where)
-    _refuse_hidden_normals([p for _, p, _ in images], label, data, where)
+    label, notes = labels_of(klass, data, context)
+    _refuse_hidden_normals([p for _, p, _ in images], label, data, context)
     if unknown := klass.count(""):
         notes.append(f"{unknown} images lie in a split but in no class folder: their labels are unknown")
     mask = [masks.get(_mask_key(split, p), "") for _, p, split in images]
@@ -190,11 +192,11 @@ def _mask_note(masks: dict[tuple[str, ...], str], used: list[str]) -> list[str]:
     ]
 
 
-def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig, where: str) -> Layout:
+def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig, context: str) -> Layout:
     strange = [name for name, match in zip(names, matches, strict=True) if not match]
     if strange:
         raise UserError(
-            f"{where}: {len(names) - len(strange)} images are named <patient>_idx5_x<X>_y<Y>_class<C>, but "
+            f"{context}: {len(names) - len(strange)} images are named <patient>_idx5_x<X>_y<Y>_class<C>, but "
             f"{len(strange)} such as {strange[0]} are not; take those out or write an index.csv"
         )
     # The published archive holds every patch twice, once below a folder IDC_regular_ps50_idx5.
@@ -209,7 +211,7 @@ def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig
     )
     patient = [m["patient"] for _, m in rows]
     klass = [m["label"] for _, m in rows]
-    label, taken = labels_of(klass, data, where) if data.normal_classes else (np.array(klass).astype(np.int8), [])
+    label, taken = labels_of(klass, data, context) if data.normal_classes else (np.array(klass).astype(np.int8), [])
     x, y = ([int(m[axis]) for _, m in rows] for axis in "xy")
     split = [SPLIT_NAMES.get(PurePosixPath(n).parts[0].lower(), "") for n, _ in rows]
     names = [n for n, _ in rows]

@@ -158,7 +158,7 @@ class Manifest:
                 writer.writerow([*texts, *numbers, self.mask[i]])
 
     @classmethod
-    def from_csv(cls, content: bytes, where: str) -> Manifest:
+    def from_csv(cls, content: bytes, context: str) -> Manifest:
         """Read the bytes of an `index.csv`; `where` names it in errors. Columns beyond `COLUMNS` are left out.
 
         Raises `UserError` with the line number for a wrong header, label, split, number, or an image named twice.
@@ -166,54 +166,54 @@ class Manifest:
         try:
             text = io.StringIO(content.decode("utf-8-sig"), newline="")
         except UnicodeDecodeError:
-            raise UserError(f"{where} is not UTF-8 text; save it as CSV in UTF-8") from None
+            raise UserError(f"{context} is not UTF-8 text; save it as CSV in UTF-8") from None
         reader = csv.DictReader(text, restkey="surplus", skipinitialspace=True)
         header = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = header
         if missing := [c for c in REQUIRED if c not in header]:
             raise UserError(
-                f"{where}:1: column {missing[0]!r} is missing ({near(missing[0], header)}); "
+                f"{context}:1: column {missing[0]!r} is missing ({near(missing[0], header)}); "
                 f"the header must begin with {','.join(REQUIRED)}"
             )
         rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         seen: dict[str, int] = {}
         try:
             for row in reader:
-                _read_row(row, rows, seen, f"{where}:{reader.line_num}", reader.line_num)
+                _read_row(row, rows, seen, f"{context}:{reader.line_num}", reader.line_num)
         except csv.Error as error:
-            raise UserError(f"{where}:{reader.line_num}: {error}") from None
+            raise UserError(f"{context}:{reader.line_num}: {error}") from None
         if not seen:
-            raise UserError(f"{where} names no image: there is nothing below its header")
+            raise UserError(f"{context} names no image: there is nothing below its header")
         return cls.of(klass=rows.pop("class"), **rows)
 
 
-def _read_row(row: dict[str, Any], rows: dict[str, list[Any]], seen: dict[str, int], where: str, line: int) -> None:
+def _read_row(row: dict[str, Any], rows: dict[str, list[Any]], seen: dict[str, int], context: str, line: int) -> None:
     """Check one line and append it to the columns."""
     if "surplus" in row or any(value is None for value in row.values()):
-        raise UserError(f"{where}: more or fewer cells than the header has columns")
+        raise UserError(f"{context}: more or fewer cells than the header has columns")
     cells = {name: str(row.get(name, "")).strip() for name in COLUMNS}
     image = cells["image"]
     if not image:
-        raise UserError(f"{where}: the image name is empty")
+        raise UserError(f"{context}: the image name is empty")
     if image in seen:
-        raise UserError(f"{where}: {image!r} is named twice (first in line {seen[image]})")
+        raise UserError(f"{context}: {image!r} is named twice (first in line {seen[image]})")
     seen[image] = line
     if cells["label"].lower() not in LABEL_TEXTS:
-        raise UserError(f"{where}: label {cells['label']!r} is neither 0 (normal), 1 (anomalous) nor empty (unknown)")
+        raise UserError(f"{context}: label {cells['label']!r} is neither 0 (normal), 1 (anomalous) nor empty (unknown)")
     if cells["split"].lower() not in {*SPLIT_NAMES, ""}:
-        raise UserError(f"{where}: split {cells['split']!r}: must be train, val, test or empty")
+        raise UserError(f"{context}: split {cells['split']!r}: must be train, val, test or empty")
     for name in COLUMNS:
-        rows[name].append(_number(cells[name], name, where) if name in {"x", "y", "tissue"} else cells[name])
+        rows[name].append(_number(cells[name], name, context) if name in {"x", "y", "tissue"} else cells[name])
     rows["label"][-1] = LABEL_TEXTS[cells["label"].lower()]
     rows["split"][-1] = SPLIT_NAMES.get(cells["split"].lower(), "")
     rows["group"][-1] = cells["group"] or cells["slide"]  # two patches of one slide are never independent
 
 
-def _number(text: str, name: str, where: str) -> float:
+def _number(text: str, name: str, context: str) -> float:
     try:
         return float(text or "nan")
     except ValueError:
-        raise UserError(f"{where}: {name} {text!r} is not a number") from None
+        raise UserError(f"{context}: {name} {text!r} is not a number") from None
 
 
 def deal(groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float, ...], seed: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from gan_uad.config import DataConfig
 from gan_uad.data.patches import PatchSet, batches, load_patches
 from gan_uad.demo.phantom import write_phantom
 from gan_uad.errors import Interrupted, JobFailed, UserError
-from gan_uad.files import check_folder, make_folder, write_json
+from gan_uad.files import claim, make_folder, write_json
 from gan_uad.detection.evaluate import evaluate
 from gan_uad.detection.score_file import read_scores
 from gan_uad.generation.generate import generate
@@ -38,7 +38,7 @@ def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, float]:
     Run again into the same folder, it goes on where it stopped. `quick` trains for seconds only: its figures mean little.
     """
     start = time.monotonic()
-    settle(out, {"quick": quick, "seed": seed})
+    claim(out, "demo.json", {"quick": quick, "seed": seed}, "a demo", "*")
     train_size, val, test = QUICK if quick else FULL
     bar = console.counter("making patches")
     patches = write_phantom(
@@ -57,20 +57,6 @@ def demo(out: Path, quick: bool = False, seed: int = 0) -> dict[str, float]:
     write_json(out / "result.json", {"auroc": result, "minutes": round(minutes, 2), "quick": quick, "seed": seed})
     _print(result, minutes, out, quick)
     return result
-
-
-def settle(out: Path, wanted: dict[str, object]) -> None:
-    """A demo goes on only with what it began."""
-    check_folder(out)
-    described = out / "demo.json"
-    if described.is_file():
-        if json.loads(described.read_text(encoding="utf-8")) != wanted:
-            raise UserError(f"{out} holds a demo with other settings; choose another folder with --out")
-        return
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty and holds no demo; choose another folder with --out")
-    make_folder(out)
-    write_json(described, wanted)
 
 
 def _train(preset: str, out: Path, patches: Path, seed: int, quick: bool, generator: Run | None) -> Run:

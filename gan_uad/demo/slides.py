@@ -1,4 +1,4 @@
-"""`gan-uad demo --slide`: from slides to heatmaps and figures, on made-up slides whose tumour is known."""
+"""`gan-uad demo-slides`: from slides to heatmaps and figures, on made-up slides whose tumour is known."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 from gan_uad import console, device
 from gan_uad.demo.phantom_slide import write_phantom_slide
 from gan_uad.errors import JobFailed
-from gan_uad.files import make_folder, write_json
-from gan_uad.demo.patches import settle
+from gan_uad.files import claim, make_folder, write_json
 from gan_uad.slides.evaluate import evaluate_slides
 from gan_uad.slides.score_slides import score_slides
 from gan_uad.slides.score_slide import Cut
@@ -32,7 +31,7 @@ def demo_slide(out: Path, quick: bool = False, seed: int = 0) -> dict[str, Any]:
     Run again into the same folder, it goes on where it stopped. `quick`: smaller slides and mean colour as the detector.
     """
     start = time.monotonic()
-    settle(out, {"slide": True, "quick": quick, "seed": seed})
+    claim(out, "demo.json", {"slide": True, "quick": quick, "seed": seed}, "a demo", "*")
     preset, shape, normals, tests = QUICK if quick else FULL
     first = 1000 * seed
     normal = _slides(out / "normal", {f"normal_{k}": (first + k, False) for k in range(normals)}, shape)

@@ -1,4 +1,4 @@
-"""`gan-uad evaluate CONFIG --folds K`: K trainings, each tested on the groups that it has not seen, and on an external set.
+"""`gan-uad cross-validate CONFIG --folds K`: K trainings, each tested on the groups that it has not seen, and on an external set.
 
 folds/NAME/  folds.json  metrics.json .md .csv .tex  roc.png  confusion.png  reliability.png (of a classifier)
              fold-1/00000-NAME (its run)  fold-1/scores  fold-1/external-SET   fold-2/...
@@ -6,7 +6,6 @@ folds/NAME/  folds.json  metrics.json .md .csv .tex  roc.png  confusion.png  rel
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from gan_uad.detection.folds import report
 from gan_uad.detection.score import score
 from gan_uad.detection.score_file import SCORES, description_of
 from gan_uad.errors import UserError
-from gan_uad.files import alone, make_folder, write_json
+from gan_uad.files import alone, claim, make_folder
 from gan_uad.model import load_model
 from gan_uad.run import Run
 from gan_uad.training.train import train
@@ -54,26 +53,25 @@ def cross_validate(
     about = _about(config, folds)
     if external is not None:
         _check_external(config, external)
-    make_folder(folder)
-    _claim(folder, about)
+    claim(folder, "folds.json", about, "folds of another configuration or data set")
     for fold in range(1, folds + 1):
         place = make_folder(folder / f"fold-{fold}")
         with alone(place / ".lock"):  # whoever else has this fold is waited for
             console.say(f"fold {fold} of {folds}: {place}")
             config = _configured(source, overrides, data, folds, fold)
-            _one(source, _told(overrides, folds, fold), config, place, external, threshold)
+            _one(source, _overrides_of(overrides, folds, fold), config, place, external, threshold)
     report(folder, config.name, folds, None if external is None else _external(external), threshold, resamples, seed)
     return folder
 
 
-def _told(overrides: tuple[str, ...], folds: int, fold: int) -> tuple[str, ...]:
+def _overrides_of(overrides: tuple[str, ...], folds: int, fold: int) -> tuple[str, ...]:
     """The overrides of one fold."""
     return (*(text.replace("{fold}", str(fold)) for text in overrides), f"data.folds={folds}", f"data.fold={fold}")
 
 
 def _configured(source: str, overrides: tuple[str, ...], data: str | None, folds: int, fold: int) -> RunConfig:
     """The configuration of one fold. Raises `UserError` where it has no data."""
-    config = load_config(source, _told(overrides, folds, fold))
+    config = load_config(source, _overrides_of(overrides, folds, fold))
     path = data or config.data.path
     if path is None:
         raise UserError("nothing to learn from: name a folder, zip, .npz or .h5 of patches with --data")
@@ -83,7 +81,7 @@ def _configured(source: str, overrides: tuple[str, ...], data: str | None, folds
 
 def _check(overrides: tuple[str, ...]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("evaluate --folds runs in one process, not under torchrun")
+        raise UserError("cross-validate runs in one process, not under torchrun")
     for override in overrides:
         if override.partition("=")[0] in OWN:
             raise UserError(f"-o {override}: --folds says that")
@@ -106,10 +104,10 @@ def _about(config: RunConfig, folds: int) -> dict[str, Any]:
     }
 
 
-def _check_kinds(manifest: Manifest, split: str | None, where: str, advice: str) -> None:
+def _check_kinds(manifest: Manifest, split: str | None, context: str, advice: str) -> None:
     for label, name in ((0, "normal"), (1, "anomalous")):
         if not len(manifest.where(split, label)):
-            raise UserError(f"{where} has no {name} image, so nothing can be tested on it: {advice}")
+            raise UserError(f"{context} has no {name} image, so nothing can be tested on it: {advice}")
 
 
 def _check_external(config: RunConfig, external: str) -> None:
@@ -117,20 +115,6 @@ def _check_external(config: RunConfig, external: str) -> None:
     if Path(external).resolve() == Path(str(config.data.path)).resolve():
         raise UserError(f"--external {external} is the set that the folds are made of")
     _check_kinds(open_source(external, config.data.of(external)).manifest, None, external, "it needs labels of both")
-
-
-def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Refuse a folder of other folds, as `folds.json` tells."""
-    described = folder / "folds.json"
-    if not described.is_file():
-        write_json(described, about)
-        return
-    try:
-        found = json.loads(described.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    if found != about:
-        raise UserError(f"{folder} holds folds of another configuration or data set; choose another folder with --out")
 
 
 def _one(
@@ -145,17 +129,17 @@ def _one(
     _check_honest(config)
     run = train(source, told, config.data.path, None, place, resume=Run.latest(place, config.name) is not None)
     assert run is not None
-    where = config.training.device
+    device = config.training.device
     for name, data in missing.items():
         split = "test" if data is None else "all"
-        score(str(run.folder), data, place / name, split, threshold=threshold, where=where)
+        score(str(run.folder), data, place / name, split, threshold=threshold, device=device)
 
 
 def _check_honest(config: RunConfig) -> None:
     """Raise `UserError` for a run to start from that has seen images of the test fold."""
     for key, run in (
         ("generator", config.generator),
-        ("initial", config.initial),
+        ("init_from", config.init_from),
         ("optim.cnn", config.optim.get("cnn")),
     ):
         if run is None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gan_uad import console
-from gan_uad.detection.maps import pixel_figures
+from gan_uad.detection.maps import pixel_metrics
 from gan_uad.detection.reliability import draw_reliability, reliability_of
 from gan_uad.detection.score_file import (
     BASELINE,
@@ -32,7 +32,7 @@ from gan_uad.metrics.detection import (
     tail_probability,
 )
 from gan_uad.metrics.detection import (
-    evaluate as figures_of,
+    evaluate as metrics_of,
 )
 from gan_uad.tables import format_interval, format_number, table
 
@@ -60,15 +60,15 @@ def evaluate(
     baselines = {place: name for name, one in named.items() if one.is_baseline for place in one.folders}
     for name, one in named.items():
         path, scores, validation = one.scores.path, one.scores, one.validation
-        result = figures_of(scores.label, scores.score, scores.group, one.fitted, n=resamples, seed=seed)
+        result = metrics_of(scores.label, scores.score, scores.group, one.fitted, n=resamples, seed=seed)
         if one.fitted.rule == UNSET:
             result |= {"decisions": None, "decision_intervals": None}
-        result["parts"] = {part: auroc(scores.label, values) for part, values in scores.parts.items()}
+        result["components"] = {name: auroc(scores.label, values) for name, values in scores.components.items()}
         result["warnings"] += description_of(path).get("warnings", [])
         if gives_log_odds(path):
             result["reliability"] = reliability_of(scores.label, scores.score)
         if path.name == SCORES and (path.parent / "truth").is_dir():
-            result["pixels"] = pixel_figures(path.parent)
+            result["pixels"] = pixel_metrics(path.parent)
         if path.name == SCORES:
             result["baseline"] = baselines.get(path.parent)
         results[name] = {"file": str(path), **result}
@@ -136,7 +136,7 @@ def _without_repeats(found: list[_Judged]) -> list[_Judged]:
 def _named(found: list[_Judged]) -> dict[str, _Judged]:
     """Each by its model, after what tells its folder from the others; a baseline that is the only one by itself."""
     named: dict[str, _Judged] = {}
-    places = told_apart([one.scores.path.parent for one in found])
+    places = distinct_names([one.scores.path.parent for one in found])
     alone = sum(one.is_baseline for one in found) == 1
     for one, place in zip(found, places, strict=True):
         model = one.scores.model
@@ -144,7 +144,7 @@ def _named(found: list[_Judged]) -> dict[str, _Judged]:
     return named
 
 
-def told_apart(folders: list[Path]) -> list[str]:
+def distinct_names(folders: list[Path]) -> list[str]:
     """The shortest ends of the paths that differ, without what all end in; "" for all where there is one folder only.
 
     `cells/a/scores`, `cells/b/scores` -> `a`, `b`.
@@ -235,7 +235,7 @@ def _write(
         )
     print(table(rows, COLUMNS, "text"), end="")
     for name, result in results.items():
-        for part, value in result["parts"].items():
+        for part, value in result["components"].items():
             print(f"{name}, {part} alone: AUROC {value:.3f}")
         if "reliability" in result:
             print(f"{name}: expected calibration error {result['reliability']['ece']:.3f}")

@@ -117,22 +117,22 @@ def _joined(folds: Sequence[Fold]) -> ScoreFile:
 
 
 def _cross_validated(folds: list[Fold], settings: dict[str, Any]) -> dict[str, Any]:
-    each = [_figures(f.scores.label, f.scores.score, f.scores.group, f.decided, settings) for f in folds]
+    each = [_metrics(f.scores.label, f.scores.score, f.scores.group, f.decided, settings) for f in folds]
     joined, decided = _joined(folds), np.concatenate([fold.decided for fold in folds])
-    pooled = _figures(joined.label, joined.score, joined.group, decided, settings)
+    pooled = _metrics(joined.label, joined.score, joined.group, decided, settings)
     return {"folds": each, "mean": _mean(each), "pooled": pooled}
 
 
 def _of_all_models(folds: list[Fold], settings: dict[str, Any]) -> dict[str, Any]:
     """Figures of one set that the models of all folds have scored."""
     first = folds[0].scores
-    each = [_figures(first.label, f.scores.score, first.group, f.decided, settings) for f in folds]
+    each = [_metrics(first.label, f.scores.score, first.group, f.decided, settings) for f in folds]
     most = np.mean([fold.decided for fold in folds], axis=0) > 0.5
     together = np.mean([fold.shared for fold in folds], axis=0)
-    return {"folds": each, "mean": _mean(each), "pooled": _figures(first.label, together, first.group, most, settings)}
+    return {"folds": each, "mean": _mean(each), "pooled": _metrics(first.label, together, first.group, most, settings)}
 
 
-def _figures(
+def _metrics(
     labels: NDArray[np.int64],
     scores: NDArray[np.float64],
     groups: list[str],
@@ -140,16 +140,16 @@ def _figures(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Of one set of images: each figure with its interval, and the confusion matrix. NaN is None."""
-    figures = {"auroc": bootstrap_interval(labels, scores, groups, auroc, **settings)}
-    figures["auprc"] = bootstrap_interval(labels, scores, groups, auprc, **settings)
+    metrics = {"auroc": bootstrap_interval(labels, scores, groups, auroc, **settings)}
+    metrics["auprc"] = bootstrap_interval(labels, scores, groups, auprc, **settings)
     for name, rate in RATES.items():
-        figures[name] = bootstrap_interval(labels, decided.astype(np.float64), groups, rate, **settings)
+        metrics[name] = bootstrap_interval(labels, decided.astype(np.float64), groups, rate, **settings)
     plain = {
         name: {
             key: None if isinstance(value, float) and math.isnan(value) else value
             for key, value in asdict(found).items()
         }
-        for name, found in figures.items()
+        for name, found in metrics.items()
     }
     counts = {"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())}
     return {"images": counts, **plain, "confusion": classification_report(labels, decided)["confusion"]}
@@ -158,13 +158,13 @@ def _figures(
 def _mean(each: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     found = {}
     for name in FIGURES:
-        values = np.array([figures[name]["value"] for figures in each], dtype=np.float64)
+        values = np.array([metrics[name]["value"] for metrics in each], dtype=np.float64)
         found[name] = {"mean": float(values.mean()), "sd": float(values.std(ddof=1))}
     return found
 
 
 def _rows(model: str, result: dict[str, Any], one: str, all_: str) -> list[dict[str, Any]]:
-    rows = [_row(model, f"{one} {k}", figures) for k, figures in enumerate(result["folds"], 1)]
+    rows = [_row(model, f"{one} {k}", metrics) for k, metrics in enumerate(result["folds"], 1)]
     mean = {
         name: f"{format_number(found['mean'])} ± {format_number(found['sd'])}" for name, found in result["mean"].items()
     }
@@ -172,12 +172,12 @@ def _rows(model: str, result: dict[str, Any], one: str, all_: str) -> list[dict[
     return [*rows, _row(model, all_, result["pooled"])]
 
 
-def _row(model: str, name: str, figures: dict[str, Any]) -> dict[str, Any]:
-    shown = {key: format_interval(figures[key]["value"], figures[key]["low"], figures[key]["high"]) for key in FIGURES}
+def _row(model: str, name: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    shown = {key: format_interval(metrics[key]["value"], metrics[key]["low"], metrics[key]["high"]) for key in FIGURES}
     return {
         "model": model,
         "set": name,
-        "n": f"{figures['images']['normal']} + {figures['images']['anomalous']}",
+        "n": f"{metrics['images']['normal']} + {metrics['images']['anomalous']}",
         **shown,
     }
 

@@ -44,14 +44,14 @@ def write_segments(folder: Path, threshold: float) -> None:
     write_masks(pixel.segment(read_maps(folder), threshold), folder / "segments")
 
 
-def pixel_figures(folder: Path) -> dict[str, float]:
+def pixel_metrics(folder: Path) -> dict[str, float]:
     """Pixel AUROC and AUPRO (to 30 % false positives) of a scored folder with `truth/`; Dice and IoU where it has segments."""
     maps, truth = read_maps(folder), _read(folder / "truth") > 0
-    figures = {"pixel_auroc": pixel.pixel_auroc(truth, maps), "aupro": pixel.aupro(truth, maps)}
+    metrics = {"pixel_auroc": pixel.pixel_auroc(truth, maps), "aupro": pixel.aupro(truth, maps)}
     if (folder / "segments").is_dir():
         segments = _read(folder / "segments") > 0
-        figures |= {"dice": pixel.dice(truth, segments), "iou": pixel.iou(truth, segments)}
-    return figures
+        metrics |= {"dice": pixel.dice(truth, segments), "iou": pixel.iou(truth, segments)}
+    return metrics
 
 
 def _write(pictures: NDArray[Any], start: int, folder: Path) -> None:

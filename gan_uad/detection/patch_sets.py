@@ -31,7 +31,7 @@ class ScoreSets:
     warnings: list[str]  # why figures of these scores would flatter
 
 
-def told_anew(model: Model, overrides: tuple[str, ...], inverter: str | None) -> RunConfig:
+def overridden_config(model: Model, overrides: tuple[str, ...], inverter: str | None) -> RunConfig:
     """The run's configuration with what the user says now. Another scorer or inverter than the run's starts from its own defaults."""
     for override in overrides:
         if not override.startswith(("data.", "scoring.")):
@@ -41,12 +41,12 @@ def told_anew(model: Model, overrides: tuple[str, ...], inverter: str | None) ->
     if inverter is not None:
         overrides = (*overrides, f"scoring.inverter={inverter}")
     name, raw = model.name, model.config.model_dump(mode="json")
-    wanted = resolve(raw, overrides, default_name=name, where="-o").scoring
+    wanted = resolve(raw, overrides, default_name=name, context="-o").scoring
     if wanted.scorer != model.config.scoring.scorer:
         raw["scoring"] |= {"inverter": None, "options": {}}
     elif wanted.inverter not in {None, inverter_of(model)}:
         raw["scoring"]["options"] = {}
-    return resolve(raw, overrides, default_name=name, where="-o")
+    return resolve(raw, overrides, default_name=name, context="-o")
 
 
 def choose_sets(

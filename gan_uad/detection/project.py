@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from gan_uad import console, device, registry
+from gan_uad import console, registry
 from gan_uad.config import DataConfig, resolve
 from gan_uad.data.images import BadImage, Pixels, decode, preprocess
 from gan_uad.data.patches import to_tensor, to_uint8
 from gan_uad.data.sources import ENDINGS, Folder
+from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import atomic, make_folder, write_json, write_text
 from gan_uad.model import Model, inverter_of, load_model
@@ -38,7 +39,7 @@ COLUMNS = ("image", "folder", "distance", "l2", "steps", "seconds")
 
 
 @dataclass(frozen=True)
-class Picture:
+class Query:
     """An input image as the network takes it, and the folder inside `out` that its files go to."""
 
     image: str
@@ -53,28 +54,30 @@ class Picture:
 
 def project(
     run: str,
-    inputs: list[Path],
+    images: list[Path],
     out: Path,
     inverter: str | None = None,
     options: tuple[str, ...] = (),
     gif: bool = False,
     seed: int = 0,
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
-    """Find each image of `inputs` (files, or folders of them) with the generator of `run`; returns `out`.
+    """Find each image of `images` (files, or folders of them) with the generator of `run`; returns `out`.
 
     `inverter` None: what the run is set to or trained, else "w" with StyleGAN and StyleGAN2, else AnoGAN's search in z. `options`:
     key=value of the inverter. For each image a folder with reconstruction.png, latent.npz, side_by_side.png, loss.png of a search
     and, with `gif`, progress.gif. projections.csv has a row for each, and for those of earlier calls. Run again after an interruption,
     it goes on with the images left.
     """
-    model = load_model(run, device.prepare(where))
+    model = load_model(run, prepare(device))
     search = make_inverter(model, inverter, options, seed)
     if gif:
         if not (hasattr(search, "frames") and search.steps):
-            raise UserError(f"--gif shows a search by w, w_plus, z or hybrid; {search.spec['name']} keeps no pictures")
+            raise UserError(
+                f"--gif shows a search by w, w_plus, z or style_encoder; {search.spec['name']} keeps no pictures"
+            )
         search.frames = FRAMES
-    found, skipped = read_images(inputs, model.config.data, model.resolution)
+    found, skipped = read_images(images, model.config.data, model.resolution)
     settings = _settings(run, model, search)
     records = _records(make_folder(out))
     _claim(records, settings["key"], out)
@@ -121,19 +124,19 @@ def make_inverter(model: Model, name: str | None, options: tuple[str, ...], seed
     elif seed:
         raise UserError(f"--seed {seed}: {chosen} draws no random numbers")
     told = [f"scoring.options.{option}" for option in options]
-    wanted = resolve(raw, told, default_name=model.name, where="-o").scoring.options
+    wanted = resolve(raw, told, default_name=model.name, context="-o").scoring.options
     return registry.build("inverter", chosen, wanted, nets=model.networks, device=model.device)
 
 
 # ---------------------------------------------------------------- the images
 
 
-def read_images(inputs: list[Path], data: DataConfig, resolution: int) -> tuple[list[Picture], list[tuple[str, str]]]:
+def read_images(inputs: list[Path], data: DataConfig, resolution: int) -> tuple[list[Query], list[tuple[str, str]]]:
     """All images of these files and folders as the run prepares its own, each once, and those that cannot be used, with the reason.
 
     What is done to images of another size is said. Raises `UserError` for a path that is not there, or when no image is left.
     """
-    pictures: dict[str, Picture] = {}
+    pictures: dict[str, Query] = {}
     skipped: list[tuple[str, str]] = []
     sizes: Counter[tuple[int, int]] = Counter()
     for image, folder, name in _listed(inputs):
@@ -141,7 +144,7 @@ def read_images(inputs: list[Path], data: DataConfig, resolution: int) -> tuple[
             continue
         try:
             pixels = decode(folder.read(name), image)
-            pictures[image] = Picture(image, preprocess(pixels, data, resolution, image))
+            pictures[image] = Query(image, preprocess(pixels, data, resolution, image))
             sizes[pixels.shape[1], pixels.shape[0]] += 1
         except BadImage as error:
             skipped.append((error.name, error.reason))
@@ -178,7 +181,7 @@ def _rule(width: int, height: int, data: DataConfig, resolution: int) -> str:
     return ", ".join(steps)
 
 
-def _placed(pictures: list[Picture], records: dict[str, dict[str, Any]]) -> list[Picture]:
+def _placed(pictures: list[Query], records: dict[str, dict[str, Any]]) -> list[Query]:
     """Give each image its folder: that of an earlier call, else by its name, with a number where another image has that."""
     mine = {record["image"]: folder for folder, record in records.items()}
     taken = {SUMMARY, TABLE, *records}
@@ -193,7 +196,7 @@ def _placed(pictures: list[Picture], records: dict[str, dict[str, Any]]) -> list
                 number += 1
                 folder = f"{stem}-{number}"
             taken.add(folder)
-        placed.append(Picture(picture.image, picture.pixels, folder))
+        placed.append(Query(picture.image, picture.pixels, folder))
     return placed
 
 
@@ -227,7 +230,7 @@ def _records(out: Path) -> dict[str, dict[str, Any]]:
 
 
 def _finished(
-    out: Path, picture: Picture, records: dict[str, dict[str, Any]], key: str, gif: bool
+    out: Path, picture: Query, records: dict[str, dict[str, Any]], key: str, gif: bool
 ) -> dict[str, Any] | None:
     record = records.get(picture.folder, {})
     same = record.get("key") == key and record.get("pixels") == picture.digest
@@ -260,8 +263,8 @@ def _advise(search: Any, count: int) -> None:
 
 
 def _projected(
-    search: Any, todo: list[Picture], out: Path, key: str, bar: console.Progress
-) -> Iterator[tuple[Picture, dict[str, Any]]]:
+    search: Any, todo: list[Query], out: Path, key: str, bar: console.Progress
+) -> Iterator[tuple[Query, dict[str, Any]]]:
     """Each image with its record, as soon as its files are written."""
     before = bar.start_done
     for begin in range(0, len(todo), CHUNK):
@@ -279,7 +282,7 @@ def _projected(
                 yield part[row], _write(out, part[row], record, found.inversion.take(slice(i, i + 1)), frames, search)
 
 
-def _write(out: Path, picture: Picture, record: dict[str, Any], found: Any, frames: Any, search: Any) -> dict[str, Any]:
+def _write(out: Path, picture: Query, record: dict[str, Any], found: Any, frames: Any, search: Any) -> dict[str, Any]:
     """All files of one image; the record comes last and says that the others are whole."""
     if not (found.latent.isfinite().all() and found.reconstruction.isfinite().all()):
         raise JobFailed(

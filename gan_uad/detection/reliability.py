@@ -27,14 +27,14 @@ def reliability_of(labels: ArrayLike, log_odds: NDArray[np.float64]) -> dict[str
     }  # fmt: skip
 
 
-def draw_reliability(figures: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
+def draw_reliability(metrics: Mapping[str, Mapping[str, Any]], folder: Path) -> None:
     """`reliability.png` of what `reliability_of` gave, by name; nothing where there is none."""
     from gan_uad.plotting import plots
 
-    if figures:
+    if metrics:
         curves = {
             f"{name}: ECE {found['ece']:.3f}": (_numbers(found["predicted"]), _numbers(found["observed"]))
-            for name, found in figures.items()
+            for name, found in metrics.items()
         }
         plots.calibration(curves, folder / "reliability.png", "P(anomalous), as predicted", "share that is anomalous")
 

@@ -91,7 +91,7 @@ def _partial_rows(partial: Path, header: dict[str, Any], chunk: int) -> list[Row
 
 def as_rows(scores: Scores) -> list[Row]:
     """`{score, parts...}` of each image. Raises `UserError` where one is not finite."""
-    columns = {"score": scores.image, **scores.parts}
+    columns = {"score": scores.image, **scores.components}
     for name, values in columns.items():
         if not bool(values.isfinite().all()):
             raise UserError(
@@ -109,14 +109,14 @@ def written_numbers(values: Tensor) -> list[float]:
 
 def write_csv(path: Path, patches: PatchSet, rows: list[Row], model: str, threshold: Threshold | None) -> None:
     """`image, group, label, score, <parts>, model, threshold, decision` (decision: score > threshold)."""
-    parts = [name for name in rows[0] if name != "score"]
+    components = [name for name in rows[0] if name != "score"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "group", "label", "score", *parts, "model", "threshold", "decision"])
+    writer.writerow(["image", "group", "label", "score", *components, "model", "threshold", "decision"])
     manifest = patches.manifest
     for image, group, label, row in zip(manifest.image, manifest.group, manifest.label, rows, strict=True):
         decision = "" if threshold is None else int(row["score"] > threshold.value)
         value = "" if threshold is None else repr(threshold.value)
-        numbers = [f"{row[name]:.9g}" for name in ("score", *parts)]
+        numbers = [f"{row[name]:.9g}" for name in ("score", *components)]
         writer.writerow([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
     write_text(path, text.getvalue())

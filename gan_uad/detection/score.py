@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gan_uad import console, device
+from gan_uad import console
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.detection.maps import pixel_threshold, write_maps, write_masks, write_segments
-from gan_uad.detection.patch_sets import ScoreSets, choose_sets, told_anew
+from gan_uad.detection.patch_sets import ScoreSets, choose_sets, overridden_config
 from gan_uad.detection.rows import CHUNK, Row, as_rows, read_back, resumed, write_csv, written_numbers
+from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, write_json
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
@@ -48,7 +49,7 @@ def score(
     pixel_quantile: float = 0.99,
     max_images: int | None = None,
     seed: int = 0,
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Score a set of patches; returns the folder with `scores.csv`. Run again after an interruption, it goes on.
 
@@ -57,9 +58,9 @@ def score(
     Maps, combined parts and the threshold of the decisions rest on the validation split of the scored set, or else of the set that the
     run was trained on.
     """
-    model = load_model(run, device.prepare(where))
+    model = load_model(run, prepare(device))
     trained_on = model.config.data
-    config = model.config = told_anew(model, overrides, inverter)
+    config = model.config = overridden_config(model, overrides, inverter)
     parsed = _parsed(threshold or config.scoring.threshold)
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
@@ -78,7 +79,7 @@ def score(
         "corruption": corruption.model_dump(mode="json") if corruption.words else None,
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
-    claim(folder, "scores.json", "scores.csv", key, "scores of another model, data set or setting")
+    claim(folder, "scores.json", {"key": key}, "scores of another model, data set or setting", "scores.csv")
     if normals is not None:
         fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
     write_json(folder / "scores.json", settings)
@@ -200,9 +201,9 @@ def calibrate(
     measured = read_back(rows)
     normal = torch.from_numpy(patches.manifest.label == 0)
     scores = scorer.calibrate(measured.take(normal))
-    settled = scorer.settle(measured)
-    settled.image = settled.image.masked_scatter(normal, scores)
-    return as_rows(settled), None if settled.map is None else settled.map[normal].numpy()
+    found = scorer.calibrated(measured)
+    found.image = found.image.masked_scatter(normal, scores)
+    return as_rows(found), None if found.map is None else found.map[normal].numpy()
 
 
 def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps: Path | None) -> list[Row]:
@@ -211,7 +212,7 @@ def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps:
     def rows_of(images: Tensor, start: int) -> list[Row]:
         measured = scorer.measure(images)
         as_rows(measured)  # NaN of a broken model is told as such, before anything is made of it
-        scores = scorer.settle(measured)
+        scores = scorer.calibrated(measured)
         if maps is not None:
             write_maps(_maps_of(scores), start, maps)
         return as_rows(scores)

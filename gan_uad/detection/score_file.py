@@ -29,15 +29,15 @@ class ScoreFile:
     label: NDArray[np.int64]
     group: list[str]
     score: NDArray[np.float64]
-    parts: dict[str, NDArray[np.float64]]
+    components: dict[str, NDArray[np.float64]]
     threshold: float | None
 
     def labelled(self) -> ScoreFile:
         """Without the rows whose label is unknown."""
         keep = self.label >= 0
         groups = [g for g, k in zip(self.group, keep, strict=True) if k]
-        parts = {name: values[keep] for name, values in self.parts.items()}
-        return ScoreFile(self.path, self.model, self.label[keep], groups, self.score[keep], parts, self.threshold)
+        components = {name: values[keep] for name, values in self.components.items()}
+        return ScoreFile(self.path, self.model, self.label[keep], groups, self.score[keep], components, self.threshold)
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -54,13 +54,13 @@ def read_scores(path: Path) -> ScoreFile:
                 raise UserError(f"{path}: no column {missing[0]!r}; a score file has {', '.join(FIXED)}")
             numbers = {name: [] for name in ("score", *(name for name in header if name not in FIXED))}
             for row in reader:
-                where = f"{path}, line {reader.line_num}"
+                context = f"{path}, line {reader.line_num}"
                 if "surplus" in row or None in row.values():
-                    raise UserError(f"{where}: more or fewer cells than the header has columns")
+                    raise UserError(f"{context}: more or fewer cells than the header has columns")
                 for name, values in numbers.items():
-                    values.append(_finite(row[name], name, where))
+                    values.append(_finite(row[name], name, context))
                 if row["label"] not in LABELS:
-                    raise UserError(f"{where}: label {row['label']!r} is neither 0 (normal), 1 (anomalous) nor empty")
+                    raise UserError(f"{context}: label {row['label']!r} is neither 0 (normal), 1 (anomalous) nor empty")
                 labels.append(LABELS[row["label"]])
                 groups.append(row.get("group", ""))
                 for name, found in same.items():
@@ -75,22 +75,24 @@ def read_scores(path: Path) -> ScoreFile:
                 f"{path}: rows of more than one {name} ({', '.join(sorted(found)[:3])}); give each its own file"
             )
     model, at = (found.pop() for found in same.values())
-    parts = {name: np.array(values) for name, values in numbers.items() if name != "score"}
+    components = {name: np.array(values) for name, values in numbers.items() if name != "score"}
     threshold = _number(at, "threshold", str(path)) if at else None
-    return ScoreFile(path, model or path.stem, np.array(labels), groups, np.array(numbers["score"]), parts, threshold)
+    return ScoreFile(
+        path, model or path.stem, np.array(labels), groups, np.array(numbers["score"]), components, threshold
+    )
 
 
-def _number(text: str, name: str, where: str) -> float:
+def _number(text: str, name: str, context: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise UserError(f"{where}: {name} {text!r} is not a number") from None
+        raise UserError(f"{context}: {name} {text!r} is not a number") from None
 
 
-def _finite(text: str, name: str, where: str) -> float:
-    value = _number(text, name, where)
+def _finite(text: str, name: str, context: str) -> float:
+    value = _number(text, name, context)
     if not np.isfinite(value):
-        raise UserError(f"{where}: {name} is {value}; an image without a finite score cannot be ranked")
+        raise UserError(f"{context}: {name} is {value}; an image without a finite score cannot be ranked")
     return value
 
 

@@ -48,7 +48,7 @@ class Backbone(FeatureNet):
         if side is not None and side != self.side:
             if side < LEAST:
                 raise ValueError(f"images must be brought to at least {LEAST} px, not {side}")
-            self.side, self.figure = side, f"{self.figure}@{side}"
+            self.side, self.metric = side, f"{self.metric}@{side}"
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in self.mean_std)
         # For values in [-1, 1]; float32 of −0.030 and 0.458 like those that LPIPS was published with.
         self.register_buffer("shift", 2 * mean - 1, persistent=False)
@@ -132,7 +132,7 @@ class _Sequential(Torchvision):
 class VGG16(_Sequential):
     """VGG16 of ImageNet, 512 features of its last convolution (relu5_3)."""
 
-    name, figure, dim = "vgg16", "FD-VGG16", 512
+    name, metric, dim = "vgg16", "FD-VGG16", 512
     after = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
 
 
@@ -140,7 +140,7 @@ class VGG16(_Sequential):
 class AlexNet(_Sequential):
     """AlexNet of ImageNet, 256 features of its last convolution (relu5)."""
 
-    name, figure, dim = "alexnet", "FD-AlexNet", 256
+    name, metric, dim = "alexnet", "FD-AlexNet", 256
     after = (1, 4, 7, 9, 11)  # relu1 to relu5
 
 
@@ -148,7 +148,7 @@ class AlexNet(_Sequential):
 class EfficientNetV2S(_Sequential):
     """EfficientNetV2-S of ImageNet, 1280 features; images at 384 px, as it was trained."""
 
-    name, figure, dim = "efficientnet_v2_s", "FD-EfficientNetV2-S", 1280
+    name, metric, dim = "efficientnet_v2_s", "FD-EfficientNetV2-S", 1280
     side = 384
     after = (1, 2, 3, 5, 7)  # at 1/2, 1/4, 1/8, 1/16 and 1/32
 
@@ -157,7 +157,7 @@ class EfficientNetV2S(_Sequential):
 class DenseNet121(Torchvision):
     """DenseNet121 of ImageNet, 1024 features."""
 
-    name, figure, dim = "densenet121", "FD-DenseNet121", 1024
+    name, metric, dim = "densenet121", "FD-DenseNet121", 1024
     head = "classifier"
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -175,7 +175,7 @@ class DenseNet121(Torchvision):
 class ResNet34(Torchvision):
     """ResNet34 of ImageNet, 512 features."""
 
-    name, figure, dim = "resnet34", "FD-ResNet34", 512
+    name, metric, dim = "resnet34", "FD-ResNet34", 512
     head = "fc"
 
     def stages(self, x: Tensor) -> list[Tensor]:
@@ -192,7 +192,7 @@ class ResNet34(Torchvision):
 class EfficientNetLite0Features(Backbone):
     """EfficientNet-Lite0 of ImageNet, 1280 features; its weights are installed with this package."""
 
-    name, figure, dim = "efficientnet_lite0", "FD-EffNetLite0", 1280
+    name, metric, dim = "efficientnet_lite0", "FD-EffNetLite0", 1280
     mean_std = LITE
 
     def __init__(self, weights: Path | None = None, side: int | None = None) -> None:

@@ -16,7 +16,7 @@ class FeatureNet(nn.Module, ABC):
     stand beside every figure and in the key of every cached statistic.
     """
 
-    figure: str
+    metric: str
     dim: int
     weights: str
     preprocessing: str

@@ -30,7 +30,7 @@ class Inception(FeatureNet):
     than rounding; `preprocessing` tells what was done.
     """
 
-    figure, dim = "FID", 2048
+    metric, dim = "FID", 2048
 
     def __init__(self, weights: Path | None = None, fast: bool = False) -> None:
         """`weights`: a file or folder to take instead of the usual places. Raises `UserError`."""

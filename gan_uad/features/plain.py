@@ -31,7 +31,7 @@ class Pixels(FeatureNet):
         if self.side < 1:
             raise ValueError(f"images must be averaged to at least 1 px, not {side}")
         self.dim = 3 * self.side**2
-        self.figure = f"FD-Pixels{self.side}"
+        self.metric = f"FD-Pixels{self.side}"
         self.preprocessing = f"RGB in [0, 1], averaged over the areas of {self.side} x {self.side} px"
 
     @torch.inference_mode()

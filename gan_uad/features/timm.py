@@ -43,7 +43,7 @@ class Timm(Backbone):
             ) from None
         config = timm.data.resolve_model_data_config(net)
         self.mean_std = (tuple(config["mean"]), tuple(config["std"]))
-        self.side, self.figure = config["input_size"][-1], f"FD-timm:{model}"
+        self.side, self.metric = config["input_size"][-1], f"FD-timm:{model}"
         super().__init__(net, f"timm:{model} sha256:{_digest(net)}", side)
         self.dim = self._features_of_an_image()
 
@@ -54,7 +54,7 @@ class Timm(Backbone):
             return self.pooled(torch.zeros(1, 3, self.side, self.side)).shape[1]
         except (RuntimeError, AssertionError) as error:
             raise UserError(
-                f"{self.figure[3:]}: this network does not take images of {self.side} px ({error})"
+                f"{self.metric[3:]}: this network does not take images of {self.side} px ({error})"
             ) from None
 
     def pooled(self, x: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def _finished(path: Path, count: int) -> list[float]:
     return values
 
 
-def figures(
+def metrics(
     name: str, labels: NDArray[Any], scores: NDArray[np.float64], groups: list[str] | None, seed: int
 ) -> dict[str, Any]:
     """One row: what it is worth to call every image with a score above 0 one of label 1.

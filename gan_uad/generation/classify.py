@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from gan_uad import device, registry
+from gan_uad import registry
 from gan_uad.detection.patch_sets import choose_sets
+from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder
 from gan_uad.generation.accuracy import (
-    figures,
     generator_notes,
     in_one_process,
+    metrics,
     of_both_kinds,
     open_generator,
     scored,
@@ -36,7 +37,7 @@ def classify(
     num: int = 10_000,
     jpeg: int | None = None,
     seed: int = 0,
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Accuracy of the classifier `run` on at most `num` real test patches of `data` (default: what it was trained on), half of each class,
     and on as many that the generators `normal` and `anomalous` make; returns the folder with `classify.md`, `.csv`, `.tex`, `.json`.
@@ -44,7 +45,7 @@ def classify(
     `jpeg`: all images pass through a JPEG encoder of that quality. Run again after an interruption, it goes on.
     """
     in_one_process()
-    on = device.prepare(where)
+    on = prepare(device)
     model = load_model(run, on)
     if "classifier" not in model.networks:
         raise UserError(f"{run} holds no classifier, only {model.held}: train one with `gan-uad train densenet121_64`")
@@ -61,8 +62,8 @@ def classify(
     of_real = scored(scorer, about, of_patches(real, "real patches"), range(len(real)), *known)
     of_made = [scored(scorer, about, generators[name][1], seeds[name], *known) for name in CLASSES]
     rows = [
-        figures("real", real.manifest.label, of_real, real.manifest.group, seed),
-        figures("synthesised", np.repeat([0, 1], counts), np.concatenate(of_made), None, seed),
+        metrics("real", real.manifest.label, of_real, real.manifest.group, seed),
+        metrics("synthesised", np.repeat([0, 1], counts), np.concatenate(of_made), None, seed),
     ]
     notes = [*sets.warnings, *real.notes]
     runs = {"classifier": about_run(run, model)}

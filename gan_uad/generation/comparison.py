@@ -105,7 +105,7 @@ def _of_run(
         raise UserError(f"{source} makes images of {side} px, --resolution says {resolution}")
     raw = model.config.model_dump(mode="json")
     raw["data"]["path"] = real
-    data = resolve(raw, overrides, default_name=model.name, where="-o").data
+    data = resolve(raw, overrides, default_name=model.name, context="-o").data
     shipped = not Path(source).exists()  # asked for by its name, so called by it
     name = source if shipped else "_".join(part for part in model.name.split("_") if part != str(side))
     rows = [Candidate(name, source, side, data, model)]
@@ -205,13 +205,13 @@ def compare(
             f"KID on {distance.subsets} subsets of {distance.size} images instead of {distance.asked}: the smaller set has {min(n, n_real)}"
         )
     precision, recall = precision_recall(real.values, fake.values)
-    figures: dict[str, Any] = {
-        "figure": net.figure, "value": frechet_distance(real.gaussian, fake.gaussian), "kid": distance.mean, "kid_std": distance.std,
+    metrics: dict[str, Any] = {
+        "figure": net.metric, "value": frechet_distance(real.gaussian, fake.gaussian), "kid": distance.mean, "kid_std": distance.std,
         "kid_subset": distance.size, "precision": precision, "recall": recall, "n": n, "n_real": n_real,
     }  # fmt: skip
     if held_out is not None:
         copied = memorisation(real.values, fake.values, held_out.values)
-        figures |= {
+        metrics |= {
             "memorisation": copied.nearer, "c_t": copied.c_t, "copies": copied.copies, "n_held_out": len(held_out),
             "pairs": copied.closest(PAIRS),
         }  # fmt: skip
@@ -219,7 +219,7 @@ def compare(
             warnings.append(
                 f"{copied.held_out_copies} held-out images are copies of training images: the splits overlap"
             )
-    return figures | {"warnings": warnings}
+    return metrics | {"warnings": warnings}
 
 
 def read_cell(path: Path, key: str) -> dict[str, Any] | None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gan_uad import __version__, console, device
+from gan_uad import __version__, console
 from gan_uad.data import cache
 from gan_uad.data.arrays import digest
+from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.features.load import load_features
@@ -69,7 +70,7 @@ def fid(
     baselines: bool = True,
     untrained: bool = False,
     seed: int = 0,
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Judge every source in every feature network; returns the folder with `fid.md`, `fid.csv`, `fid.tex` and `fid.json`.
 
@@ -81,7 +82,7 @@ def fid(
     if not features:
         raise UserError("--features names no network; see `gan-uad models`")
     with distributed.processes() as here:
-        on = distributed.together(lambda: device.prepare(where))
+        on = distributed.together(lambda: prepare(device))
         chosen = Choices(num, psi, noise, split, label, baselines, seed, out, on)
         rows = distributed.together(lambda: candidates(sources, real, overrides, resolution, untrained, psi, on))
         nets = distributed.together(lambda: [load_features(n, weights=weights, device=on, fast=fast) for n in features])
@@ -204,24 +205,24 @@ def _write(cells: list[dict[str, Any]], out: Path) -> str:
         row["value"] = round(row["value"], 3)
     columns = {key: heading for key, heading in COLUMNS.items() if any(key in row for row in rows)}
     text = "\n".join(
-        [*(_pivot(cells, figure, "markdown") for figure in _figures(cells)), table(rows, columns), *_remarks(cells)]
+        [*(_pivot(cells, metric, "markdown") for metric in _metrics(cells)), table(rows, columns), *_remarks(cells)]
     )
     write_text(out / "fid.md", text)
     write_text(out / "fid.csv", table([_flat(cell) for cell in cells], _csv_columns(cells), "csv"))
-    write_text(out / "fid.tex", "\n".join(_pivot(cells, figure, "latex") for figure in _figures(cells)))
+    write_text(out / "fid.tex", "\n".join(_pivot(cells, metric, "latex") for metric in _metrics(cells)))
     write_json(out / "fid.json", cells)
     console.say(f"{len(cells)} cells -> {out}/fid.md, .csv, .tex, .json")
     return text
 
 
-def _figures(cells: list[dict[str, Any]]) -> list[str]:
+def _metrics(cells: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(cell["figure"] for cell in cells))
 
 
-def _pivot(cells: list[dict[str, Any]], figure: str, fmt: str) -> str:
+def _pivot(cells: list[dict[str, Any]], metric: str, fmt: str) -> str:
     """Table 1: methods by sizes, one figure. A method that was compared with several kinds of reals has a row for each."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    chosen = [cell for cell in cells if cell["figure"] == figure]
+    chosen = [cell for cell in cells if cell["figure"] == metric]
     kinds = {(cell["method"], f"{cell['real']}, {cell['reals']}") for cell in chosen}
     for cell in chosen:
         method, reals = cell["method"], f"{cell['real']}, {cell['reals']}"
@@ -229,7 +230,7 @@ def _pivot(cells: list[dict[str, Any]], figure: str, fmt: str) -> str:
         row = rows.setdefault((method, reals), {"method": f"{method} [{reals}]" if several else method})
         row[str(cell["px"])] = format_number(cell["value"], 2)
     sizes = sorted({cell["px"] for cell in cells})
-    return table(list(rows.values()), {"method": figure} | {str(size): f"{size} px" for size in sizes}, fmt)
+    return table(list(rows.values()), {"method": metric} | {str(size): f"{size} px" for size in sizes}, fmt)
 
 
 def _flat(cell: dict[str, Any]) -> dict[str, Any]:

@@ -17,13 +17,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from gan_uad import __version__, console, device
+from gan_uad import __version__, console
 from gan_uad.data.patches import Pixels, to_uint8
+from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.generation.latents import read_latents
 from gan_uad.model import Model, load_model
-from gan_uad.networks.sampling import Latents, check_style, draw, from_seeds, settle
+from gan_uad.networks.sampling import Latents, check_style, draw, from_seeds, to_w
 from gan_uad.plotting.pictures import image_grid
 from gan_uad.run import model_file
 
@@ -34,7 +35,7 @@ NOTE = "gan_uad"  # the text in a PNG that says what it was made of
 
 
 @dataclass(frozen=True)
-class Source:
+class GeneratorSource:
     """A loaded generator, which latents it gets, and how it shall draw them."""
 
     model: Model
@@ -73,17 +74,17 @@ class Source:
 
 
 def open_source(
-    run: str, seeds: list[int], latents: Path | None, psi: float = 1.0, noise: str = "const", where: str = "auto"
-) -> Source:
+    run: str, seeds: list[int], latents: Path | None, psi: float = 1.0, noise: str = "const", device: str = "auto"
+) -> GeneratorSource:
     """Load the generator of `run`; latents come from the file if there is one, else from `seeds`. Raises `UserError`."""
-    model = load_model(run, device.prepare(where))
+    model = load_model(run, prepare(device))
     G = model.generator
     check_style(G, psi, noise)
     with open(model_file(run), "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     if latents is not None:
-        return Source(model, digest, [], read_latents(latents, G), psi, noise)
-    return Source(model, digest, seeds, None, psi, noise)
+        return GeneratorSource(model, digest, [], read_latents(latents, G), psi, noise)
+    return GeneratorSource(model, digest, seeds, None, psi, noise)
 
 
 def generate(
@@ -92,7 +93,7 @@ def generate(
     out: Path,
     grid: bool = False,
     npz: bool = False,
-    where: str = "auto",
+    device: str = "auto",
     *,
     latents: Path | None = None,
     psi: float = 1.0,
@@ -102,7 +103,7 @@ def generate(
 
     Run again after an interruption, PNGs that were made of the very same are left as they are; others are written anew.
     """
-    source = open_source(run, seeds, latents, psi, noise, where)
+    source = open_source(run, seeds, latents, psi, noise, device)
     if grid:
         most = (GRID_SIDE // source.model.resolution) ** 2
         if len(source) > most:
@@ -120,7 +121,7 @@ def generate(
     return out
 
 
-def write_pngs(source: Source, out: Path, shown: list[Pixels] | None) -> int:
+def write_pngs(source: GeneratorSource, out: Path, shown: list[Pixels] | None) -> int:
     """A PNG for each image, which says in a text chunk what it was made of; returns how many were there already."""
     there = 0
     names = source.names
@@ -130,8 +131,8 @@ def write_pngs(source: Source, out: Path, shown: list[Pixels] | None) -> int:
         images = [_existing(path, note) for path, note in zip(paths, notes, strict=True)]
         todo = [i for i, image in enumerate(images) if image is None]
         if todo:
-            settled = settle(source.G, _pick(latents, todo), source.psi)
-            for i, image in zip(todo, to_uint8(draw(source.G, settled, source.noise)), strict=True):
+            mapped = to_w(source.G, _pick(latents, todo), source.psi)
+            for i, image in zip(todo, to_uint8(draw(source.G, mapped, source.noise)), strict=True):
                 _write_png(paths[i], image, notes[i])
                 images[i] = image
         there += len(latents) - len(todo)
@@ -145,7 +146,7 @@ def _pick(latents: Latents, rows: list[int]) -> Latents:
     return Latents(latents.space, latents.values[rows], [latents.seeds[i] for i in rows], maps)
 
 
-def _note(source: Source, latents: Latents, i: int) -> str:
+def _note(source: GeneratorSource, latents: Latents, i: int) -> str:
     """All that image i of `latents` depends on, as JSON: two with the same note are the same (on the same kind of machine)."""
     origin: dict[str, Any] = {"seed": latents.seeds[i]}
     if source.latents is not None:
@@ -177,7 +178,7 @@ def _write_png(path: Path, image: Pixels, note: str) -> None:
         Image.fromarray(image).save(temporary, format="png", pnginfo=info)
 
 
-def write_npz(source: Source, path: Path, shown: list[Pixels] | None) -> None:
+def write_npz(source: GeneratorSource, path: Path, shown: list[Pixels] | None) -> None:
     """`images` uint8 `[N, R, R, 3]`, `truncation`, `noise`, `seeds` `[N]` and `z` where there were any, `w` or `ws` of style-based nets.
 
     w and ws float32 are those that made the images: truncated. Noise maps that came with latents are kept beside them. Images go to
@@ -191,12 +192,12 @@ def write_npz(source: Source, path: Path, shown: list[Pixels] | None) -> None:
         with archive.open(zipfile.ZipInfo("images.npy"), "w", force_zip64=True) as entry:
             np.lib.format.write_array_header_1_0(entry, header)
             for _, latents in source.chunks():
-                settled = settle(source.G, latents, source.psi)
-                images = to_uint8(draw(source.G, settled, source.noise))
+                mapped = to_w(source.G, latents, source.psi)
+                images = to_uint8(draw(source.G, mapped, source.noise))
                 entry.write(images.tobytes())
                 if shown is not None:
                     shown.append(images)
-                for part in {latents.space: latents, settled.space: settled}.values():
+                for part in {latents.space: latents, mapped.space: mapped}.values():
                     kept.setdefault(part.space, []).append(part.values.numpy())
         others = {"truncation": np.array(source.psi), "noise": np.array(source.noise)}
         if source.latents is None:

@@ -1,4 +1,4 @@
-"""`gan-uad generate --interpolate`: the way from one seed or latent to the next, as an animated GIF or rows of a PNG."""
+"""`gan-uad interpolate`: the way from one seed or latent to the next, as an animated GIF or rows of a PNG."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gan_uad import console
 from gan_uad.data.patches import to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder
-from gan_uad.generation.generate import CHUNK, Source, open_source
+from gan_uad.generation.generate import CHUNK, GeneratorSource, open_source
 from gan_uad.generation.latents import walk
-from gan_uad.networks.sampling import Latents, draw, settle, style_based
+from gan_uad.networks.sampling import Latents, draw, style_based, to_w
 from gan_uad.plotting.pictures import Images, animation, image_grid
 
 MOST_BYTES = 1 << 30  # of all frames
@@ -31,7 +31,7 @@ def interpolate(
     duration: int = 100,
     psi: float = 1.0,
     noise: str = "const",
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Write the images of consecutive seeds (or rows of the file `latents`) with `between` images between each two.
 
@@ -42,7 +42,7 @@ def interpolate(
         raise UserError(f"--interpolate {file}: the name must end in {' or '.join(SUFFIXES)}")
     if noise == "random":
         raise UserError("--noise random would flicker from frame to frame; use const or none with --interpolate")
-    source = open_source(run, seeds, latents, psi, noise, where)
+    source = open_source(run, seeds, latents, psi, noise, device)
     pairs = len(source) if loop else len(source) - 1
     if len(source) < 2:
         raise UserError("--interpolate needs at least two seeds or latents")
@@ -64,7 +64,7 @@ def interpolate(
     return file
 
 
-def path_of(source: Source, between: int, space: str | None, loop: bool) -> Latents:
+def path_of(source: GeneratorSource, between: int, space: str | None, loop: bool) -> Latents:
     """The latents of all frames, ready for `draw`. Truncation comes before a walk in w, so that it meets the plain images exactly."""
     keys = source.get(slice(None))
     chosen = space or ("w" if style_based(source.G) else "z")
@@ -73,11 +73,11 @@ def path_of(source: Source, between: int, space: str | None, loop: bool) -> Late
     if chosen == "z" and keys.space != "z":
         raise UserError(f"--space z cannot be had from an array of {keys.space}")
     if chosen == "z":
-        return settle(source.G, walk(keys, between, loop), source.psi)
-    return walk(settle(source.G, keys, source.psi), between, loop)
+        return to_w(source.G, walk(keys, between, loop), source.psi)
+    return walk(to_w(source.G, keys, source.psi), between, loop)
 
 
-def render(source: Source, path: Latents) -> Images:
+def render(source: GeneratorSource, path: Latents) -> Images:
     """Images uint8 `[N, R, R, 3]` of settled latents; progress is shown."""
     side = source.model.resolution
     frames = np.empty((len(path), side, side, 3), np.uint8)

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from gan_uad import console, device
+from gan_uad import console
 from gan_uad.data.patches import PatchSet, batches
-from gan_uad.detection.patch_sets import choose_sets, told_anew
+from gan_uad.detection.patch_sets import choose_sets, overridden_config
+from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.model import load_model
@@ -27,18 +28,18 @@ def latent_space(
     overrides: tuple[str, ...] = (),
     max_images: int | None = None,
     seed: int = 0,
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Write `latents.npz` and `latent_space.png` of the images that `gan-uad score` would take by default; returns the folder.
 
     The file has `z` (the mean μ of q(z|x)) and `logvar`, float32 `[N, latent_dim]`, and `image` and `label` `[N]` of each: it can be
     given to `gan-uad generate --latents`. The picture shows z along the two directions in which it varies most (PCA).
     """
-    model = load_model(run, device.prepare(where))
+    model = load_model(run, prepare(device))
     if "vae" not in model.networks:
         raise UserError(f"{run} holds {', '.join(model.networks)}: the latent space shown is that of an autoencoder")
     trained_on = model.config.data
-    model.config = told_anew(model, overrides, None)
+    model.config = overridden_config(model, overrides, None)
     patches = choose_sets(model, trained_on, data, split, max_images, seed).target
     if model.networks["vae"].latent_dim < 2 or len(patches) < 3:
         raise UserError(
@@ -58,12 +59,12 @@ def latent_space(
 
 
 @torch.no_grad()
-def _encoded(net: Any, patches: PatchSet, where: torch.device) -> tuple[Array, Array]:
+def _encoded(net: Any, patches: PatchSet, device: torch.device) -> tuple[Array, Array]:
     """μ and log σ², each `[N, latent_dim]`."""
     found = []
     with console.progress("encoding", len(patches)) as bar:
         for images, _ in batches(patches, BATCH):
-            found.append(torch.stack(net.encode(images.to(where))).cpu())
+            found.append(torch.stack(net.encode(images.to(device))).cpu())
             bar.update(sum(part.shape[1] for part in found))
     mu, logvar = torch.cat(found, 1).numpy()
     return mu, logvar

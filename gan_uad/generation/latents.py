@@ -64,60 +64,64 @@ def read_latents(path: Path, G: Any) -> Latents:
     if style_based(G):
         shapes = {"ws": (G.synthesis.num_ws, G.w_dim), "w": (G.w_dim,)} | shapes
     key, array, noise = _read_arrays(path, list(shapes))
-    where = f"--latents {path}: "
-    values = _checked(array, shapes[key], where + key)
+    context = f"--latents {path}: "
+    values = _checked(array, shapes[key], context + key)
     if not len(values):
-        raise UserError(f"{where}{key} is empty")
+        raise UserError(f"{context}{key} is empty")
     maps = None
     if noise and style_based(G):
         wanted = [f"noise_{i:02d}" for i in range(len(G.synthesis.noise_shapes))]
         if sorted(noise) != wanted:
             raise UserError(
-                f"{where}this generator takes the noise maps {wanted[0]} to {wanted[-1]}, not {', '.join(noise)}"
+                f"{context}this generator takes the noise maps {wanted[0]} to {wanted[-1]}, not {', '.join(noise)}"
             )
-        maps = [_checked(noise[n], shape, where + n) for n, shape in zip(wanted, G.synthesis.noise_shapes, strict=True)]
+        maps = [
+            _checked(noise[n], shape, context + n) for n, shape in zip(wanted, G.synthesis.noise_shapes, strict=True)
+        ]
         if any(len(of_layer) != len(values) for of_layer in maps):
-            raise UserError(f"{where}there are {len(values)} latents, and another number of noise maps")
+            raise UserError(f"{context}there are {len(values)} latents, and another number of noise maps")
     return Latents(key, values, range(len(values)), maps)
 
 
-def _checked(array: np.ndarray[Any, Any], shape: tuple[int, ...], where: str) -> Tensor:
+def _checked(array: np.ndarray[Any, Any], shape: tuple[int, ...], context: str) -> Tensor:
     """As float32 `[N, *shape]`. Raises `UserError`."""
     if array.dtype.kind not in "fiu":
-        raise UserError(f"{where} must be numbers, not {array.dtype}")
+        raise UserError(f"{context} must be numbers, not {array.dtype}")
     if array.ndim == 0 or array.shape[1:] != shape:
         wanted = ", ".join(str(size) for size in shape)
-        raise UserError(f"{where} must be [N, {wanted}] for this generator, not {list(array.shape)}")
+        raise UserError(f"{context} must be [N, {wanted}] for this generator, not {list(array.shape)}")
     with np.errstate(over="ignore"):
         values = torch.from_numpy(array.astype(np.float32))
     bad = (~values.isfinite()).flatten(1).any(1).nonzero()
     if len(bad):
-        raise UserError(f"{where} holds a value that is not finite in row {int(bad[0])}")
+        raise UserError(f"{context} holds a value that is not finite in row {int(bad[0])}")
     return values
 
 
 def _read_arrays(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
     """The first of `keys` that the file has, its array, and all arrays whose names begin with `noise_`."""
-    where = f"--latents {path}"
+    context = f"--latents {path}"
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(f"{where} is a single array; expected an npz file with an array named {' or '.join(keys)}")
+            raise UserError(
+                f"{context} is a single array; expected an npz file with an array named {' or '.join(keys)}"
+            )
         with archive:
             key = next((key for key in keys if key in archive.files), None)
             if key is None:
                 held = ", ".join(archive.files) or "nothing"
-                raise UserError(f"{where} holds {held}; this generator takes an array named {' or '.join(keys)}")
+                raise UserError(f"{context} holds {held}; this generator takes an array named {' or '.join(keys)}")
             return key, archive[key], {name: archive[name] for name in archive.files if name.startswith("noise_")}
     except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
+        raise UserError(f"{context}: no such file") from None
     except ValueError as error:
         pickled = "pickle" in str(error)
         raise UserError(
-            f"{where} {'is no npz file or holds pickled objects, which are never loaded' if pickled else f'is damaged: {_line(error)}'}"
+            f"{context} {'is no npz file or holds pickled objects, which are never loaded' if pickled else f'is damaged: {_line(error)}'}"
         ) from None
     except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{where} cannot be read: {_line(error)}") from None
+        raise UserError(f"{context} cannot be read: {_line(error)}") from None
 
 
 def _line(error: Exception) -> str:

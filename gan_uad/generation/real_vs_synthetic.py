@@ -1,4 +1,4 @@
-"""`gan-uad classify --real-vs-synthetic`: can a classifier tell a generator's images from real ones? 50 % accuracy: it cannot."""
+"""`gan-uad real-vs-synthetic`: can a classifier tell a generator's images from real ones? 50 % accuracy: it cannot."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from typing import Any
 
 from PIL import Image
 
-from gan_uad import console, device, registry
+from gan_uad import console, registry
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.data.manifest import LABELS, SPLITS, Manifest
 from gan_uad.data.patches import PatchSet, load_patches, some
+from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import explained, make_folder, write_json
-from gan_uad.generation.accuracy import as_jpeg, figures, in_one_process, open_generator, scored, seeds_of, write_table
+from gan_uad.generation.accuracy import as_jpeg, in_one_process, metrics, open_generator, scored, seeds_of, write_table
 from gan_uad.generation.feature_sets import ImageSet, of_patches
 from gan_uad.model import Model, about_run, file_digest, load_model
 from gan_uad.run import Run
@@ -35,7 +36,7 @@ def real_vs_synthetic(
     jpeg: int | None = None,
     seed: int = 0,
     overrides: tuple[str, ...] = (),
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Train the classifier `preset` to tell real patches from those that `generator` makes, and test it on others of both kinds.
 
@@ -45,14 +46,14 @@ def real_vs_synthetic(
     `.tex` and `.json`. Run again after an interruption, it goes on.
     """
     in_one_process()
-    model, made = open_generator(generator, None, device.prepare(where))
+    model, made = open_generator(generator, None, prepare(device))
     real = _real(model, data)
     counts = {split: min(num, len(real.select(split))) for split in SPLITS}
     if empty := [split for split, count in counts.items() if count == 0]:
         raise UserError(
             f"{real.source}: no {model.config.data.label} patch in the {' and '.join(empty)} split; all three are needed"
         )
-    config = _config(model, preset, kimg, seed, overrides, where)
+    config = _config(model, preset, kimg, seed, overrides, device)
     key = digest(
         file_digest(generator), real.fingerprint, counts, jpeg, seed, model.device.type, config.model_dump(mode="json")
     )
@@ -60,12 +61,12 @@ def real_vs_synthetic(
     patches, spans = _write_patches(folder / "patches", real, made, counts, jpeg, seed)
     run = _train(config, patches, folder)
 
-    judged = load_model(run.folder, device.prepare(where))
+    judged = load_model(run.folder, prepare(device))
     test = load_patches(judged.config.data, model.resolution).select("test")
     scorer = registry.build("scorer", "classifier", {}, nets=judged.networks, device=judged.device)
     about = f"{file_digest(str(run.folder))} {judged.device.type}"
     scores = scored(scorer, about, of_patches(test, "test images"), range(len(test)), folder, None)
-    rows = [figures(model.name, test.manifest.label, scores, test.manifest.group, seed)]
+    rows = [metrics(model.name, test.manifest.label, scores, test.manifest.group, seed)]
     settings: dict[str, Any] = {
         "runs": {"generator": about_run(generator, model), "classifier": about_run(str(run.folder), judged)}, "data": real.source,
         "jpeg": jpeg, "seed": seed, "image_seeds": spans, "images_of_each_kind": counts,
@@ -93,7 +94,7 @@ def _real(model: Model, data: str | None) -> PatchSet:
 
 
 def _config(
-    model: Model, preset: str | None, kimg: float | None, seed: int, overrides: tuple[str, ...], where: str
+    model: Model, preset: str | None, kimg: float | None, seed: int, overrides: tuple[str, ...], device: str
 ) -> RunConfig:
     """The classifier's training; with another length, schedule, judgements and checkpoints are fitted to it."""
     preset = preset or ("densenet121_512" if model.resolution > LARGE else "densenet121_64")
@@ -101,14 +102,14 @@ def _config(
         f"resolution={model.resolution}",
         "name=real_vs_synthetic",
         f"training.seed={seed}",
-        f"training.device={where}",
+        f"training.device={device}",
     ]
     if kimg is not None:
         shipped = load_config(preset)
         given.append(f"training.total_kimg={kimg}")
         if shipped.optim.get("schedule_kimg") == shipped.training.total_kimg:
             given.append(f"optim.schedule_kimg={kimg}")
-        for name in ("judge_kimg", "checkpoint_kimg", "tick_kimg"):
+        for name in ("eval_kimg", "checkpoint_kimg", "tick_kimg"):
             given.append(f"training.{name}={min(getattr(shipped.training, name) or kimg, kimg / 10)}")
     config = load_config(preset, (*given, *overrides, "data.label=all"))
     if config.task != "supervised":

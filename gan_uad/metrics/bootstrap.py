@@ -70,8 +70,8 @@ def bootstrap_interval(
     notes = _group_notes(n_unknown, len(values), per_class)
     if per_class.min() >= 2:
         counts, n_redrawn = _draw(holds, n, np.random.default_rng(seed))
-        figures = np.concatenate(list(_figures(metric, classes, values, counts, codes)))
-        low, high = (float(q) for q in np.quantile(figures, [(1 - confidence) / 2, (1 + confidence) / 2]))
+        metrics = np.concatenate(list(_metrics(metric, classes, values, counts, codes)))
+        low, high = (float(q) for q in np.quantile(metrics, [(1 - confidence) / 2, (1 + confidence) / 2]))
         if low == high:
             low = high = float("nan")
             notes.append("all resamples give the same figure, so the bootstrap cannot tell how uncertain it is")
@@ -128,7 +128,7 @@ def _resample(n: int, size: int, rng: np.random.Generator) -> IntArray:
     return np.bincount(drawn.ravel(), minlength=n * size).reshape(n, size)
 
 
-def _figures(
+def _metrics(
     metric: Metric, labels: IntArray, scores: FloatArray, counts: IntArray, codes: IntArray
 ) -> Iterator[FloatArray]:
     """The metric of every resample, in chunks that keep memory small."""

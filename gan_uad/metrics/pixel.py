@@ -159,7 +159,7 @@ def best_dice(masks: ArrayLike, maps: ArrayLike) -> tuple[float, float]:
     order = np.argsort(values, axis=None)[::-1]
     ranked = values.ravel()[order]
     last_of_level = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)
-    figures = 2 * np.cumsum(truth.ravel()[order])[last_of_level] / (truth.sum() + last_of_level + 1)
-    best = int(np.argmax(figures))
+    metrics = 2 * np.cumsum(truth.ravel()[order])[last_of_level] / (truth.sum() + last_of_level + 1)
+    best = int(np.argmax(metrics))
     below = last_of_level[best] + 1
-    return float(figures[best]), float(ranked[below]) if below < ranked.size else -np.inf
+    return float(metrics[best]), float(ranked[below]) if below < ranked.size else -np.inf

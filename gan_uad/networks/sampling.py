@@ -54,29 +54,29 @@ def from_seeds(seeds: Sequence[int], z_dim: int) -> Latents:
     return Latents("z", torch.stack(z), list(seeds))
 
 
-def settle(G: Any, latents: Latents, psi: float = 1.0, batch: int = BATCH) -> Latents:
+def to_w(G: Any, latents: Latents, psi: float = 1.0, batch: int = BATCH) -> Latents:
     """What the images are made of: truncated w or ws with a style-based net, else z as it is."""
     if not style_based(G):
         return latents
-    settled = []
+    mapped = []
     with torch.no_grad():
         for n, part in _padded(latents.values, batch, _device(G)):
             w = G.mapping(part) if latents.space == "z" else part
-            settled.append(G.mapping.truncate(w, psi)[:n].cpu())
-    return Latents("w" if latents.space == "z" else latents.space, torch.cat(settled), latents.seeds, latents.maps)
+            mapped.append(G.mapping.truncate(w, psi)[:n].cpu())
+    return Latents("w" if latents.space == "z" else latents.space, torch.cat(mapped), latents.seeds, latents.maps)
 
 
-def draw(G: Any, settled: Latents, noise: str = "const", batch: int = BATCH) -> Tensor:
-    """Images `[N, 3, R, R]` in [-1, 1] on the CPU of what `settle` returned.
+def draw(G: Any, mapped: Latents, noise: str = "const", batch: int = BATCH) -> Tensor:
+    """Images `[N, 3, R, R]` in [-1, 1] on the CPU of what `to_w` returned.
 
     noise "random": fresh maps for each image, from its own seed; "const": the maps of the latents, or else the generator's.
     """
     made = []
     with torch.no_grad():
-        for i, (n, part) in enumerate(_padded(settled.values, batch, _device(G))):
+        for i, (n, part) in enumerate(_padded(mapped.values, batch, _device(G))):
             if style_based(G):
-                maps = _noise_of(G, settled[i * batch : i * batch + n], noise, batch)
-                images = G.synthesis(part if settled.space == "ws" else G.spread(part), maps)
+                maps = _noise_of(G, mapped[i * batch : i * batch + n], noise, batch)
+                images = G.synthesis(part if mapped.space == "ws" else G.spread(part), maps)
             else:
                 images = G(part)
             made.append(images[:n].clamp(-1, 1).cpu())
@@ -93,13 +93,13 @@ def _padded(values: Tensor, batch: int, device: torch.device) -> Iterator[tuple[
         yield len(part), torch.cat([part, part.new_zeros(batch - len(part), *part.shape[1:])]).to(device)
 
 
-def _noise_of(G: Any, settled: Latents, noise: str, batch: int) -> str | list[Tensor]:
+def _noise_of(G: Any, mapped: Latents, noise: str, batch: int) -> str | list[Tensor]:
     """What the generator shall take as its noise for at most `batch` images."""
     if noise == "random":
-        return _noise_maps(G, settled.seeds, batch)
-    if noise == "none" or settled.maps is None:
+        return _noise_maps(G, mapped.seeds, batch)
+    if noise == "none" or mapped.maps is None:
         return noise
-    return [next(_padded(of_layer, batch, _device(G)))[1] for of_layer in settled.maps]
+    return [next(_padded(of_layer, batch, _device(G)))[1] for of_layer in mapped.maps]
 
 
 def _noise_maps(G: Any, seeds: Sequence[int], batch: int) -> list[Tensor]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gan_uad.benchmark.plan import OWN
-from gan_uad.benchmark.tables import BASELINE, JUDGED, judged_tables, used_columns
+from gan_uad.benchmark.tables import BASELINE, JUDGED, comparison_tables, used_columns
 from gan_uad.detection.score_file import BASELINE as MEAN_COLOUR
 from gan_uad.detection.score_file import SCORES, read_scores
-from gan_uad.report.gather import Found, Gathering, listed, pairs, read_json, well_formed
-from gan_uad.report.html import Cell, Folded, Notes, Table, interval
+from gan_uad.report.gather import Gathering, ResultFolder, listed, pairs, read_json, well_formed
+from gan_uad.report.html import Folded, Notes, Table, TableCell, interval
 from gan_uad.tables import format_number
 
 RESULTS = "results.json"
@@ -35,7 +35,7 @@ ABOUT = (
 )
 
 
-def add_benchmark(g: Gathering, found: Found) -> None:
+def add_benchmark(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad benchmark`: methods by data set, costs, what was chosen, what failed and what was not run."""
     result = read_json(found.path / RESULTS)
     with well_formed(found.path / RESULTS):
@@ -73,14 +73,14 @@ def add_benchmark(g: Gathering, found: Found) -> None:
             g.doc.missing(found.name, "rows of one seed do not tell how much a training depends on it")
 
 
-def _tables(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
+def _tables(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) -> None:
     pixels, rates = (
         {key: heading for key, heading in headings.items() if any(row[key] for row in summary)}
         for headings in (PIXELS, RATES)
     )
     areas, decisions = [], []
     for row in summary:
-        n = Cell(f"{row['normal']:,} + {row['anomalous']:,}", row["normal"] + row["anomalous"])
+        n = TableCell(f"{row['normal']:,} + {row['anomalous']:,}", row["normal"] + row["anomalous"])
         told = [_name(row), row["data"]]
         drawn = [_figure(row[key], drawn=key == "auroc") for key in ("auroc", "auprc")]
         areas.append([*told, row["trained_on"], len(row["seeds"]), n, *drawn, *(_figure(row[key]) for key in pixels)])
@@ -101,9 +101,9 @@ def _tables(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
         g.doc.add("benchmark", found.name, Table("What it cost", headings, costs))
 
 
-def _judged(g: Gathering, found: Found, result: Mapping[str, Any]) -> None:
+def _judged(g: Gathering, found: ResultFolder, result: Mapping[str, Any]) -> None:
     """The tables of generators and of real and synthesised patches, where the benchmark has them."""
-    for title, (rows, columns) in judged_tables(result).items():
+    for title, (rows, columns) in comparison_tables(result).items():
         if not rows:
             continue
         used = used_columns(columns, rows)
@@ -124,17 +124,17 @@ def _name(row: Mapping[str, Any]) -> str:
     return ", ".join(part for part in (row["method"], row["scoring"], row["overrides"], *settings) if part)
 
 
-def _figure(found: dict[str, Any] | None, digits: int = 3, drawn: bool = False) -> Cell | None:
+def _figure(found: dict[str, Any] | None, digits: int = 3, drawn: bool = False) -> TableCell | None:
     """A figure of one seed with its interval, or of several as mean ± standard deviation."""
     if found is None:
         return None
     if "low" in found:
         return interval({"value": found["mean"], **found}, drawn=drawn)
     spread = "" if found["sd"] is None else f"± {format_number(found['sd'], digits)}"
-    return Cell(format_number(found["mean"], digits), found["mean"], spread)
+    return TableCell(format_number(found["mean"], digits), found["mean"], spread)
 
 
-def _pictures(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+def _pictures(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
     """ROC curves of the cells of each data set, as far as they can be told apart, and triplets of the best."""
     from gan_uad.plotting.plots import roc
 
@@ -172,7 +172,7 @@ def _pictures(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
             g.doc.picture("maps", found.name, path, caption, wide=True)
 
 
-def _scores(found: Found, cell: Mapping[str, Any], name: str = SCORES) -> Path | None:
+def _scores(found: ResultFolder, cell: Mapping[str, Any], name: str = SCORES) -> Path | None:
     """The scores of a cell, or what else lies there, where it is at hand and in the benchmark's folder."""
     path = found.path / cell["folder"] / "scores" / name
     return path if path.is_file() and path.resolve().is_relative_to(found.path.resolve()) else None
@@ -188,7 +188,7 @@ def _cell_name(cell: Mapping[str, Any]) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _searches(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+def _searches(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
     for cell in cells:
         if search := cell.get("search"):
             rows = [
@@ -199,7 +199,7 @@ def _searches(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
             g.doc.add("benchmark", found.name, Table(caption, ("settings", search["by"], "chosen"), rows))
 
 
-def _warnings(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+def _warnings(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
     said = [
         f"{cell['data']}, {cell['method']}, seed {cell['seed']}: {text}"
         for cell in cells
@@ -210,7 +210,7 @@ def _warnings(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
         g.doc.add("benchmark", found.name, Folded(f"Warnings of single cells ({len(said)})", "\n".join(said)))
 
 
-def _results(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
+def _results(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) -> None:
     """The best method of each data set that saw normal images only, mean colour, and the best that saw labels."""
     for data in dict.fromkeys(row["data"] for row in summary):
         known = [row for row in summary if row["data"] == data and row["auroc"]]
@@ -231,7 +231,7 @@ def _results(g: Gathering, found: Found, summary: list[dict[str, Any]]) -> None:
             g.doc.result(found.name, f"{data}: {'; '.join(said)}.{flattered}")
 
 
-def _machine(g: Gathering, found: Found, about: Mapping[str, Any], title: str) -> None:
+def _machine(g: Gathering, found: ResultFolder, about: Mapping[str, Any], title: str) -> None:
     versions = {"Python": about.get("python"), **{k: v for k, v in about.get("packages", {}).items() if v}}
     hardware = ", ".join(about.get("cuda") or []) or f"CPU, {about.get('cpu_cores', '?')} cores"
     table = {

@@ -14,7 +14,7 @@ from gan_uad import console
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_text
 from gan_uad.report.benchmark import add_benchmark
-from gan_uad.report.gather import Found, Gathering, read_json
+from gan_uad.report.gather import Gathering, ResultFolder, read_json
 from gan_uad.report.generation import add_classify, add_fid, add_folds, add_projections
 from gan_uad.report.html import Document
 from gan_uad.report.runs import add_check, add_generated, add_latents, add_picture, add_run
@@ -24,7 +24,7 @@ from gan_uad.report.slides import add_slide_figures, add_slides
 PICTURES = {".png", ".jpg", ".jpeg", ".gif"}
 DEEPEST = 3  # folders below a named one that are looked into
 MOST = 60  # sources of a report
-Adder = Callable[[Gathering, Found], None]
+Adder = Callable[[Gathering, ResultFolder], None]
 
 # Files that tell what a folder is, and what is said of it. metrics.json is of several jobs: see `_figures`.
 MARKS: tuple[tuple[tuple[str, ...], Adder], ...] = (
@@ -81,7 +81,7 @@ def report(sources: tuple[str, ...], out: Path = Path("report.html"), title: str
     return out
 
 
-def _made_by(places: list[tuple[Found, list[Adder]]]) -> dict[str, str]:
+def _made_by(places: list[tuple[ResultFolder, list[Adder]]]) -> dict[str, str]:
     return {
         "Made by": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "Version": f"gan_uad {gan_uad.__version__}",
@@ -90,9 +90,9 @@ def _made_by(places: list[tuple[Found, list[Adder]]]) -> dict[str, str]:
     }
 
 
-def _places(sources: tuple[str, ...]) -> list[tuple[Found, list[Adder]]]:
+def _places(sources: tuple[str, ...]) -> list[tuple[ResultFolder, list[Adder]]]:
     """Everything that can be told of, each once, in the order named. Raises `UserError`."""
-    places: dict[Path, tuple[Found, list[Adder]]] = {}
+    places: dict[Path, tuple[ResultFolder, list[Adder]]] = {}
     for source in sources:
         path = Path(source)
         if not path.exists():
@@ -113,18 +113,18 @@ def _places(sources: tuple[str, ...]) -> list[tuple[Found, list[Adder]]]:
     return list(places.values())
 
 
-def _of_file(path: Path) -> tuple[Found, list[Adder]]:
+def _of_file(path: Path) -> tuple[ResultFolder, list[Adder]]:
     if path.suffix.lower() in PICTURES:
-        return Found(path, path.name), [add_picture]
+        return ResultFolder(path, path.name), [add_picture]
     adders = _kinds(path.parent)
     if not adders or path.suffix not in {".csv", ".json"}:
         raise UserError(
             f"{path} is neither a picture ({' '.join(sorted(PICTURES))}) nor of a folder that gan-uad wrote; name the folder"
         )
-    return Found(path.parent, path.resolve().parent.name), adders
+    return ResultFolder(path.parent, path.resolve().parent.name), adders
 
 
-def _below(folder: Path, root: Path, levels: int) -> Iterator[tuple[Found, list[Adder]]]:
+def _below(folder: Path, root: Path, levels: int) -> Iterator[tuple[ResultFolder, list[Adder]]]:
     """The folder, if something can be told of it, and those in it; what belongs to a folder's own results is not looked into."""
     adders = _kinds(folder)
     if adders:
@@ -133,7 +133,7 @@ def _below(folder: Path, root: Path, levels: int) -> Iterator[tuple[Found, list[
             if folder.resolve().is_relative_to(root.parent)
             else folder.name
         )
-        yield Found(folder, name), adders
+        yield ResultFolder(folder, name), adders
     if adders and add_run not in adders:
         return
     if levels:

@@ -24,7 +24,7 @@ SAMPLES = 12  # of each class in the picture
 
 
 @dataclass(frozen=True)
-class Found:
+class ResultFolder:
     """A folder or picture that a report is made of, and what it is called there."""
 
     path: Path
@@ -106,7 +106,7 @@ def listed(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
-def show_data(g: Gathering, found: Found, raw: dict[str, Any], resolution: int | None) -> Source | None:
+def show_data(g: Gathering, found: ResultFolder, raw: dict[str, Any], resolution: int | None) -> Source | None:
     """Counts, balance and samples of a patch set, once, where it is at hand; returns it."""
     data = DataConfig(**{key: value for key, value in raw.items() if key in DataConfig.model_fields})
     if data.path is None:
@@ -142,7 +142,7 @@ def _counted(manifest: Manifest, path: str, kind: str) -> Table:
 
 
 def _draw_data(
-    g: Gathering, found: Found, source: Source, manifest: Manifest, data: DataConfig, resolution: int | None
+    g: Gathering, found: ResultFolder, source: Source, manifest: Manifest, data: DataConfig, resolution: int | None
 ) -> None:
     from gan_uad.plotting.pictures import class_samples
     from gan_uad.plotting.plots import class_balance

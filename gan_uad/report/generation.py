@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gan_uad.report.gather import Found, Gathering, in_words, listed, pairs, read_json, well_formed
-from gan_uad.report.html import Cell, Notes, Table, interval, percent
+from gan_uad.report.gather import Gathering, ResultFolder, in_words, listed, pairs, read_json, well_formed
+from gan_uad.report.html import Notes, Table, TableCell, interval, percent
 
 LARGE = 2048  # images below which a Fréchet distance is biased upwards
 SHOWN = 4  # projections at each end
 MOST = 100  # rows of their table
 
 
-def add_fid(g: Gathering, found: Found) -> None:
+def add_fid(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad fid`."""
     cells = read_json(found.path / "fid.json", list)
     with well_formed(found.path / "fid.json"):
@@ -37,15 +37,16 @@ def add_fid(g: Gathering, found: Found) -> None:
 
 
 def _cell(cell: Mapping[str, Any]) -> list[Any]:
-    kid = Cell(f"{1000 * cell['kid']:.2f}", cell["kid"], f"± {1000 * cell['kid_std']:.2f}")
+    kid = TableCell(f"{1000 * cell['kid']:.2f}", cell["kid"], f"± {1000 * cell['kid_std']:.2f}")
     kimg = cell.get("kimg")
     return [
-        cell["method"], cell["px"], None if kimg is None else Cell(f"{kimg:g}", kimg), cell["n"], cell["n_real"],
-        Cell(f"{cell['value']:.2f}", cell["value"]), kid, cell["precision"], cell["recall"], cell.get("memorisation"), cell.get("copies"),
+        cell["method"], cell["px"], None if kimg is None else TableCell(f"{kimg:g}", kimg), cell["n"], cell["n_real"],
+        TableCell(f"{cell['value']:.2f}", cell["value"]), kid, cell["precision"], cell["recall"],
+        cell.get("memorisation"), cell.get("copies"),
     ]  # fmt: skip
 
 
-def _fid_notes(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
+def _fid_notes(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
     notes = {
         **dict.fromkeys(f"Reals: {c['reals']} of {c['real']}." for c in cells),
         **dict.fromkeys(f"{c['px']} px: {note}." for c in cells for note in c["notes"]),
@@ -85,7 +86,7 @@ def _fid_notes(g: Gathering, found: Found, cells: list[dict[str, Any]]) -> None:
     )
 
 
-def _memorised(g: Gathering, found: Found, cell: Mapping[str, Any]) -> None:
+def _memorised(g: Gathering, found: ResultFolder, cell: Mapping[str, Any]) -> None:
     """The pairs of generated and training images that lie nearest to each other."""
     if "pairs_picture" in cell:
         caption = (
@@ -100,7 +101,7 @@ def _memorised(g: Gathering, found: Found, cell: Mapping[str, Any]) -> None:
             )
 
 
-def _versions(g: Gathering, found: Found, what: str, about: Mapping[str, Any]) -> None:
+def _versions(g: Gathering, found: ResultFolder, what: str, about: Mapping[str, Any]) -> None:
     """What a figure was made with."""
     if about:
         packages = {name: version for name, version in about.get("packages", {}).items() if version}
@@ -113,7 +114,7 @@ def _versions(g: Gathering, found: Found, what: str, about: Mapping[str, Any]) -
         g.doc.add("runs", found.name, pairs(what, table))
 
 
-def add_classify(g: Gathering, found: Found) -> None:
+def add_classify(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad classify`, of either kind."""
     for stem, title in (
         ("classify", "Accuracy of a classifier on real and on synthesised patches"),
@@ -147,14 +148,14 @@ def _classified(row: Mapping[str, Any]) -> list[Any]:
     low, high = row["low"], row["high"]
     bounds = "–" if None in (low, high) else f"{100 * low:.1f} to {100 * high:.1f} %"
     return [
-        row["set"], Cell(f"{row['n']:,} ({row['n_0']:,} + {row['n_1']:,})", row["n"]), percent(row["accuracy"]), Cell(bounds, low),
-        row["interval"], percent(row["recall_0"]), percent(row["recall_1"]),
+        row["set"], TableCell(f"{row['n']:,} ({row['n_0']:,} + {row['n_1']:,})", row["n"]), percent(row["accuracy"]),
+        TableCell(bounds, low), row["interval"], percent(row["recall_0"]), percent(row["recall_1"]),
         interval({"value": row["auroc"], "low": row["auroc_low"], "high": row["auroc_high"]}),
     ]  # fmt: skip
 
 
-def add_folds(g: Gathering, found: Found) -> None:
-    """A folder of `gan-uad evaluate --folds`."""
+def add_folds(g: Gathering, found: ResultFolder) -> None:
+    """A folder of `gan-uad cross-validate`."""
     result = read_json(found.path / "metrics.json")
     rows: list[list[Any]] = []
     with well_formed(found.path / "metrics.json"):
@@ -163,7 +164,7 @@ def add_folds(g: Gathering, found: Found) -> None:
                 if part:
                     rows += [_of_fold(model, f"{what}fold {k}", fold) for k, fold in enumerate(part["folds"], 1)]
                     mean = [
-                        Cell(f"{m['mean']:.3f}", m["mean"], f"± {m['sd']:.3f}")
+                        TableCell(f"{m['mean']:.3f}", m["mean"], f"± {m['sd']:.3f}")
                         for m in (part["mean"][key] for key in ("auroc", "auprc", "accuracy", "f1"))
                     ]
                     rows += [
@@ -191,7 +192,7 @@ def add_folds(g: Gathering, found: Found) -> None:
 
 def _of_fold(model: str, what: str, figures: Mapping[str, Any]) -> list[Any]:
     images = figures["images"]
-    n = Cell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"])
+    n = TableCell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"])
     return [
         model,
         what,
@@ -200,7 +201,7 @@ def _of_fold(model: str, what: str, figures: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def add_projections(g: Gathering, found: Found) -> None:
+def add_projections(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad project`: how near its images came, the nearest and the farthest."""
     about = read_json(found.path / "projections.json")
     with well_formed(found.path / "projections.json"):
@@ -218,10 +219,10 @@ def add_projections(g: Gathering, found: Found) -> None:
         rows = [
             [
                 Path(r["image"]).name,
-                Cell(f"{r['distance']:.4g}", r["distance"]),
-                Cell(f"{r['l2']:.4g}", r["l2"]),
+                TableCell(f"{r['distance']:.4g}", r["distance"]),
+                TableCell(f"{r['l2']:.4g}", r["l2"]),
                 r["steps"],
-                Cell(f"{r['seconds']:.3g}", r["seconds"]),
+                TableCell(f"{r['seconds']:.3g}", r["seconds"]),
             ]
             for r in (ranked if len(ranked) <= MOST else ranked[: MOST // 2] + ranked[-MOST // 2 :])
         ]

@@ -58,7 +58,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """A cell of a table whose text is not what it is sorted by. `below`: a smaller line. `span`: (value, low, high) in [0, 1], drawn."""
 
     text: str
@@ -223,19 +223,19 @@ def embed(source: Path | NDArray[np.uint8]) -> Picture:
     return _encoded(picture, kind or "")
 
 
-def interval(figure: Mapping[str, Any], *, drawn: bool = True) -> Cell:
+def interval(figure: Mapping[str, Any], *, drawn: bool = True) -> TableCell:
     """A figure `{value, low, high}` in [0, 1] with its interval, as text and, if asked, drawn."""
     value, low, high = (figure.get(key) for key in ("value", "low", "high"))
     text, _, below = format_interval(value, low, high).partition(" ")
     numbers = [float(v) for v in (value, low, high) if v is not None and math.isfinite(v)]
     span = (numbers[0], numbers[1], numbers[2]) if drawn and len(numbers) == 3 else None
-    return Cell(text, numbers[0] if numbers else None, "" if value is None else below, span)
+    return TableCell(text, numbers[0] if numbers else None, "" if value is None else below, span)
 
 
-def percent(share: float | None) -> Cell:
+def percent(share: float | None) -> TableCell:
     """A share as per cent."""
     known = share is not None and math.isfinite(share)
-    return Cell(f"{100 * share:.1f} %" if known and share is not None else MISSING, share if known else None)
+    return TableCell(f"{100 * share:.1f} %" if known and share is not None else MISSING, share if known else None)
 
 
 def _on_white(image: Any) -> Any:
@@ -295,7 +295,7 @@ def _number_or_gap(value: Any) -> bool:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, Cell):
+    if isinstance(value, TableCell):
         return value.text
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
@@ -304,7 +304,7 @@ def _text(value: Any) -> str:
 
 def _sort(value: Any) -> str:
     """What a cell is sorted by, as JavaScript reads numbers; "" for one that holds none."""
-    number = value.sort if isinstance(value, Cell) else value
+    number = value.sort if isinstance(value, TableCell) else value
     if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
         return ""
     return repr(float(number))

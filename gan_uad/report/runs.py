@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gan_uad.report.gather import Found, Gathering, listed, pairs, read_json, show_data, well_formed
+from gan_uad.report.gather import Gathering, ResultFolder, listed, pairs, read_json, show_data, well_formed
 from gan_uad.report.html import Folded
 from gan_uad.run import Run
 
@@ -27,7 +27,7 @@ DRAWN = "Drawn for this report from the run's log."
 SNAPSHOT = re.compile(r"\d+\.png")
 
 
-def add_run(g: Gathering, found: Found) -> None:
+def add_run(g: Gathering, found: ResultFolder) -> None:
     """A run folder: settings, versions, data, curves, snapshots, and what was not done."""
     run = Run(found.path)
     config, rows = run.config, run.read_log()
@@ -93,7 +93,7 @@ def _hours(rows: list[dict[str, Any]]) -> float:
     return seconds / 3600
 
 
-def _curves(g: Gathering, found: Found, run: Run, rows: list[dict[str, Any]]) -> None:
+def _curves(g: Gathering, found: ResultFolder, run: Run, rows: list[dict[str, Any]]) -> None:
     from gan_uad.plotting.plots import training_curves
 
     n = f"{len(rows)} lines of the log"
@@ -103,7 +103,7 @@ def _curves(g: Gathering, found: Found, run: Run, rows: list[dict[str, Any]]) ->
         )
         and rows
     ):
-        for caption, those in (("Training curves", rows), ("Judgements on held-out images", run.read_judgements())):
+        for caption, those in (("Training curves", rows), ("Judgements on held-out images", run.read_validations())):
             with well_formed(found.path / "log.jsonl"):
                 keys = _numbers(those)[:PANELS]
                 if keys:
@@ -122,7 +122,7 @@ def _numbers(rows: list[dict[str, Any]]) -> list[str]:
     ]  # fmt: skip
 
 
-def _snapshots(g: Gathering, found: Found) -> None:
+def _snapshots(g: Gathering, found: ResultFolder) -> None:
     g.doc.picture(
         "samples", found.name, found.path / "reals.png", "Real patches of the training set, as the network sees them."
     )
@@ -133,9 +133,9 @@ def _snapshots(g: Gathering, found: Found) -> None:
         g.doc.picture("samples", found.name, path, caption)
 
 
-def _gaps(g: Gathering, found: Found, run: Run, kimg: float, about: Mapping[str, Any]) -> None:
+def _gaps(g: Gathering, found: ResultFolder, run: Run, kimg: float, about: Mapping[str, Any]) -> None:
     config, name = run.config, found.name
-    judged = run.read_judgements()
+    judged = run.read_validations()
     patience = config.training.patience
     stopped = patience is not None and len(judged) > patience and not any(row.get("best") for row in judged[-patience:])
     if config.task and kimg < 0.99 * config.training.total_kimg and not stopped:
@@ -144,7 +144,7 @@ def _gaps(g: Gathering, found: Found, run: Run, kimg: float, about: Mapping[str,
             f"gan-uad train {shlex.quote(str(found.path))} --resume",
         )  # fmt: skip
     if config.task and not judged:
-        g.doc.missing(name, "nothing was measured on held-out images while it was trained (training.judge_kimg)")
+        g.doc.missing(name, "nothing was measured on held-out images while it was trained (training.eval_kimg)")
     revision = about.get("git")
     if revision is None:
         g.doc.missing(name, "the revision of the program that trained it is unknown")
@@ -153,7 +153,7 @@ def _gaps(g: Gathering, found: Found, run: Run, kimg: float, about: Mapping[str,
     g.checks.append(lambda: _not_used(g, found, run))
 
 
-def _not_used(g: Gathering, found: Found, run: Run) -> None:
+def _not_used(g: Gathering, found: ResultFolder, run: Run) -> None:
     """Whether the run was scored with, or its images judged."""
     where, command = found.path.resolve(), shlex.quote(str(found.path))
     if run.config.task in GENERATORS:
@@ -165,7 +165,7 @@ def _not_used(g: Gathering, found: Found, run: Run) -> None:
         g.doc.missing(found.name, "no patches scored with it are in this report", f"gan-uad score {command}")
 
 
-def add_generated(g: Gathering, found: Found) -> None:
+def add_generated(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad generate`."""
     count = len(list(found.path.glob("seed*.png"))) + len(list(found.path.glob("latent*.png")))
     of = f" of {count:,} images" if count else ""
@@ -178,8 +178,8 @@ def add_generated(g: Gathering, found: Found) -> None:
     )
 
 
-def add_picture(g: Gathering, found: Found) -> None:
-    """A picture file, such as `gan-uad generate --interpolate` writes."""
+def add_picture(g: Gathering, found: ResultFolder) -> None:
+    """A picture file, such as `gan-uad interpolate` writes."""
     moving = found.path.suffix.lower() == ".gif"
     what = (
         "Way between latents of a generator, animated." if moving else "Picture of samples or of ways between latents."
@@ -187,7 +187,7 @@ def add_picture(g: Gathering, found: Found) -> None:
     g.doc.picture("samples", found.name, found.path, f"{what} File {found.path.name}.", wide=not moving)
 
 
-def add_latents(g: Gathering, found: Found) -> None:
+def add_latents(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad latents`."""
     count = ""
     if (found.path / "latents.npz").is_file():
@@ -197,7 +197,7 @@ def add_latents(g: Gathering, found: Found) -> None:
     g.doc.picture("latent", found.name, found.path / "latent_space.png", caption)
 
 
-def add_check(g: Gathering, found: Found) -> None:
+def add_check(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad data check --out`."""
     for name, caption in (
         ("class_samples.png", "Samples of each class, as the network would see them."),

@@ -16,8 +16,8 @@ from gan_uad.data.sources import Source
 from gan_uad.detection.score_file import BASELINE, SCORES, ScoreFile, read_scores, validation_of
 from gan_uad.errors import UserError
 from gan_uad.report.gather import (
-    Found,
     Gathering,
+    ResultFolder,
     in_words,
     listed,
     pairs,
@@ -27,7 +27,7 @@ from gan_uad.report.gather import (
     show_data,
     well_formed,
 )
-from gan_uad.report.html import Cell, Gallery, Notes, Table, embed, interval, percent
+from gan_uad.report.html import Gallery, Notes, Table, TableCell, embed, interval, percent
 from gan_uad.run import Run
 from gan_uad.tables import format_number
 
@@ -41,7 +41,7 @@ DRAWN = "Drawn for this report: there are no figures with intervals yet."
 # ---------------------------------------------------------------- scored patches
 
 
-def add_scores(g: Gathering, found: Found) -> None:
+def add_scores(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad score`: settings, counts, histograms, patches, maps, and what was not done."""
     described = read_json(found.path / "scores.json") if (found.path / "scores.json").is_file() else {}
     command = f"gan-uad evaluate {shlex.quote(str(found.path))}"
@@ -63,7 +63,7 @@ def add_scores(g: Gathering, found: Found) -> None:
         _unlabelled(g, found, scores)
 
 
-def _settings(g: Gathering, found: Found, described: dict[str, Any]) -> None:
+def _settings(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> None:
     if not described:
         g.doc.missing(found.name, "no scores.json: which model and settings gave these scores is unknown")
         return
@@ -105,7 +105,7 @@ def _counts(scores: ScoreFile, validation: ScoreFile | None) -> Table:
     return Table(f"Scored patches: n by label, model {scores.model}", headings, rows)
 
 
-def _unlabelled(g: Gathering, found: Found, scores: ScoreFile) -> None:
+def _unlabelled(g: Gathering, found: ResultFolder, scores: ScoreFile) -> None:
     from gan_uad.plotting.plots import GUIDE, figure_file
 
     known = sorted({LABELS[label] for label in scores.label.tolist() if label >= 0})
@@ -121,7 +121,7 @@ def _unlabelled(g: Gathering, found: Found, scores: ScoreFile) -> None:
     g.doc.picture("scores", found.name, path, f"Histogram of the scores of {len(scores.score):,} images. {DRAWN}")
 
 
-def _unless_evaluated(g: Gathering, found: Found, scores: ScoreFile, command: str) -> None:
+def _unless_evaluated(g: Gathering, found: ResultFolder, scores: ScoreFile, command: str) -> None:
     """ROC, precision-recall and histograms of a file that no figures were made of."""
     from gan_uad.plotting import plots
 
@@ -145,7 +145,7 @@ def _unless_evaluated(g: Gathering, found: Found, scores: ScoreFile, command: st
 
 
 def _score_gaps(
-    g: Gathering, found: Found, scores: ScoreFile, validation: ScoreFile | None, described: dict[str, Any]
+    g: Gathering, found: ResultFolder, scores: ScoreFile, validation: ScoreFile | None, described: dict[str, Any]
 ) -> None:
     if not (found.path / BASELINE).is_file():
         g.doc.missing(
@@ -165,7 +165,7 @@ def _score_gaps(
         )
 
 
-def _maps(g: Gathering, found: Found) -> None:
+def _maps(g: Gathering, found: ResultFolder) -> None:
     g.doc.picture(
         "maps", found.name, found.path / "triplets.png",
         "Input, the closest normal image found, and their difference, for images spread evenly over the ranks of each label "
@@ -180,7 +180,7 @@ def _maps(g: Gathering, found: Found) -> None:
 # ---------------------------------------------------------------- best and worst patches
 
 
-def _source(g: Gathering, found: Found, described: dict[str, Any]) -> tuple[Source | None, int | None]:
+def _source(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> tuple[Source | None, int | None]:
     """The scored set where it is at hand, and the resolution of the model where that is."""
     resolution = _resolution(described.get("model"))
     if "data" not in described:
@@ -202,7 +202,7 @@ def _resolution(model: str | None) -> int | None:
         if path.is_dir():
             return Run(path).config.resolution
         if path.is_file():
-            return resolve(read_model(path)[0]["config"], default_name=path.stem, where=str(path)).resolution
+            return resolve(read_model(path)[0]["config"], default_name=path.stem, context=str(path)).resolution
     except (UserError, KeyError):
         return None
     return None
@@ -210,7 +210,7 @@ def _resolution(model: str | None) -> int | None:
 
 def _patches(
     g: Gathering,
-    found: Found,
+    found: ResultFolder,
     scores: ScoreFile,
     source: Source | None,
     described: dict[str, Any],
@@ -259,7 +259,7 @@ def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64], int]]:
 # ---------------------------------------------------------------- figures
 
 
-def add_figures(g: Gathering, found: Found) -> None:
+def add_figures(g: Gathering, found: ResultFolder) -> None:
     """`metrics.json` of `gan-uad evaluate` on scored patches, with its pictures."""
     results = read_json(found.path / "metrics.json")
     rows, parts, notes = [], [], []
@@ -269,7 +269,8 @@ def add_figures(g: Gathering, found: Found) -> None:
             g.evaluated.add((found.path / Path(result["file"]).name).resolve())
             rows.append(_row(name, result))
             parts += [
-                [name, part, Cell(format_number(value), value)] for part, value in result.get("parts", {}).items()
+                [name, part, TableCell(format_number(value), value)]
+                for part, value in result.get("components", {}).items()
             ]
             notes += [f"{name}: {warning}" for warning in result["warnings"] if OF_TABLE not in warning]
             _own_pictures(g, found, name, result, len(results))
@@ -301,9 +302,11 @@ def _row(name: str, result: dict[str, Any]) -> list[Any]:
     images, decisions, at = result["images"], result["decisions"], result["threshold"]
     by_group, wilson = result.get("decision_intervals"), decisions and decisions["wilson"]
     threshold = (
-        None if decisions is None else Cell(format_number(float(at["value"])), float(at["value"]), f"by {at['rule']}")
+        None
+        if decisions is None
+        else TableCell(format_number(float(at["value"])), float(at["value"]), f"by {at['rule']}")
     )
-    rates: list[Cell | None] = []
+    rates: list[TableCell | None] = []
     for key in ("accuracy", "sensitivity", "specificity"):
         if decisions is None:
             rates.append(None)
@@ -311,7 +314,7 @@ def _row(name: str, result: dict[str, Any]) -> list[Any]:
         low, high = (by_group[key]["low"], by_group[key]["high"]) if by_group else wilson[key]
         rates.append(interval({"value": decisions[key], "low": low, "high": high}, drawn=False))
     return [
-        name, Cell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"]),
+        name, TableCell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"]),
         interval(result["auroc"]), interval(result["auprc"]), threshold,
         *rates, decisions and decisions["f1"],
     ]  # fmt: skip
@@ -349,7 +352,7 @@ def _glance(results: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _own_pictures(g: Gathering, found: Found, name: str, result: dict[str, Any], count: int) -> None:
+def _own_pictures(g: Gathering, found: ResultFolder, name: str, result: dict[str, Any], count: int) -> None:
     """Histogram and confusion matrix, under the names that `evaluate` gives them."""
     stem = re.sub(r"[^\w.]+", "-", name).strip("-")
     n = f"n = {result['images']['normal']:,} normal and {result['images']['anomalous']:,} anomalous images"
@@ -358,7 +361,7 @@ def _own_pictures(g: Gathering, found: Found, name: str, result: dict[str, Any],
     g.doc.picture("scores", found.name, confusion, f"Decisions of {name} at its threshold; {n}.")
 
 
-def _shared_pictures(g: Gathering, found: Found, results: dict[str, Any]) -> None:
+def _shared_pictures(g: Gathering, found: ResultFolder, results: dict[str, Any]) -> None:
     models = f"{len(results)} model{'s' if len(results) > 1 else ''}, each on its test images as in the table"
     for name, caption in (
         ("roc.png", f"ROC curves; {models}. The intervals of their areas are in the table."),

@@ -7,8 +7,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gan_uad.report.gather import Found, Gathering, in_words, listed, pairs, read_json, read_rows, well_formed
-from gan_uad.report.html import Cell, Notes, Table, interval, percent
+from gan_uad.report.gather import Gathering, ResultFolder, in_words, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.report.html import Notes, Table, TableCell, interval, percent
 from gan_uad.slides.batch import SLIDES
 from gan_uad.slides.evaluate import AGGREGATES
 from gan_uad.tables import format_number
@@ -17,7 +17,7 @@ SHOWN = 12  # overlays
 MOST = 200  # rows of the table
 
 
-def add_slides(g: Gathering, found: Found) -> None:
+def add_slides(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad score-slide`: settings, the table of slides, and the overlays of those that score highest."""
     described = read_json(found.path / "score_slide.json") if (found.path / "score_slide.json").is_file() else {}
     with well_formed(found.path / "score_slide.json"):
@@ -62,7 +62,7 @@ def add_slides(g: Gathering, found: Found) -> None:
     g.checks.append(lambda: _unless_evaluated(g, found, metrics))
 
 
-def _overlays(g: Gathering, found: Found, rows: list[dict[str, str]]) -> None:
+def _overlays(g: Gathering, found: ResultFolder, rows: list[dict[str, str]]) -> None:
     inside = [row for row in rows if Path(row["slide"]).name == row["slide"]]  # a name must not lead out of the folder
     for row in inside[:SHOWN]:
         place = f"Slide {row['slide']}, {int(row['tiles']):,} tiles: rarity of its tiles over the tissue"
@@ -74,11 +74,11 @@ def _overlays(g: Gathering, found: Found, rows: list[dict[str, str]]) -> None:
         )
 
 
-def _unless_evaluated(g: Gathering, found: Found, metrics: Path) -> None:
+def _unless_evaluated(g: Gathering, found: ResultFolder, metrics: Path) -> None:
     if found.path.resolve() not in g.evaluated and not metrics.is_file():
         g.doc.missing(
             found.name, "slides were not compared with annotations or labels: no evaluation yet",
-            f"gan-uad evaluate {shlex.quote(str(found.path))} --annotations DIR",
+            f"gan-uad evaluate-slides {shlex.quote(str(found.path))} --annotations DIR",
         )  # fmt: skip
 
 
@@ -86,12 +86,12 @@ def _number(text: str, empty: float) -> float:
     return float(text) if text else empty
 
 
-def _shown(text: str) -> Cell:
+def _shown(text: str) -> TableCell:
     number = float(text) if text else None
-    return Cell(format_number(number, 2), number)
+    return TableCell(format_number(number, 2), number)
 
 
-def add_slide_figures(g: Gathering, found: Found) -> None:
+def add_slide_figures(g: Gathering, found: ResultFolder) -> None:
     """`metrics.json` of `gan-uad evaluate` on scored slides, with its pictures."""
     results = read_json(found.path / "metrics.json")
     rows: list[list[Any]] = []
@@ -104,7 +104,7 @@ def add_slide_figures(g: Gathering, found: Found) -> None:
             if result.get("tiles"):
                 what.append(("tiles", result["tiles"]["tiles"], result["tiles"]))
             for by, n, areas in what:
-                count = Cell(f"{n['normal']:,} + {n['anomalous']:,}", n["normal"] + n["anomalous"])
+                count = TableCell(f"{n['normal']:,} + {n['anomalous']:,}", n["normal"] + n["anomalous"])
                 rows.append([name, by, count, interval(areas["auroc"]), interval(areas["auprc"])])
             best, n = result["scores"]["top_k"]["auroc"], result["slides"]
             told = f"{name}: slides are told apart with AUROC {in_words(best)} ({n['normal']} normal and {n['anomalous']} anomalous)"
@@ -130,12 +130,12 @@ def add_slide_figures(g: Gathering, found: Found) -> None:
     )
 
 
-def _froc(g: Gathering, found: Found, name: str, result: dict[str, Any]) -> None:
+def _froc(g: Gathering, found: ResultFolder, name: str, result: dict[str, Any]) -> None:
     froc = result.get("froc")
     if not froc:
         g.doc.missing(found.name, f"{name}: lesions were not looked for (no annotated lesions at hand)")
         return
     of = f"{froc['lesions']} lesions on {froc['slides']} slides"
-    rows = [[Cell(rate, float(rate)), percent(share)] for rate, share in froc["rates"].items()]
+    rows = [[TableCell(rate, float(rate)), percent(share)] for rate, share in froc["rates"].items()]
     caption = f"{name}: lesions found; {of}. FROC score (mean of the rows) {in_words(froc['score'])}"
     g.doc.add("slides", found.name, Table(caption, ("false alarms a slide", "lesions found"), rows))

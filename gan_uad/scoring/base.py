@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gan_uad import registry
+from gan_uad import old_names, registry
 from gan_uad.errors import UserError
 from gan_uad.files import atomic
 from gan_uad.metrics.tails import Tail
@@ -35,7 +35,7 @@ class Scores:
     """
 
     image: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    components: dict[str, Tensor] = field(default_factory=dict)
     map: Tensor | None = None
     reconstruction: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Scores:
         """Put the scores of consecutive images together."""
         return cls(
             torch.cat([p.image for p in pieces]),
-            {name: torch.cat([p.parts[name] for p in pieces]) for name in pieces[0].parts},
+            {name: torch.cat([p.components[name] for p in pieces]) for name in pieces[0].components},
             _cat([p.map for p in pieces]),
             _cat([p.reconstruction for p in pieces]),
             {name: torch.cat([p.maps[name] for p in pieces]) for name in pieces[0].maps},
@@ -59,7 +59,7 @@ class Scores:
         """The scores of some of the images."""
         return Scores(
             self.image[rows],
-            {name: values[rows] for name, values in self.parts.items()},
+            {name: values[rows] for name, values in self.components.items()},
             None if self.map is None else self.map[rows],
             None if self.reconstruction is None else self.reconstruction[rows],
             {name: maps[rows] for name, maps in self.maps.items()},
@@ -67,15 +67,15 @@ class Scores:
 
     def sampled(self) -> Scores:
         """Without pictures, and with some pixels of `maps` only, at the same random places of every image: what `calibrate` needs."""
-        return Scores(self.image, self.parts, maps={name: _some_pixels(maps) for name, maps in self.maps.items()})
+        return Scores(self.image, self.components, maps={name: _some_pixels(maps) for name, maps in self.maps.items()})
 
 
 class Scorer(ABC):
     """A detector of what is not normal.
 
     Scores are deterministic and independent of the batch that an image comes in: images go through the model in micro-batches
-    of one fixed size, the last one padded. They come about in two steps: `measure` looks at an image alone, `settle` at what it
-    measured beside what `calibrate` saw of validation normals. Then also the maps are in one unit, whatever is measured: −log10 of the
+    of one fixed size, the last one padded. They come about in two steps: `measure` looks at an image alone, `calibrated` compares what it
+    measured with what `calibrate` saw of validation normals. Then also the maps are in one unit, whatever is measured: −log10 of the
     probability that a pixel of a normal image has such a value, averaged over the maps of a scorer that has several.
     """
 
@@ -138,16 +138,16 @@ class Scorer(ABC):
             found.maps = {"map": found.map}
         return found
 
-    def settle(self, measured: Scores) -> Scores:
+    def calibrated(self, measured: Scores) -> Scores:
         """The scores of what `measure` gave, images and maps alike by what `calibrate` saw of normals, where it saw any."""
         if self.map_tails is None:
             return measured
-        rarity = [-tail.log_p(measured.maps[name].numpy()) / math.log(10) for name, tail in self.map_tails.items()]
-        return replace(measured, map=torch.from_numpy(np.mean(rarity, axis=0)).float())
+        neg_log10_p = [-tail.log_p(measured.maps[name].numpy()) / math.log(10) for name, tail in self.map_tails.items()]
+        return replace(measured, map=torch.from_numpy(np.mean(neg_log10_p, axis=0)).float())
 
     def score(self, images: Tensor) -> Scores:
         """Score `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
-        return self.settle(self.measure(images))
+        return self.calibrated(self.measure(images))
 
     def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
         """How far a set is from the validation normals: Wasserstein-1 distance between the two distributions of scores."""
@@ -197,7 +197,7 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
         raise UserError(f"{path} is no scorer file ({error})") from None
     if text is None:
         raise UserError(f"{path} was not written by a scorer's save")
-    spec = json.loads(text)
+    spec = old_names.spec("scorer", json.loads(text))
     scorer: Scorer = registry.build("scorer", spec["name"], spec["options"], **given)
     scorer.calibration = tensors.pop("calibration", None)
     tails = {name: tensors.pop(name).numpy() for name in sorted(tensors) if name.startswith("map_tail.")}

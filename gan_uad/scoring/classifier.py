@@ -46,7 +46,7 @@ class ClassifierScorer(Scorer):
         if labels is None or not bool((labels >= 0).any()):
             raise UserError("a classifier is compared by its accuracy, which needs labelled images")
         known = labels >= 0
-        return accuracy_figures(labels[known], self.score(images[known]).image)
+        return accuracy_metrics(labels[known], self.score(images[known]).image)
 
     def tensors(self) -> dict[str, Tensor]:
         """The network's."""
@@ -57,9 +57,9 @@ class ClassifierScorer(Scorer):
         self.net.load_state_dict(tensors)
 
 
-def accuracy_figures(labels: Tensor, scores: Tensor) -> dict[str, float]:
+def accuracy_metrics(labels: Tensor, scores: Tensor) -> dict[str, float]:
     """Figures of calling every score above 0 anomalous, for labels `[N]` of 0 and 1."""
     report = classification_report(labels.numpy(), (scores > 0).numpy())
     low, high = report["wilson"]["accuracy"]
-    figures = {"accuracy": report["accuracy"], "accuracy_low": low, "accuracy_high": high}
-    return figures | {key: report[key] for key in ("sensitivity", "specificity")} | {"n": len(labels)}
+    metrics = {"accuracy": report["accuracy"], "accuracy_low": low, "accuracy_high": high}
+    return metrics | {key: report[key] for key in ("sensitivity", "specificity")} | {"n": len(labels)}

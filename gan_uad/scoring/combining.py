@@ -21,21 +21,21 @@ class CombiningScorer(Scorer):
     `metrics.tails.combine`; needs `calibrate`. `parts`: which, default all but `REPEATED`.
     """
 
-    PARTS: ClassVar[tuple[str, ...]]  # all that the scorer may have, in the order in which they are combined
+    COMPONENTS: ClassVar[tuple[str, ...]]  # all that the scorer may have, in the order in which they are combined
     REPEATED: ClassVar[frozenset[str]] = frozenset()  # those that say what others say already, and would count twice
 
-    def __init__(self, combine: str, parts: list[str] | None) -> None:
+    def __init__(self, combine: str, components: list[str] | None) -> None:
         """Raises `ValueError` for what cannot be combined."""
         if combine not in ("own", *COMBINATIONS):
             raise ValueError(f"combine must be own, fisher or max, got {combine!r}")
-        if parts is not None and (combine == "own" or not parts):
+        if components is not None and (combine == "own" or not components):
             raise ValueError(
                 "parts are named for combine=fisher or max, at least one; the method's own score has its own"
             )
-        for name in parts or []:
-            if name not in self.PARTS:
-                raise ValueError(f"no part is called {name!r}: {near(name, self.PARTS)}")
-        self.combine, self.parts = combine, parts
+        for name in components or []:
+            if name not in self.COMPONENTS:
+                raise ValueError(f"no score component is called {name!r}: {near(name, self.COMPONENTS)}")
+        self.combine, self.components = combine, components
         self.least_normals = 0 if combine == "own" else LEAST
         self.tails: dict[str, Tail] | None = None  # of the parts of validation normals
 
@@ -49,30 +49,30 @@ class CombiningScorer(Scorer):
                 f"combine={self.combine} rests on at least {LEAST} validation normals, got {len(normals.image)}: "
                 "give more, or take combine=own"
             )
-        values = {name: normals.parts[name].double().numpy() for name in self._chosen(normals.parts)}
+        values = {name: normals.components[name].double().numpy() for name in self._chosen(normals.components)}
         self.tails = {name: Tail.fit(part) for name, part in values.items()}
         return self._combined([self.tails[name].left_out_log_p(part) for name, part in values.items()])
 
-    def settle(self, measured: Scores) -> Scores:
+    def calibrated(self, measured: Scores) -> Scores:
         """See `Scorer`. Raises `UserError` where parts are to be combined and nothing was calibrated."""
-        settled = super().settle(measured)
+        calibrated = super().calibrated(measured)
         if self.combine == "own":
-            return settled
+            return calibrated
         if self.tails is None:
             raise UserError(
                 f"combine={self.combine} needs to know validation normals first: fit the scorer with a validation set, or take combine=own"
             )
-        log_p = [tail.log_p(measured.parts[name].double().numpy()) for name, tail in self.tails.items()]
-        return replace(settled, image=self._combined(log_p))
+        log_p = [tail.log_p(measured.components[name].double().numpy()) for name, tail in self.tails.items()]
+        return replace(calibrated, image=self._combined(log_p))
 
-    def _chosen(self, parts: dict[str, Tensor]) -> list[str]:
-        chosen = self.parts or [name for name in parts if name not in self.REPEATED]
+    def _chosen(self, components: dict[str, Tensor]) -> list[str]:
+        chosen = self.components or [name for name in components if name not in self.REPEATED]
         for name in chosen:
-            if name not in parts:
+            if name not in components:
                 raise UserError(
-                    f"scoring.options.parts: there is no {name} here; what is measured is {', '.join(parts)}"
+                    f"scoring.options.components: there is no {name} here; what is measured is {', '.join(components)}"
                 )
-        return [name for name in self.PARTS if name in chosen]
+        return [name for name in self.COMPONENTS if name in chosen]
 
     def _combined(self, log_p: list[Any]) -> Tensor:
         return torch.from_numpy(combine(np.stack(log_p), self.combine)).float()
@@ -84,4 +84,4 @@ class CombiningScorer(Scorer):
     def take(self, tensors: dict[str, Tensor]) -> None:
         """See `Scorer`."""
         tails = {k.removeprefix("tail."): Tail.fit(v.numpy()) for k, v in tensors.items() if k.startswith("tail.")}
-        self.tails = {name: tails[name] for name in self.PARTS if name in tails} or None
+        self.tails = {name: tails[name] for name in self.COMPONENTS if name in tails} or None

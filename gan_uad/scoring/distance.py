@@ -31,16 +31,16 @@ class ImageDistance:
                 f"the weights of residual and features (kappa) must not be negative, NaN or infinite, got {weights[0]} and {weights[1]}"
             )
 
-    def parts(self, images: Tensor, reconstructions: Tensor, features: Any) -> dict[str, Tensor]:
+    def components(self, images: Tensor, reconstructions: Tensor, features: Any) -> dict[str, Tensor]:
         """`residual` and `features`, each `[N]`; `features` is a function of images, such as a discriminator's."""
         return {
             "residual": self._reduce(images - reconstructions),
             "features": self._reduce(features(images) - features(reconstructions)),
         }
 
-    def total(self, parts: dict[str, Tensor]) -> Tensor:
+    def total(self, components: dict[str, Tensor]) -> Tensor:
         """The weighted sum `[N]`."""
-        return self.residual_weight * parts["residual"] + self.feature_weight * parts["features"]
+        return self.residual_weight * components["residual"] + self.feature_weight * components["features"]
 
     def _reduce(self, difference: Tensor) -> Tensor:
         size = (difference.abs() if self.norm == "l1" else difference.square()).flatten(1)

@@ -13,17 +13,17 @@ from gan_uad.features.base import FeatureNet
 from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.frechet import Moments, frechet_distance
 from gan_uad.registry import register
-from gan_uad.scoring.gaussian import GaussianScorer
+from gan_uad.scoring.mahalanobis import Mahalanobis
 
 ENOUGH = 2048  # images, as many as the Inception has features: below, its covariance is singular, and the FID well above its limit
 
 
 @register("fid", kind="scorer")
-class FrechetScorer(GaussianScorer):
+class FrechetScorer(Mahalanobis):
     """Mahalanobis distance of an image's features to those of normal images; between sets, the Fréchet distance.
 
     It is the FID in the features of the 2015 Inception alone; in others it goes by their name (`FeatureNet.figure`). The covariance of
-    the Mahalanobis distance is shrunk (see `GaussianScorer`); that of the Fréchet distance is not.
+    the Mahalanobis distance is shrunk (see `Mahalanobis`); that of the Fréchet distance is not.
     """
 
     name = "fid"
@@ -46,12 +46,12 @@ class FrechetScorer(GaussianScorer):
             moments.update(self.vectors(part))
         if moments.n < 2:
             raise UserError("a Fréchet distance needs at least 2 images")
-        warning = few_images(self.net.figure, moments.n, normal.n)
+        warning = few_images(self.net.metric, moments.n, normal.n)
         if warning:
             say(warning)
         return {
             "frechet_distance": frechet_distance(normal, moments.gaussian()),
-            "figure": self.net.figure,
+            "figure": self.net.metric,
             "features": self.features,
             "weights": self.net.weights,
             "preprocessing": self.net.preprocessing,
@@ -61,11 +61,11 @@ class FrechetScorer(GaussianScorer):
         }
 
 
-def few_images(figure: str, n: int, n_normal: int) -> str:
+def few_images(metric: str, n: int, n_normal: int) -> str:
     """What to say of a Fréchet distance of so few images; empty for enough."""
     if min(n, n_normal) >= ENOUGH:
         return ""
     return (
-        f"warning: {figure} of {n} images against {n_normal}: below {ENOUGH} the covariance is poorly known and the figure comes out "
+        f"warning: {metric} of {n} images against {n_normal}: below {ENOUGH} the covariance is poorly known and the figure comes out "
         "too large; compare only figures of equal numbers, and see KID"
     )

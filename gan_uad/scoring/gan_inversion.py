@@ -12,12 +12,12 @@ from gan_uad.networks.sampling import style_based
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scores, check_images
 from gan_uad.scoring.combining import CombiningScorer
+from gan_uad.scoring.components import LatentCloud, painted, shell_distance, smoothed
 from gan_uad.scoring.distance import ImageDistance
-from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
 
 COLUMN_OF = {"vgg": "lpips_vgg", "alex": "lpips_alex", "efficientnet_lite0": "effnet_lite0"}
 COLUMNS = {"LPIPS-vgg": "lpips_vgg", "LPIPS-alex": "lpips_alex", "EffNetLite0 distance": "effnet_lite0"}
-PARTS = ("residual", "features", "l1", "l2", *COLUMNS.values(), "latent", "z_shell", "w_mahalanobis", "noise")
+COMPONENTS = ("residual", "features", "l1", "l2", *COLUMNS.values(), "latent", "z_shell", "w_mahalanobis", "noise")
 MOST_SMOOTH = 100  # px: more leaves nothing of a map
 BATCHES = 2  # micro-batches of a search in one chunk: places that are done early find more to do, and little is lost by a stop
 
@@ -70,19 +70,19 @@ class GanInversionScorer(CombiningScorer):
     Before calibration `map` is the first alone.
     """
 
-    PARTS = PARTS
+    COMPONENTS = COMPONENTS
     REPEATED = frozenset({"residual"})
 
     def __init__(
         self,
         inverter: Inverts,
         combine: str = "own",
-        parts: list[str] | None = None,
+        components: list[str] | None = None,
         perceptual: str | None = None,
         smooth: float = 1.0,
     ) -> None:
         """`perceptual`: "none" or one of `PERCEPTUAL`; None: the inverter's own, if it has one. Raises `ValueError` and `UserError`."""
-        super().__init__(combine, parts)
+        super().__init__(combine, components)
         if perceptual not in (None, "none", *PERCEPTUAL):
             raise ValueError(f"perceptual must be none or one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
         if not 0 <= smooth <= MOST_SMOOTH:  # so that NaN is refused too
@@ -122,20 +122,20 @@ class GanInversionScorer(CombiningScorer):
         """Of exactly `micro_batch` images and what was found for them."""
         inverter, made = self.inverter, found.reconstruction
         difference = images - made
-        parts = inverter.distance.parts(images, made, inverter.discriminator.features)
-        parts |= {"l1": difference.abs().mean((1, 2, 3)), "l2": difference.square().mean((1, 2, 3))}
+        components = inverter.distance.components(images, made, inverter.discriminator.features)
+        components |= {"l1": difference.abs().mean((1, 2, 3)), "l2": difference.square().mean((1, 2, 3))}
         maps = {"difference": difference.abs().mean(1)}
         if self.perceptual is not None:
             name = COLUMNS[self.perceptual.name]
-            parts[name], maps[name] = self.perceptual(images, made), self.perceptual.maps(images, made)
+            components[name], maps[name] = self.perceptual(images, made), self.perceptual.maps(images, made)
         latent = inverter.latent_distance(found.latent, made)
         if latent is not None:
-            parts["latent"] = latent
-        parts |= self._of_latent(images, found)
+            components["latent"] = latent
+        components |= self._of_latent(images, found)
         # The first is what `measure` gives too; it would ask the discriminator once more.
-        own = inverter.distance.total(parts) if self._theirs is None else inverter.measure(images, made)
+        own = inverter.distance.total(components) if self._theirs is None else inverter.measure(images, made)
         maps = {name: smoothed(values.cpu(), self.smooth) for name, values in maps.items()}
-        return Scores(own.cpu(), {k: v.cpu() for k, v in parts.items()}, maps["difference"], made.cpu(), maps)
+        return Scores(own.cpu(), {k: v.cpu() for k, v in components.items()}, maps["difference"], made.cpu(), maps)
 
     def _of_latent(self, images: Tensor, found: Any) -> dict[str, Tensor]:
         G = self.inverter.generator
@@ -143,10 +143,10 @@ class GanInversionScorer(CombiningScorer):
             return {"z_shell": shell_distance(found.latent)}
         self._cloud = self._cloud or LatentCloud(G)
         w = G.mapping(found.latent) if found.space == "z" else found.latent
-        parts = {"w_mahalanobis": self._cloud.distance(w)}
+        components = {"w_mahalanobis": self._cloud.distance(w)}
         if found.noise is not None:
-            parts["noise"] = painted(G, w if w.ndim == 3 else G.spread(w), images, found.reconstruction)
-        return parts
+            components["noise"] = painted(G, w if w.ndim == 3 else G.spread(w), images, found.reconstruction)
+        return components
 
     def tensors(self) -> dict[str, Tensor]:
         """The inverter's networks, and the values of the tails."""

@@ -37,7 +37,7 @@ class VAEScorer(CombiningScorer):
     `combine` "fisher", "max": `CombiningScorer`, without `elbo`, the sum of two other parts, unless `parts` names it.
     """
 
-    PARTS = ("reconstruction", "kl", "elbo", "l1", "emd", "ssim", *COLUMN_OF.values())
+    COMPONENTS = ("reconstruction", "kl", "elbo", "l1", "emd", "ssim", *COLUMN_OF.values())
     REPEATED = frozenset({"elbo"})
 
     def __init__(
@@ -48,9 +48,9 @@ class VAEScorer(CombiningScorer):
         map: Map | None = None,
         perceptual: Literal["none", "efficientnet_lite0", "vgg", "alex"] = "efficientnet_lite0",
         combine: str = "own",
-        parts: list[str] | None = None,
+        components: list[str] | None = None,
     ) -> None:
-        super().__init__(combine, parts)
+        super().__init__(combine, components)
         if "vae" not in nets:
             raise UserError(f"the scorer vae needs a trained VAE, not {', '.join(nets)}")
         self.net, self.device = nets["vae"], device
@@ -76,7 +76,7 @@ class VAEScorer(CombiningScorer):
         error, kl = squared_error(given, again), kl_divergence(mu, logvar)
         pixels, others = images.cpu().numpy(), again.cpu().numpy()
         likeness, likeness_map = ssim(pixels, others)
-        parts = {
+        components = {
             "reconstruction": error,
             "kl": kl,
             "elbo": error + kl,
@@ -87,10 +87,10 @@ class VAEScorer(CombiningScorer):
         maps = {"l1": difference, "ssim": _tensor(1 - likeness_map)}
         if self.perceptual is not None:
             features = self.perceptual.features(given, check=False), self.perceptual.features(again)
-            parts[self.column] = self.perceptual.distance(*features)
+            components[self.column] = self.perceptual.distance(*features)
             if self.shown == "perceptual":
                 maps["perceptual"] = self.perceptual.maps(given, again)
-        on_cpu = {name: values.float().cpu() for name, values in parts.items()}
+        on_cpu = {name: values.float().cpu() for name, values in components.items()}
         return Scores(on_cpu[self.chosen], on_cpu, maps[self.shown].float().cpu(), again.cpu())
 
     def tensors(self) -> dict[str, Tensor]:

@@ -167,15 +167,15 @@ def _read_asap(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
         if kind not in WITH_AREA:
             skipped[kind] = skipped.get(kind, 0) + 1
             continue
-        where = f"{path}, annotation {annotation.get('Name', '')!r}"
+        context = f"{path}, annotation {annotation.get('Name', '')!r}"
         corners = sorted(
             (
-                _numbers(c.get("Order"), c.get("X"), c.get("Y"), where)
+                _numbers(c.get("Order"), c.get("X"), c.get("Y"), context)
                 for c in annotation.iterfind("./Coordinates/Coordinate")
             ),
             key=lambda corner: corner[0],
         )
-        yield annotation.get("PartOfGroup", "None"), _polygon([[(x, y) for _, x, y in corners]], where)
+        yield annotation.get("PartOfGroup", "None"), _polygon([[(x, y) for _, x, y in corners]], context)
     notes += [f"{path}: {n} annotations of type {kind} have no area and are left out" for kind, n in skipped.items()]
 
 
@@ -197,11 +197,11 @@ def _read_geojson(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
             reason = f"objects of type {what}" if what != "annotation" else f"annotations of shape {kind}"
             skipped[reason] = skipped.get(reason, 0) + 1
             continue
-        where = f"{path}, feature {k + 1}"
+        context = f"{path}, feature {k + 1}"
         polygons = [geometry.get("coordinates")] if kind == "Polygon" else geometry.get("coordinates")
         if not isinstance(polygons, list):
-            raise UserError(f"{where}: it has no coordinates")
-        areas = [_polygon([_ring(ring, where) for ring in _listed(rings, where)], where) for rings in polygons]
+            raise UserError(f"{context}: it has no coordinates")
+        areas = [_polygon([_ring(ring, context) for ring in _listed(rings, context)], context) for rings in polygons]
         yield _class_of(properties), shapely.union_all(areas)
     notes += [f"{path}: {n} {reason} are left out" for reason, n in skipped.items()]
 
@@ -217,44 +217,44 @@ def _class_of(properties: dict[str, Any]) -> str:
     return str(found) if found else UNCLASSIFIED
 
 
-def _ring(ring: Any, where: str) -> list[tuple[float, float]]:
-    points = [_numbers(0, *_pair(point, where), where)[1:] for point in _listed(ring, where)]
+def _ring(ring: Any, context: str) -> list[tuple[float, float]]:
+    points = [_numbers(0, *_pair(point, context), context)[1:] for point in _listed(ring, context)]
     if len(points) < 2 or points[0] != points[-1]:
         raise UserError(
-            f"{where}: its outline is open (the last corner is not the first); close it and export it again"
+            f"{context}: its outline is open (the last corner is not the first); close it and export it again"
         )
     return [(x, y) for x, y in points]
 
 
-def _listed(value: Any, where: str) -> list[Any]:
+def _listed(value: Any, context: str) -> list[Any]:
     if not isinstance(value, list):
-        raise UserError(f"{where}: its coordinates are no lists of corners")
+        raise UserError(f"{context}: its coordinates are no lists of corners")
     return value
 
 
-def _pair(point: Any, where: str) -> tuple[Any, Any]:
-    values = _listed(point, where)
+def _pair(point: Any, context: str) -> tuple[Any, Any]:
+    values = _listed(point, context)
     if len(values) < 2:
-        raise UserError(f"{where}: a corner needs x and y")
+        raise UserError(f"{context}: a corner needs x and y")
     return values[0], values[1]
 
 
-def _numbers(order: Any, x: Any, y: Any, where: str) -> tuple[float, float, float]:
+def _numbers(order: Any, x: Any, y: Any, context: str) -> tuple[float, float, float]:
     try:
         values = (float(order), float(x), float(y))
     except (TypeError, ValueError):
-        raise UserError(f"{where}: a corner with Order {order!r}, X {x!r}, Y {y!r} is not made of numbers") from None
+        raise UserError(f"{context}: a corner with Order {order!r}, X {x!r}, Y {y!r} is not made of numbers") from None
     if not np.isfinite(values).all():
-        raise UserError(f"{where}: a corner lies at ({x}, {y})")
+        raise UserError(f"{context}: a corner lies at ({x}, {y})")
     return values
 
 
-def _polygon(rings: list[list[tuple[float, float]]], where: str) -> Any:
+def _polygon(rings: list[list[tuple[float, float]]], context: str) -> Any:
     """A valid polygon or multipolygon of an outline and its holes."""
     for ring in rings or [[]]:
         if len(set(ring)) < 3:
             raise UserError(
-                f"{where}: an outline of {len(set(ring))} corners encloses nothing; draw it again or delete it"
+                f"{context}: an outline of {len(set(ring))} corners encloses nothing; draw it again or delete it"
             )
     polygon = Polygon(rings[0], rings[1:])
     return polygon if polygon.is_valid else _areas(shapely.make_valid(polygon))

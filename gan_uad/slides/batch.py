@@ -20,7 +20,7 @@ PROBED = 1 << 20  # bytes at each end of a slide file that tell it from others
 
 
 @dataclass(frozen=True)
-class Task:
+class SlideTask:
     """One slide to work on: its file, its name in the output, what tells it from others, and whether no other has its stem."""
 
     path: Path
@@ -34,7 +34,7 @@ def tasks_of(
     shard: tuple[int, int],
     identity_there: Callable[[str], str | None],
     failures: list[tuple[Path, str]],
-) -> list[Task]:
+) -> list[SlideTask]:
     """This shard's slides under names that differ: (i, n) is every n-th, from the i-th on (from 0).
 
     A name that two slides share gets the first digits of the slide's identity behind it, and so does one that the output holds another
@@ -58,7 +58,7 @@ def tasks_of(
         found[name, identity] = path
         there, only = identity_there(name), shared[name] == 1
         plain = there == identity or (there is None and only)
-        tasks.append(Task(path, name if plain else f"{name}-{identity[:6]}", identity, only))
+        tasks.append(SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, only))
     return tasks
 
 
@@ -95,7 +95,7 @@ def identify(path: Path) -> str:
     return digest.hexdigest()
 
 
-def each(tasks: list[Task], work: Callable[[Task], str], failures: list[tuple[Path, str]]) -> int:
+def each(tasks: list[SlideTask], work: Callable[[SlideTask], str], failures: list[tuple[Path, str]]) -> int:
     """Do `work`, which returns what to say of a slide, with every slide; returns with how many it was done.
 
     One that fails keeps no other from it: it is told of, and added to `failures` with the reason in one line.

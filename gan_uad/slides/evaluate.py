@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gan_uad import console
-from gan_uad.detection.evaluate import told_apart
+from gan_uad import console, old_names
+from gan_uad.detection.evaluate import distinct_names
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json, write_text
 from gan_uad.metrics.bootstrap import bootstrap_interval
@@ -95,7 +95,7 @@ def evaluate_slides(
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[Any, Any]] = {}
     found: dict[str, FrocCurve] = {}
-    for source, place in zip(sources, told_apart(sources), strict=True):
+    for source, place in zip(sources, distinct_names(sources), strict=True):
         slides, notes = _read(source, truth)
         model = str(slides[0].about["model"])
         name = f"{place}: {model}" if place else model
@@ -202,8 +202,8 @@ def _annotation(about: dict[str, Any], truth: Truth) -> Annotations | None:
 def _columns(path: Path) -> dict[str, NDArray[np.float64]]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {name: np.array([float(row[name]) for row in rows]) for name in ("x", "y", "side", "rarity")}
+            rows = [old_names.keys(row) for row in csv.DictReader(file)]
+        return {name: np.array([float(row[name]) for row in rows]) for name in ("x", "y", "side", "neg_log10_p")}
     except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); score the slide again") from None
 
@@ -219,11 +219,11 @@ def _slide_level(slides: list[Scored], resamples: int, seed: int) -> dict[str, A
             f"{counts['normal']} normal and {counts['anomalous']} anomalous ones; slides without an annotation are normal with "
             "--unannotated normal, and any have the label that --labels FILE gives them"
         )
-    figures = {
+    metrics = {
         key: _areas(labels, np.array([slide.about[key] for slide in usable]), [s.name for s in usable], resamples, seed)
         for key in AGGREGATES
     }
-    return {"slides": counts, "scores": figures}
+    return {"slides": counts, "scores": metrics}
 
 
 def _areas(
@@ -240,14 +240,14 @@ def _tile_level(slides: list[Scored], resamples: int, seed: int) -> dict[str, An
     """How well tiles of tumour are told from those that touch none, over all annotated slides; None where a kind is missing."""
     labels, scores, groups = [], [], []
     for slide in slides:
-        x, y, rarity = (slide.tiles[name] for name in ("x", "y", "rarity"))
+        x, y, neg_log10_p = (slide.tiles[name] for name in ("x", "y", "neg_log10_p"))
         label = np.zeros(len(x), np.int8)
         if slide.annotation is not None and len(x):
             label = tile_labels(
                 slide.annotation, x.astype(np.int64), y.astype(np.int64), float(slide.tiles["side"][0]), MOSTLY
             )
         labels.append(label[label >= 0])
-        scores.append(rarity[label >= 0])
+        scores.append(neg_log10_p[label >= 0])
         groups += [slide.name] * int((label >= 0).sum())
     truth = np.concatenate(labels)
     counts = {"normal": int((truth == 0).sum()), "anomalous": int((truth == 1).sum())}
@@ -259,11 +259,11 @@ def _tile_level(slides: list[Scored], resamples: int, seed: int) -> dict[str, An
 def _marks(slide: Scored) -> Marks:
     """What was detected on a slide: the peaks of its tiles' rarity, at the tiles' centres."""
     mpp, half = slide.about["mpp"], slide.tiles["side"] / 2
-    x, y, rarity = slide.tiles["x"] + half, slide.tiles["y"] + half, slide.tiles["rarity"]
-    best = peaks(x, y, rarity, APART / mpp)
+    x, y, neg_log10_p = slide.tiles["x"] + half, slide.tiles["y"] + half, slide.tiles["neg_log10_p"]
+    best = peaks(x, y, neg_log10_p, APART / mpp)
     if slide.annotation is None:
-        return Marks.of([], rarity[best])
-    return marks(x[best], y[best], rarity[best], lesions(slide.annotation.tumour, mpp))
+        return Marks.of([], neg_log10_p[best])
+    return marks(x[best], y[best], neg_log10_p[best], lesions(slide.annotation.tumour, mpp))
 
 
 def _froc(seen: list[Marks], resamples: int, seed: int) -> dict[str, Any]:

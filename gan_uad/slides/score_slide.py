@@ -27,7 +27,7 @@ from gan_uad.files import alone, make_folder, remove_leftovers, write_json, writ
 from gan_uad.metrics.tails import Tail
 from gan_uad.plotting.overlay import overlay, thumbnail_mpp
 from gan_uad.scoring.base import Scorer
-from gan_uad.slides.batch import Task
+from gan_uad.slides.batch import SlideTask
 from gan_uad.slides.geojson import write_geojson
 from gan_uad.slides.heatmap import TOP, heatmap, write_ome, write_pyramid
 from gan_uad.slides.reader import Slide, open_slide
@@ -38,7 +38,7 @@ from gan_uad.slides.tissue import Tissue, find_tissue
 
 WHAT = "−log10 p of normal tiles"
 FIXED = ("slide", "x", "y", "side", "tissue", "score")
-LAST = ("p", "rarity", "decision")
+LAST = ("p", "neg_log10_p", "decision")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Judge:
+class CalibratedScorer:
     """A calibrated scorer. `tail`, `limit`: of the scores of held-out normals, and what 1 % of them exceed; `key`: of all that scores
     rest on; `prepare`: a tile as read to the network's picture; `label`: the model in words."""
 
@@ -68,7 +68,7 @@ class Judge:
     key: str
     label: str
 
-    def rarity(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def neg_log10_p(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """−log10 of the probability that a normal tile scores as high, `[N]` ≥ 0."""
         return -self.tail.log_p(scores) / math.log(10)
 
@@ -77,12 +77,12 @@ class Judge:
         there are fewer), the share of tiles beyond `limit`. None for a slide without tiles."""
         if not len(scores):
             return {"max": None, "top_k": None, "share": None}
-        rarity = np.sort(self.rarity(scores))[::-1]
+        neg_log10_p = np.sort(self.neg_log10_p(scores))[::-1]
         share = float((scores > self.limit).mean())
-        return {"max": float(rarity[0]), "top_k": float(rarity[: self.top_k].mean()), "share": share}
+        return {"max": float(neg_log10_p[0]), "top_k": float(neg_log10_p[: self.top_k].mean()), "share": share}
 
 
-def score_slide(task: Task, judge: Judge, cut: Cut, folder: Path, workers: int) -> dict[str, Any]:
+def score_slide(task: SlideTask, calibrated: CalibratedScorer, cut: Cut, folder: Path, workers: int) -> dict[str, Any]:
     """Score one slide into `folder`; returns what `slide.json` holds. What was finished before, for the same key, is left as it is.
 
     Two processes may be told the same slide: the second waits, and finds it done. Raises `UserError` or `JobFailed`.
@@ -99,22 +99,22 @@ def score_slide(task: Task, judge: Judge, cut: Cut, folder: Path, workers: int) 
         stack.enter_context(alone(lock))
         stack.callback(lock.unlink, missing_ok=True)
         done = finished(folder)
-        if done is not None and (done["key"], done["identity"]) == (judge.key, task.identity):
+        if done is not None and (done["key"], done["identity"]) == (calibrated.key, task.identity):
             return done
         remove_leftovers(folder)
         tissue = find_tissue(slide, cut.rule)
         tiles = grid_tiles(slide, tissue, cut.size, cut.mpp, cut.tissue, cut.stride)
         stain = _fitted_stain(tissue, cut)
-        rows = _tile_rows(slide, tiles, task, stain, judge, cut, folder / ".tiles.jsonl", workers)
+        rows = _tile_rows(slide, tiles, task, stain, calibrated, cut, folder / ".tiles.jsonl", workers)
         scores = np.array([row["score"] for row in rows], np.float64)
         described = {
-            "key": judge.key, "identity": task.identity, "slide": task.name, "file": str(task.path.absolute()), "alone": task.alone,
+            "key": calibrated.key, "identity": task.identity, "slide": task.name, "file": str(task.path.absolute()), "alone": task.alone,
             "width": slide.width, "height": slide.height, "mpp": slide.mpp, "tiles": len(tiles),
-            "side": tiles[0].side if tiles else cut.size * cut.mpp / slide.mpp, **judge.aggregated(scores),
-            "limit": judge.limit, "top_k_is": judge.top_k, "model": judge.label, "cut": asdict(cut),
+            "side": tiles[0].side if tiles else cut.size * cut.mpp / slide.mpp, **calibrated.aggregated(scores),
+            "limit": calibrated.limit, "top_k_is": calibrated.top_k, "model": calibrated.label, "cut": asdict(cut),
             "stain": None if stain is None else stain.to_dict(), "notes": slide.notes,
         }  # fmt: skip
-        _write(slide, tissue, tiles, rows, scores, described, judge, folder)
+        _write(slide, tissue, tiles, rows, scores, described, calibrated, folder)
         write_json(folder / "slide.json", described)
         (folder / ".tiles.jsonl").unlink(missing_ok=True)
         return described
@@ -134,23 +134,24 @@ def _fitted_stain(tissue: Tissue, cut: Cut) -> StainNormaliser | None:
 
 
 def _tile_rows(
-    slide: Slide, tiles: list[Tile], task: Task, stain: StainNormaliser | None, judge: Judge, cut: Cut, partial: Path, workers: int,
+    slide: Slide, tiles: list[Tile], task: SlideTask, stain: StainNormaliser | None, calibrated: CalibratedScorer, cut: Cut,
+    partial: Path, workers: int,
 ) -> list[Row]:  # fmt: skip
     """`{score, parts...}` of each tile, in order."""
-    chunk = judge.scorer.chunk or CHUNK
+    chunk = calibrated.scorer.chunk or CHUNK
 
     def prepare(picture: Pixels) -> Pixels:
-        return judge.prepare(picture if stain is None else stain.transform(picture))
+        return calibrated.prepare(picture if stain is None else stain.transform(picture))
 
     def chunks(start: int) -> Iterator[Tensor]:
         return read_chunks(slide, tiles[start:], cut.size, cut.mpp, prepare, chunk, workers)
 
     def rows_of(images: Tensor, start: int) -> list[Row]:
-        measured = judge.scorer.measure(images)
+        measured = calibrated.scorer.measure(images)
         as_rows(measured)  # NaN of a broken model is told as such, before anything is made of it
-        return as_rows(judge.scorer.settle(measured))
+        return as_rows(calibrated.scorer.calibrated(measured))
 
-    header = {"key": judge.key, "identity": task.identity}
+    header = {"key": calibrated.key, "identity": task.identity}
     return resumed_from(chunks, len(tiles), partial, header, task.name, chunk, rows_of, "tiles")
 
 
@@ -185,21 +186,21 @@ def read_chunks(
 
 def _write(
     slide: Slide, tissue: Tissue, tiles: list[Tile], rows: list[Row], scores: NDArray[np.float64], described: dict[str, Any],
-    judge: Judge, folder: Path,
+    calibrated: CalibratedScorer, folder: Path,
 ) -> None:  # fmt: skip
     """All files of a slide but `slide.json`."""
     name, side = described["slide"], described["side"]
-    rarity = judge.rarity(scores)
+    neg_log10_p = calibrated.neg_log10_p(scores)
     tissue.save(folder / "tissue.png")
-    write_text(folder / "tiles.csv", _csv(name, tiles, rows, rarity, judge.limit))
+    write_text(folder / "tiles.csv", _csv(name, tiles, rows, neg_log10_p, calibrated.limit))
     objects = (
-        (tile.x, tile.y, tile.side, {**row, "p": 10.0**-rare, "rarity": rare}, row["score"] > judge.limit)
-        for tile, row, rare in zip(tiles, rows, rarity.tolist(), strict=True)
+        (tile.x, tile.y, tile.side, {**row, "p": 10.0**-rare, "neg_log10_p": rare}, row["score"] > calibrated.limit)
+        for tile, row, rare in zip(tiles, rows, neg_log10_p.tolist(), strict=True)
     )
     write_geojson(folder / "tiles.geojson", name, objects)
     x, y = [tile.x for tile in tiles], [tile.y for tile in tiles]
     step = side * described["cut"]["stride"]
-    heat = heatmap(x, y, rarity, side, step, slide.width, slide.height, slide.mpp)
+    heat = heatmap(x, y, neg_log10_p, side, step, slide.width, slide.height, slide.mpp)
     write_ome(folder / "heatmap.ome.tif", heat, name)
     write_pyramid(folder / "heatmap.tif", heat)
     shown = thumbnail_mpp(slide.width, slide.height, slide.mpp)
@@ -207,13 +208,13 @@ def _write(
     overlay(slide.thumbnail(shown), heat.values, heat.cell / shown, folder / "overlay.png", title, TOP, WHAT)
 
 
-def _csv(name: str, tiles: list[Tile], rows: list[Row], rarity: NDArray[np.float64], limit: float) -> str:
-    """`slide, x, y, side, tissue, score, <parts>, p, rarity, decision` (decision: score > limit)."""
+def _csv(name: str, tiles: list[Tile], rows: list[Row], neg_log10_p: NDArray[np.float64], limit: float) -> str:
+    """`slide, x, y, side, tissue, score, <parts>, p, neg_log10_p, decision` (decision: score > limit)."""
     parts = [key for key in rows[0] if key != "score"] if rows else []
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*FIXED, *parts, *LAST])
-    for tile, row, rare in zip(tiles, rows, rarity.tolist(), strict=True):
+    for tile, row, rare in zip(tiles, rows, neg_log10_p.tolist(), strict=True):
         numbers = [f"{row[key]:.9g}" for key in ("score", *parts)]
         where = [name, tile.x, tile.y, f"{tile.side:.9g}", f"{tile.tissue:.6g}"]
         writer.writerow([*where, *numbers, f"{10.0**-rare:.9g}", f"{rare:.9g}", int(row["score"] > limit)])

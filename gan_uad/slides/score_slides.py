@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from gan_uad import console, device
+from gan_uad import console
 from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.patches import PatchSet, load_patches, some
-from gan_uad.detection.patch_sets import DEALT_BY, told_anew
+from gan_uad.detection.patch_sets import DEALT_BY, overridden_config
 from gan_uad.detection.rows import CHUNK, write_csv
 from gan_uad.detection.score import calibrate
+from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, write_json, write_text
 from gan_uad.metrics.detection import fit_threshold
@@ -27,7 +28,7 @@ from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer
 from gan_uad.slides.batch import SLIDES, each, tasks_of, tell_failures
-from gan_uad.slides.score_slide import Cut, Judge, finished, score_slide
+from gan_uad.slides.score_slide import CalibratedScorer, Cut, finished, score_slide
 from gan_uad.slides.tile import settings_of
 from gan_uad.training.fit import fit_on
 
@@ -49,7 +50,7 @@ def score_slides(
     top_k: int = 10,
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
-    where: str = "auto",
+    device: str = "auto",
 ) -> Path:
     """Score slides into a folder each; returns `slides.csv` of all slides in `out` that were scored in the same way.
 
@@ -58,9 +59,9 @@ def score_slides(
     Run again, it goes on; processes may share the slides of one `out`. Raises `JobFailed` at the end if any slide failed, after all
     others were scored; `UserError` before any work.
     """
-    model = load_model(run, device.prepare(where))
+    model = load_model(run, prepare(device))
     trained_on = model.config.data
-    config = model.config = told_anew(model, overrides, inverter)
+    config = model.config = overridden_config(model, overrides, inverter)
     if config.scoring.corruption.words:
         raise UserError("scoring.corruption is for sets of patches (gan-uad score): slides are scored as they are")
     scorer = make_scorer(model)
@@ -69,7 +70,7 @@ def score_slides(
     key = _key(run, scorer, held_out, train, config.data, cut, top_k)
     found_by = getattr(scorer, "inverter", None)
     label = f"{model.name}/{(scorer if found_by is None else found_by).spec['name']}"
-    claim(out, SETTINGS, SLIDES, key, "slides scored with another model, calibration or setting")
+    claim(out, SETTINGS, {"key": key}, "slides scored with another model, calibration or setting", SLIDES)
     settings = {
         "key": key, "model": str(run), "label": label, "scorer": config.scoring.scorer, "options": scorer.spec["options"],
         "inverter": None if found_by is None else found_by.spec, "cut": asdict(cut), "top_k": top_k, "quantile": QUANTILE,
@@ -77,13 +78,13 @@ def score_slides(
     }  # fmt: skip
     if train is not None:
         fit_on(scorer, train, CHUNK, "give a set with fewer train normals")
-    judge = _calibrated(scorer, held_out, config.data, model.resolution, out, key, label, top_k)
-    write_json(out / SETTINGS, settings | {"limit": judge.limit})
+    calibrated = _calibrated(scorer, held_out, config.data, model.resolution, out, key, label, top_k)
+    write_json(out / SETTINGS, settings | {"limit": calibrated.limit})
     failures: list[tuple[Path, str]] = []
     tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
-    workers = workers or device.cores()
+    workers = workers or cores()
     try:
-        each(tasks, lambda task: _said(score_slide(task, judge, cut, out / task.name, workers)), failures)
+        each(tasks, lambda task: _said(score_slide(task, calibrated, cut, out / task.name, workers)), failures)
     finally:
         _table(out, key)
     tell_failures(failures, "scored", f"the others are in {out / SLIDES}")
@@ -179,7 +180,7 @@ def _key(
 
 def _calibrated(
     scorer: Scorer, held_out: PatchSet, data: DataConfig, resolution: int, out: Path, key: str, label: str, top_k: int
-) -> Judge:
+) -> CalibratedScorer:
     """Measure the held-out normals, and keep what they score."""
     rows, _ = calibrate(scorer, held_out, out / ".normals.jsonl", key)
     write_csv(out / NORMALS, held_out, rows, label, None)
@@ -189,7 +190,7 @@ def _calibrated(
     def prepare(tile: Pixels) -> Pixels:
         return preprocess(tile, data, resolution)
 
-    return Judge(scorer, prepare, Tail.fit(scores), limit, top_k, key, label)
+    return CalibratedScorer(scorer, prepare, Tail.fit(scores), limit, top_k, key, label)
 
 
 def _said(found: dict[str, Any]) -> str:

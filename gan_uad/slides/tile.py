@@ -22,9 +22,9 @@ from typing import Any
 from gan_uad import console
 from gan_uad.data.sources import INDEX, RECORD
 from gan_uad.errors import UserError
-from gan_uad.files import alone, atomic, explained, make_folder, write_json
+from gan_uad.files import alone, atomic, claim, explained, make_folder, write_json
 from gan_uad.slides.annotations import find_annotation
-from gan_uad.slides.batch import Task, each, tasks_of, tell_failures
+from gan_uad.slides.batch import SlideTask, each, tasks_of, tell_failures
 from gan_uad.slides.tile_slide import COLUMNS, ROWS, TileSettings, cut_slide
 
 SETTINGS = "tile.json"
@@ -49,12 +49,12 @@ def tile(
             f"--annotations {annotations}: one file for {len(slides)} slides; give the folder that holds theirs"
         )
     out = make_folder(out)
-    _settle(out, settings)
+    claim(out, SETTINGS, asdict(settings), "tiles cut", "*")
     failures: list[tuple[Path, str]] = []
     tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
     done: Counter[str] = Counter()
 
-    def work(task: Task) -> str:
+    def work(task: SlideTask) -> str:
         record, said = _cut(task, out, settings, annotations, workers)
         done.update(record["labels"])
         return said
@@ -89,27 +89,8 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _settle(out: Path, settings: TileSettings) -> None:
-    """A folder goes on only with the settings that it was begun with."""
-    wanted, path = json.loads(json.dumps(asdict(settings))), out / SETTINGS
-    if not path.is_file():
-        if any(not file.name.startswith(".") for file in out.iterdir() if file != path):
-            raise UserError(f"{out} is not empty and was not made by this command; choose another folder with --out")
-        write_json(path, wanted)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} cannot be read ({error}); choose another folder with --out") from None
-    if found != wanted:
-        differing = next(k for k in {**wanted, **found} if wanted.get(k) != found.get(k))
-        raise UserError(
-            f"{out} holds tiles cut with {differing} {found.get(differing)}, not {wanted.get(differing)}; "
-            "choose another folder with --out"
-        )
-
-
 def _cut(
-    task: Task, out: Path, settings: TileSettings, annotations: Path | None, workers: int
+    task: SlideTask, out: Path, settings: TileSettings, annotations: Path | None, workers: int
 ) -> tuple[dict[str, Any], str]:
     """Cut one slide, unless it is there already; returns its record, and what to say of it."""
     annotation = annotations

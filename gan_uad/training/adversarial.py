@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.checkpoint import load_weights
-from gan_uad.networks.sampling import draw, from_seeds, settle, style_based
+from gan_uad.networks.sampling import draw, from_seeds, style_based, to_w
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.ema import EMA
@@ -66,8 +66,8 @@ class AdversarialTask(Task):
         loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]],
     ) -> dict[str, Tensor]:
         """See `Task`; the gradient's norm is among the figures."""
-        figures = super().optimise(optimizer, count, loss)
-        return figures | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
+        metrics = super().optimise(optimizer, count, loss)
+        return metrics | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
 
     def sample(self) -> Tensor:
         """What `gan-uad generate` makes of seeds from 0 on, with the averaged generator; of a style-based one with random noise.
@@ -80,7 +80,7 @@ class AdversarialTask(Task):
         """Images `[N, 3, R, R]` in [-1, 1] of the averaged generator, on the CPU, made `batch` at a time."""
         G = self.ema.net
         noise = "random" if style_based(G) else "const"
-        return draw(G, settle(G, from_seeds(seeds, self.G.z_dim), batch=batch), noise, batch)
+        return draw(G, to_w(G, from_seeds(seeds, self.G.z_dim), batch=batch), noise, batch)
 
     def networks(self) -> dict[str, nn.Module]:
         """The averaged generator with the current discriminator."""
@@ -88,9 +88,9 @@ class AdversarialTask(Task):
         exported._modules = {**self.model._modules, "G": self.ema.net}
         return {"gan": exported}
 
-    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+    def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
         """See `Task`; what was kept of a trained generator is its average, and the new one goes on from there too."""
-        super().start_from(trained, where)
+        super().start_from(trained, context)
         self.G.load_state_dict(self.ema.net.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,12 +184,12 @@ class DCGANTask(AdversarialTask):
             loss = nonsaturating_G(self.D(self.G(z[part]) if made is None else made))
             return loss, {"loss_G": loss}
 
-        figures = self.optimise(self.opt_D, len(real), loss_D)
+        metrics = self.optimise(self.opt_D, len(real), loss_D)
         with frozen(self.D):
-            figures |= self.optimise(self.opt_G, len(real), loss_G)
+            metrics |= self.optimise(self.opt_G, len(real), loss_G)
         batch = self.whole(real)
         self.ema.update(batch, nimg + batch)
-        return figures
+        return metrics
 
 
 class WassersteinTask(AdversarialTask):
@@ -264,8 +264,8 @@ class WGANGPTask(WassersteinTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One critic step, and a generator step when it is due."""
-        figures, batch = self.discriminator_step(real), self.whole(real)
+        metrics, batch = self.discriminator_step(real), self.whole(real)
         if (nimg // batch + 1) % self.n_critic == 0:
-            figures |= self.generator_step(len(real))
+            metrics |= self.generator_step(len(real))
             self.ema.update(batch * self.n_critic, nimg + batch)
-        return figures
+        return metrics

@@ -21,9 +21,9 @@ from gan_uad.registry import register
 from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import gradient_norm, guard_gradients
-from gan_uad.training.judge import of_each
 from gan_uad.training.single import SingleTask, evaluating
 from gan_uad.training.supervised import start_from_imagenet
+from gan_uad.training.validation import per_image
 
 PAIRS, PRIOR = 24, 16  # of a snapshot: 64 images, in rows of eight
 SAMPLE_BATCH = 4  # of them are made at once: beside a training there is little memory left
@@ -114,9 +114,9 @@ class VAETask(SingleTask):
         here = distributed.world()
         return TrainStream(patches, batch, seed, flips, turns, here.rank, here.size)
 
-    def judge(self, patches: PatchSet) -> Validation:
+    def validator(self, patches: PatchSet) -> ElboValidator:
         """See `Task`. Raises `UserError` unless there are normal validation images."""
-        return Validation(self, patches)
+        return ElboValidator(self, patches)
 
     def beta_at(self, nimg: int) -> float:
         """β of the step that follows `nimg` images."""
@@ -134,8 +134,8 @@ class VAETask(SingleTask):
             error, kl = squared_error(images, again.float()).mean(), kl_divergence(mu, logvar).mean()
             return error + beta * kl, {"loss": error + beta * kl, "reconstruction": error, "kl": kl}
 
-        figures = self.optimise(self.opt, len(real), loss)
-        return figures | {"grad_vae": gradient_norm(self.opt), "beta": torch.tensor(beta)}
+        metrics = self.optimise(self.opt, len(real), loss)
+        return metrics | {"grad_vae": gradient_norm(self.opt), "beta": torch.tensor(beta)}
 
     @torch.no_grad()
     def sample(self) -> Tensor:
@@ -147,13 +147,13 @@ class VAETask(SingleTask):
         return torch.cat([torch.stack([self.examples, again], 1).flatten(0, 1), made])
 
 
-class Validation:
+class ElboValidator:
     """Judges a VAE by normal validation images: `val_elbo`, the negative ELBO (squared error + KL, β or not), and its two parts.
 
     Of the reconstruction from μ, without chance, as it will score; the network in evaluation mode. Processes share the images.
     """
 
-    figure, larger = "val_elbo", False
+    metric, larger = "val_elbo", False
 
     def __init__(self, task: VAETask, patches: PatchSet) -> None:
         self.task, self.patches = task, patches.take(np.flatnonzero(patches.manifest.label == 0))
@@ -162,7 +162,7 @@ class Validation:
                 f"{patches.source}: no normal image among the {len(patches)} validation images, on which a VAE is judged"
             )
 
-    def judge(self, nimg: int) -> dict[str, float]:
+    def validate(self, nimg: int) -> dict[str, float]:
         """See `Judge`."""
 
         def parts(images: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class Validation:
             return torch.stack([squared_error(images, again), kl_divergence(mu, logvar)], 1)
 
         with evaluating(self.task.model):
-            found = of_each(self.patches, self.task.device, 2, parts)
+            found = per_image(self.patches, self.task.device, 2, parts)
         error, kl = found.double().mean(0).tolist()
         return {"val_elbo": error + kl, "val_reconstruction": error, "val_kl": kl}
 

@@ -15,15 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gan_uad import checkpoint, console
+from gan_uad import checkpoint, console, old_names
 from gan_uad.data.patches import PatchSet, TrainStream, to_uint8
 from gan_uad.errors import Interrupted, JobFailed, UserError
 from gan_uad.files import atomic, explained, remove_leftovers
 from gan_uad.run import Run
 from gan_uad.training import distributed, memory
 from gan_uad.training.ema import EMA
-from gan_uad.training.judge import Judge, Judging
 from gan_uad.training.signals import signals
+from gan_uad.training.validation import ValidationTracker, Validator
 from gan_uad.training.watch import Watch
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,19 +87,19 @@ class Task(ABC):
     def begin(self) -> None:
         """Take weights to start from, say. Called before `train`, unless that goes on from a checkpoint."""
 
-    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+    def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
         """Train on from the weights of `trained` networks, as `networks` gives them. Raises `UserError` for another architecture."""
         for role, net in self.networks().items():
             if role not in trained:
-                raise UserError(f"{where} holds no {role}, only {', '.join(trained) or 'a fitted scorer'}")
-            checkpoint.load_weights(net, trained[role].state_dict(), where)
+                raise UserError(f"{context} holds no {role}, only {', '.join(trained) or 'a fitted scorer'}")
+            checkpoint.load_weights(net, trained[role].state_dict(), context)
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> Stream:
         """What it is trained on, from the `patches` chosen for that: their images, in this process's shares."""
         here = distributed.world()
         return TrainStream(patches, batch, seed, flips, turns, here.rank, here.size)
 
-    def judge(self, patches: PatchSet) -> Judge | None:
+    def validator(self, patches: PatchSet) -> Validator | None:
         """What judges it while it is trained, on some validation `patches` (of any label); None: nothing of its own does."""
         return None
 
@@ -115,16 +115,16 @@ class Task(ABC):
         `loss(part)` gives the mean over one micro-batch and figures to log; returns the figures' means over the share (detached).
         """
         optimizer.zero_grad()
-        figures: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
         for part in self.parts(count):
             value, logged = loss(part)
             weight = len(range(count)[part]) / count
             (value * weight).backward()
-            for name, figure in logged.items():
-                figures[name] = figures.get(name, 0) + figure.detach() * weight
+            for name, metric in logged.items():
+                metrics[name] = metrics.get(name, 0) + metric.detach() * weight
         distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
         optimizer.step()
-        return figures
+        return metrics
 
     def modules(self) -> list[nn.Module]:
         """The networks that it holds as attributes, averaged copies included."""
@@ -177,7 +177,7 @@ def train(
     device: torch.device,
     description: dict[str, Any],
     resume: bool = False,
-    judge: Judge | None = None,
+    validator: Validator | None = None,
 ) -> str:
     """Train `task` until the run's `total_kimg` or until `judge` says that nothing gets better, logging, drawing and saving on
     the way; returns in words how it ended.
@@ -185,7 +185,7 @@ def train(
     Every process of a group calls it; rank 0 alone writes. Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM to any
     process, and `JobFailed` when a figure is not finite, the disk is full or memory does not do; the last good checkpoint is kept.
     """
-    loop = _Loop(task, run, device, description, Judging(judge, run))
+    loop = _Loop(task, run, device, description, ValidationTracker(validator, run))
     nimg = loop.restore(resume)
     settings = run.config.training
     total = round(settings.total_kimg * 1000)
@@ -198,18 +198,18 @@ def train(
     ):
         if nimg == 0:
             loop.snapshot(0)
-        while nimg < total and not loop.judging.exhausted:
+        while nimg < total and not loop.validation.exhausted:
             batch = task.batch_at(nimg) or settings.batch
             with memory.explained(run, loop.kept, batch, task.allows):
                 real = _moved(stream.at(nimg, batch), device)
                 with autocast:
                     loop.add(task.step(real, nimg))
             before, nimg = nimg, nimg + batch
-            if loop.judging.due(partial(_crossed, before, nimg), nimg >= total):
-                loop.judge(nimg)
-            done = nimg >= total or loop.judging.exhausted
+            if loop.validation.due(partial(_crossed, before, nimg), nimg >= total):
+                loop.validate(nimg)
+            done = nimg >= total or loop.validation.exhausted
             stopped = distributed.any_of(bool(stop))
-            save = done or stopped or loop.judging.is_best(nimg) or _crossed(before, nimg, settings.checkpoint_kimg)
+            save = done or stopped or loop.validation.is_best(nimg) or _crossed(before, nimg, settings.checkpoint_kimg)
             # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
             if save or _crossed(before, nimg, settings.tick_kimg):
                 loop.tick(nimg, bar)
@@ -221,16 +221,16 @@ def train(
                 raise Interrupted(
                     f"stopped at {nimg / 1000:g} kimg, all saved", f"Go on with: gan-uad train {run.folder} --resume"
                 )
-    return f"{nimg / 1000:g} kimg{loop.judging.verdict(stopped_early=nimg < total)}"
+    return f"{nimg / 1000:g} kimg{loop.validation.verdict(stopped_early=nimg < total)}"
 
 
 class _Loop:
     """The loop's own small state: figures since the last tick, and the writers (of rank 0)."""
 
     def __init__(
-        self, task: Task, run: Run, device: torch.device, description: dict[str, Any], judging: Judging
+        self, task: Task, run: Run, device: torch.device, description: dict[str, Any], validation: ValidationTracker
     ) -> None:
-        self.task, self.run, self.device, self.description, self.judging = task, run, device, description, judging
+        self.task, self.run, self.device, self.description, self.validation = task, run, device, description, validation
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.tick_time, self.tick_nimg = time.monotonic(), 0
@@ -253,8 +253,8 @@ class _Loop:
                 with suppress(OSError):  # a full disk was already answered
                     self.board.close()
 
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, value in figures.items():
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        for name, value in metrics.items():
             if name in self.task.states:
                 self.sums[name], self.counts[name] = value.float(), 1
                 continue
@@ -292,13 +292,13 @@ class _Loop:
 
         distributed.first(write)
 
-    def judge(self, nimg: int) -> None:
+    def validate(self, nimg: int) -> None:
         """Have the task judged as it stands; a figure that is not finite ends the training."""
         start = time.monotonic()
         self.task.synchronise()
-        with memory.explained_aside(self.run, self.kept, "judging", alone=True):
-            figures = self.judging.look(nimg, lambda *row: self.board.add_scalar(*row))
-        for name, value in figures.items():
+        with memory.explained_aside(self.run, self.kept, "validation", alone=True):
+            metrics = self.validation.look(nimg, lambda *row: self.board.add_scalar(*row))
+        for name, value in metrics.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}", nimg)
         self.tick_time += time.monotonic() - start  # seconds_per_kimg is of the training alone
@@ -339,13 +339,13 @@ class _Loop:
 
         def write() -> None:
             state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
-            state["judging"] = self.judging.state_dict()
+            state["validation"] = self.validation.state_dict()
             # Figures are those before the last update; the weights after it may be broken all the same.
             if broken := next(checkpoint.not_finite(state["task"], "state"), None):
                 raise self.diverged(f"{broken} is not finite", nimg)
             checkpoint.save_model(self.run.model_path, self.task.networks(), {**self.description, "nimg": nimg})
             checkpoint.save_state(self.run.state_path, state)
-            self.judging.keep(nimg, self.task.networks(), self.description)
+            self.validation.keep(nimg, self.task.networks(), self.description)
             self.board.flush()
 
         distributed.first(write)
@@ -361,7 +361,7 @@ class _Loop:
             except KeyError as missing:
                 raise UserError(f"{self.run.state_path} is of another task: it holds no {missing}") from None
             torch.set_rng_state(state["torch_rng"])
-            self.judging.load_state_dict(state.get("judging", {}))
+            self.validation.load_state_dict(old_names.keys(state).get("validation", {}))
         else:
             for net in self.task.modules():  # equal seeds do not make equal weights on unequal machines
                 distributed.broadcast(net)
@@ -371,7 +371,7 @@ class _Loop:
                 f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning"
             )
             distributed.first(lambda: self.run.rewind_log(nimg))
-            distributed.first(lambda: self.judging.keep(nimg, self.task.networks(), self.description))
+            distributed.first(lambda: self.validation.keep(nimg, self.task.networks(), self.description))
             self.watch.replay(distributed.first(self.run.read_log))
         return nimg
 

@@ -26,7 +26,7 @@ class _BrokenImages(JobFailed):
     pass
 
 
-class FrechetJudge:
+class FrechetValidator:
     """Distance between Gaussians of features: the averaged generator's images of seeds 0 to `num` − 1 against all of `patches`, unflipped.
 
     The same figure as `gan-uad fid` gives of that model and those reals. The figure is called by the features: "fid" of the Inception,
@@ -37,10 +37,10 @@ class FrechetJudge:
 
     def __init__(self, task: AdversarialTask, patches: PatchSet, net: FeatureNet, num: int) -> None:
         self.task, self.patches, self.net, self.num = task, patches, net, num
-        self.figure = net.figure.lower().replace("-", "_")
+        self.metric = net.metric.lower().replace("-", "_")
         self.real: Gaussian | None = None
 
-    def judge(self, nimg: int) -> dict[str, float]:
+    def validate(self, nimg: int) -> dict[str, float]:
         """See `Judge`; NaN for a generator whose images are not finite."""
         device = self.task.device
         if self.real is None:
@@ -48,8 +48,8 @@ class FrechetJudge:
         try:
             fake = gaussian(self.num, self._made, self.net, device)
         except _BrokenImages:
-            return {self.figure: float("nan")}
-        return {self.figure: frechet_distance(self.real, fake)}
+            return {self.metric: float("nan")}
+        return {self.metric: frechet_distance(self.real, fake)}
 
     def _made(self, seeds: list[int]) -> Pixels:
         images = self.task.images(seeds, BATCH)

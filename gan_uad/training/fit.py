@@ -66,12 +66,12 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
         "train_images": len(normals), "train_data": patches.fingerprint, "nimg": len(normals),
     }  # fmt: skip
     scorer.save(run.model_path, about)
-    figures = {
+    metrics = {
         "nimg": len(normals),
         "kimg": len(normals) / 1000,
         "seconds_per_kimg": round(spent / len(normals) * 1000, 3),
     }
-    run.log({**figures, "memory_gb": memory.peak(where), "time": round(time.time(), 1)})
+    run.log({**metrics, "memory_gb": memory.peak(where), "time": round(time.time(), 1)})
     console.say(f"done: {run.folder}, fitted in {console.duration(spent)}")
     return run
 
@@ -117,9 +117,9 @@ def _check(config: RunConfig) -> None:
         raise UserError(
             f"data.label is {config.data.label}, but the scorer {name} is fitted on normal images alone: leave it out"
         )
-    if config.training.precision != "fp32" or config.training.judge_kimg is not None:
+    if config.training.precision != "fp32" or config.training.eval_kimg is not None:
         raise UserError(
-            f"the scorer {name} is fitted in fp32 and at once: leave training.precision and training.judge_kimg out"
+            f"the scorer {name} is fitted in fp32 and at once: leave training.precision and training.eval_kimg out"
         )
     for key, given in (("network", config.network), ("optim", config.optim), ("generator", config.generator)):
         if given:

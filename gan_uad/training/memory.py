@@ -30,25 +30,25 @@ def explained(run: Run, kept: Callable[[], str], batch: int, allows: Callable[[i
 
     `allows(micro_batch, training.batch)`: whether the task can work in such passes (see `Task.allows`).
     """
-    with _told(lambda: _advice(run, kept(), batch, allows), alone=distributed.world().size > 1):
+    with _overrides_of(lambda: _advice(run, kept(), batch, allows), alone=distributed.world().size > 1):
         yield
 
 
 @contextmanager
 def explained_aside(run: Run, kept: Callable[[], str], doing: str, alone: bool) -> Iterator[None]:
-    """The same for work beside the steps ("drawing a snapshot", "judging"), whose passes no setting changes.
+    """The same for work beside the steps ("drawing a snapshot", "validation"), whose passes no setting changes.
 
     `alone`: every process does a part of it; else rank 0 does it, by `distributed.first`.
     """
     config = run.config
     tried = f"{config.model} at {config.resolution} px"
     alone = alone and distributed.world().size > 1
-    with _told(lambda: f"out of memory in {doing}: {tried} ({kept()}). {_smaller(config)}", alone):
+    with _overrides_of(lambda: f"out of memory in {doing}: {tried} ({kept()}). {_smaller(config)}", alone):
         yield
 
 
 @contextmanager
-def _told(line: Callable[[], str], alone: bool) -> Iterator[None]:
+def _overrides_of(line: Callable[[], str], alone: bool) -> Iterator[None]:
     """Raise `JobFailed(line())` in place of an error of memory; `alone`: in this one of several processes, which must tell it itself."""
     try:
         yield

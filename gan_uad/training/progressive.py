@@ -122,12 +122,12 @@ class ProgressiveTask(AdversarialTask):
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One discriminator and one generator step at the present level."""
         self.enter(nimg)
-        figures = self.discriminator_step(self.at_level(real))
-        figures |= self.generator_step(len(real))
+        metrics = self.discriminator_step(self.at_level(real))
+        metrics |= self.generator_step(len(real))
         batch = self.whole(real)
         self.average(batch, nimg + batch)
         level, alpha = self.G.stage
-        return figures | {"resolution": torch.tensor(float(1 << level)), "alpha": torch.tensor(alpha)}
+        return metrics | {"resolution": torch.tensor(float(1 << level)), "alpha": torch.tensor(alpha)}
 
     def average(self, batch: int, nimg: int) -> None:
         """Move the averaged generator after a step that saw `batch` images, `nimg` having been seen in all."""

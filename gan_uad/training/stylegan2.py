@@ -90,15 +90,15 @@ class StyleGAN2Task(StyleTask):
         """Generator, its path length when due, discriminator, its R1 when due, average."""
         batch = self.whole(real)
         turn = nimg // batch
-        figures = self.generator_step(len(real))
+        metrics = self.generator_step(len(real))
         if self.path_interval and turn % self.path_interval == 0:
             # Rounded down in each process: that of one process where all can have equal shares of it.
-            figures = self.path_step(max(1, len(real) // self.path_shrink)) | figures
-        figures |= self.discriminator_step(real)
+            metrics = self.path_step(max(1, len(real) // self.path_shrink)) | metrics
+        metrics |= self.discriminator_step(real)
         if self.r1_interval and turn % self.r1_interval == 0:
-            figures = self.r1_step(real) | figures
+            metrics = self.r1_step(real) | metrics
         self.ema.update(batch, nimg + batch)
-        return figures
+        return metrics
 
     def generator_step(self, count: int) -> dict[str, Tensor]:
         """Minimise the non-saturating loss over the generator, on `count` images in this process."""
@@ -124,9 +124,9 @@ class StyleGAN2Task(StyleTask):
             value = (lengths - self.path_mean).square().mean()
             return value * self.path_weight * self.path_interval, {"path_length": lengths.mean(), "path_penalty": value}
 
-        figures = self.optimise(self.opt_G, count, loss)
-        self.path_mean.lerp_(distributed.mean(figures["path_length"]), self.path_decay)
-        return figures
+        metrics = self.optimise(self.opt_G, count, loss)
+        self.path_mean.lerp_(distributed.mean(metrics["path_length"]), self.path_decay)
+        return metrics
 
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
         """Minimise the logistic loss over the discriminator."""
@@ -144,12 +144,12 @@ class StyleGAN2Task(StyleTask):
                 "diversity": diversity(fake, real[part]),
             }
 
-        figures = self.optimise(self.opt_D, len(real), loss)
+        metrics = self.optimise(self.opt_D, len(real), loss)
         if self.pipe is not None and self.augment_p is None:
             batch = self.whole(real)
-            self.ada.observe(float(distributed.mean(figures["real_sign"])) * batch, batch)
-            figures["ada_p"] = torch.tensor(self.ada.p)
-        return figures
+            self.ada.observe(float(distributed.mean(metrics["real_sign"])) * batch, batch)
+            metrics["ada_p"] = torch.tensor(self.ada.p)
+        return metrics
 
     def r1_step(self, real: Tensor) -> dict[str, Tensor]:
         """Minimise γ/2 · ‖∇D(real)‖² over the discriminator."""

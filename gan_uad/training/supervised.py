@@ -20,8 +20,8 @@ from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.augment import Augmentation, AugmentPipe
 from gan_uad.training.jitter import Jitter
-from gan_uad.training.judge import of_each
 from gan_uad.training.single import SingleTask, evaluating
+from gan_uad.training.validation import per_image
 
 OPTIMISERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 SAMPLES = 64  # images of a snapshot
@@ -124,9 +124,9 @@ class SupervisedTask(SingleTask):
         self.examples = to_tensor(known.gather(np.sort(picked)))
         return stream
 
-    def judge(self, patches: PatchSet) -> Validation:
+    def validator(self, patches: PatchSet) -> ClassifierValidator:
         """See `Task`. Raises `UserError` unless there are validation images of both labels."""
-        return Validation(self, patches)
+        return ClassifierValidator(self, patches)
 
     def step(self, real: tuple[Tensor, Tensor], nimg: int) -> dict[str, Tensor]:
         """One step on images `[N, 3, R, R]` in [-1, 1] and labels `[N]` of 0 and 1."""
@@ -144,8 +144,8 @@ class SupervisedTask(SingleTask):
             value = (each * self.class_weights[labels[part]]).mean()
             return value, {"loss": value, "accuracy": (logits.argmax(1) == labels[part]).float().mean()}
 
-        figures = self.optimise(self.opt, len(images), loss)
-        return figures | {"lr": torch.tensor(self.lr_at(nimg))}
+        metrics = self.optimise(self.opt, len(images), loss)
+        return metrics | {"lr": torch.tensor(self.lr_at(nimg))}
 
     def lr_at(self, nimg: int) -> float:
         """Learning rate of the step that follows `nimg` images. `schedule_epochs` count from `stream` on, which knows how long one is."""
@@ -181,7 +181,7 @@ class SupervisedTask(SingleTask):
         return self.examples if changes is None else self.change(self.examples, changes)
 
 
-class Validation:
+class ClassifierValidator:
     """Judges a classifier by validation images: `val_loss` (cross-entropy), `val_accuracy` and `val_auroc`.
 
     Where the task balances the classes, loss and accuracy are means over the two classes of each one's own. In float32, the network
@@ -190,7 +190,7 @@ class Validation:
 
     def __init__(self, task: SupervisedTask, patches: PatchSet) -> None:
         self.task, self.larger = task, task.best_by != "val_loss"
-        self.figure: str = task.best_by
+        self.metric: str = task.best_by
         self.patches = patches.take(np.flatnonzero(patches.manifest.label >= 0))
         self.labels = torch.from_numpy(self.patches.manifest.label.astype(np.int64))
         for label, name in ((0, "normal"), (1, "anomalous")):
@@ -199,16 +199,16 @@ class Validation:
                     f"{patches.source}: no {name} image among the {len(patches)} validation images; both are needed to judge"
                 )
 
-    def judge(self, nimg: int) -> dict[str, float]:
+    def validate(self, nimg: int) -> dict[str, float]:
         """See `Judge`."""
         task = self.task
         with evaluating(task.model):
-            logits = of_each(self.patches, task.device, 2, task.model).double()
+            logits = per_image(self.patches, task.device, 2, task.model).double()
         each = F.cross_entropy(logits, self.labels, reduction="none")
         right = (logits.argmax(1) == self.labels).double()
         score = (logits[:, 1] - logits[:, 0]).numpy()
-        figures = {"val_loss": self._mean(each), "val_accuracy": self._mean(right)}
-        return figures | {"val_auroc": auroc(self.labels.numpy(), score) if np.isfinite(score).all() else math.nan}
+        metrics = {"val_loss": self._mean(each), "val_accuracy": self._mean(right)}
+        return metrics | {"val_auroc": auroc(self.labels.numpy(), score) if np.isfinite(score).all() else math.nan}
 
     def _mean(self, values: Tensor) -> float:
         if self.task.balance == "none":

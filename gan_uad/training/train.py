@@ -11,10 +11,11 @@ import torch
 import yaml
 from torch import nn
 
-from gan_uad import checkpoint, console, device, registry
+from gan_uad import checkpoint, console, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_model
 from gan_uad.data.manifest import LABELS
 from gan_uad.data.patches import PatchSet, contaminated, some
+from gan_uad.device import prepare
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
 from gan_uad.model import inherit_preprocessing, load_model
@@ -24,17 +25,17 @@ from gan_uad.training import distributed
 from gan_uad.training.adversarial import AdversarialTask
 from gan_uad.training.engine import Task, save_grid
 from gan_uad.training.engine import train as run_training
-from gan_uad.training.fid import FrechetJudge
+from gan_uad.training.fid import FrechetValidator
 from gan_uad.training.fit import contamination_in_words, fit, nothing_to_learn_from
-from gan_uad.training.judge import Judge
 from gan_uad.training.loading import load_together
+from gan_uad.training.validation import Validator
 
 # What a resumed run may be told anew: nothing that changes what the next step computes.
 # (`micro_batch` up to rounding: without it no run could go on that ran out of memory.)
 RESUMABLE = {
     f"training.{key}"
     for key in (
-        *("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "judge_kimg", "patience"),
+        *("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "eval_kimg", "patience"),
         *("threads", "device", "micro_batch"),
     )
 }
@@ -80,23 +81,23 @@ def _configured(
     if micro_batch is not None and (batch // processes) % micro_batch:
         share = f"{batch // processes} images of each process" if processes > 1 else f"training.batch {batch}"
         raise UserError(f"training.micro_batch {micro_batch} does not divide the {share}")
-    if config.training.patience is not None and config.training.judge_kimg is None:
-        raise UserError("training.patience counts judgements, and there are none: set training.judge_kimg too")
+    if config.training.patience is not None and config.training.eval_kimg is None:
+        raise UserError("training.patience counts judgements, and there are none: set training.eval_kimg too")
     return config, existing
 
 
 def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World) -> Run:
     settings = config.training
-    where = distributed.together(lambda: device.prepare(settings.device, settings.threads, settings.precision))
+    device = distributed.together(lambda: prepare(settings.device, settings.threads, settings.precision))
     together = f", {here.size} processes" if here.size > 1 else ""
     console.say(
-        f"{config.name}: {config.model} to be trained by {config.task} at {config.resolution} px on {where}{together}"
+        f"{config.name}: {config.model} to be trained by {config.task} at {config.resolution} px on {device}{together}"
     )
     torch.manual_seed(settings.seed)
-    task = distributed.together(lambda: build_task(config, where))
+    task = distributed.together(lambda: build_task(config, device))
     task.micro_batch = settings.micro_batch
     task.check_batches(settings.batch)
-    _check_precision(config, where)
+    _check_precision(config, device)
     if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
         distributed.together(partial(_begin, task, config))
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
@@ -111,7 +112,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     chosen = contaminated(patches, chosen, config.data.contamination, settings.seed)
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
-    judge = None if settings.judge_kimg is None else _judge(config, task, patches, chosen)
+    validator = None if settings.eval_kimg is None else _validator(config, task, patches, chosen)
     run = distributed.first(lambda: _run(config, out, existing, chosen))
     told = contamination_in_words(config)
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{told} -> {run.folder}")
@@ -121,7 +122,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
         "train_data": patches.fingerprint,
     }
     try:
-        ended = run_training(task, stream, run, where, description, existing is not None, judge)
+        ended = run_training(task, stream, run, device, description, existing is not None, validator)
     except Interrupted:
         distributed.first(lambda: _draw_curves(task, run))
         raise
@@ -133,8 +134,8 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
 def _begin(task: Task, config: RunConfig) -> None:
     """What a new training starts from."""
     task.begin()
-    if config.initial is not None:
-        task.start_from(load_model(config.initial).networks, f"initial {config.initial}")
+    if config.init_from is not None:
+        task.start_from(load_model(config.init_from).networks, f"init_from {config.init_from}")
 
 
 def _draw_curves(task: Task, run: Run) -> None:
@@ -142,7 +143,7 @@ def _draw_curves(task: Task, run: Run) -> None:
     if task.curves and (rows := run.read_log()):
         from gan_uad.plotting.plots import learning_curves
 
-        learning_curves(rows, run.read_judgements(), task.curves, run.folder / "curves.png")
+        learning_curves(rows, run.read_validations(), task.curves, run.folder / "curves.png")
 
 
 def _check_enough(config: RunConfig, task: Task, count: int) -> None:
@@ -163,26 +164,26 @@ def _check_enough(config: RunConfig, task: Task, count: int) -> None:
         )
 
 
-def _judge(config: RunConfig, task: Task, patches: PatchSet, chosen: PatchSet) -> Judge:
-    """What judges the task every `judge_kimg`: a generator by the images that it is trained on, others by validation images."""
+def _validator(config: RunConfig, task: Task, patches: PatchSet, chosen: PatchSet) -> Validator:
+    """What judges the task every `eval_kimg`: a generator by the images that it is trained on, others by validation images."""
     settings = config.training
     if isinstance(task, AdversarialTask):
-        net = distributed.together(lambda: load_features(settings.judge_features, device=task.device))
-        return FrechetJudge(task, chosen, net, settings.judge_images)
+        net = distributed.together(lambda: load_features(settings.eval_features, device=task.device))
+        return FrechetValidator(task, chosen, net, settings.eval_images)
     validation = patches.select("val")
     if len(validation) == 0:
-        raise UserError(f"{config.data.path}: no image in the val split, on which training.judge_kimg would judge")
-    judge = task.judge(some(validation, settings.judge_images, settings.seed))
-    if judge is None:
-        raise UserError(f"nothing judges a {config.task} while it is trained: leave training.judge_kimg out")
-    return judge
+        raise UserError(f"{config.data.path}: no image in the val split, on which training.eval_kimg would judge")
+    validator = task.validator(some(validation, settings.eval_images, settings.seed))
+    if validator is None:
+        raise UserError(f"nothing judges a {config.task} while it is trained: leave training.eval_kimg out")
+    return validator
 
 
-def _check_precision(config: RunConfig, where: torch.device) -> None:
+def _check_precision(config: RunConfig, device: torch.device) -> None:
     """Raise `UserError` for fp16 where it would overflow."""
     if config.training.precision != "fp16":
         return
-    if where.type != "cuda":
+    if device.type != "cuda":
         raise UserError("training.precision fp16 is for CUDA; use fp32 (or bf16) on a CPU")
     if "low_precision_levels" not in inspect.signature(registry.find("network", config.model)).parameters:
         raise UserError(
@@ -205,10 +206,10 @@ def _batch_norm(task: Task) -> bool:
     return any(layer.training and isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in layers)
 
 
-def build_task(config: RunConfig, where: torch.device) -> Task:
+def build_task(config: RunConfig, device: torch.device) -> Task:
     """Networks and task of a configuration, freshly initialised from torch's global seed."""
     model = registry.build("network", config.model, {"resolution": config.resolution, **config.network})
-    given: dict[str, Any] = {"model": model, "device": where, "seed": config.training.seed}
+    given: dict[str, Any] = {"model": model, "device": device, "seed": config.training.seed}
     if "generator" in inspect.signature(registry.find("task", config.task)).parameters:
         if config.generator is None:
             raise UserError(f"{config.name} trains an encoder and needs a trained generator: add --generator RUN")
@@ -222,8 +223,8 @@ def build_task(config: RunConfig, where: torch.device) -> Task:
 def _completed(config: RunConfig) -> RunConfig:
     """Settle what follows from the generator and from where we are, so that the run's configuration says everything."""
     _write_out_paths(config)
-    if config.initial is not None and not config.task:
-        raise UserError(f"{config.name} trains no network and starts from none: leave initial out")
+    if config.init_from is not None and not config.task:
+        raise UserError(f"{config.name} trains no network and starts from none: leave init_from out")
     if config.generator is None:
         return config
     theirs = load_model(config.generator)
@@ -236,8 +237,8 @@ def _write_out_paths(config: RunConfig) -> None:
     """Scoring, say, finds the validation images by these paths, from whatever folder it is called."""
     if config.data.path is not None:
         config.data.path = _absolute(config.data.path)
-    if config.initial is not None:
-        config.initial = _absolute(config.initial)
+    if config.init_from is not None:
+        config.init_from = _absolute(config.init_from)
     if config.generator is not None:
         config.generator = _absolute(config.generator)
     if isinstance(config.optim.get("cnn"), str):
@@ -269,7 +270,7 @@ def _existing(source: str, overrides: tuple[str, ...], out: Path, resume: bool) 
 
 def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
     config = resolve(
-        read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, where=str(run.folder)
+        read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, context=str(run.folder)
     )
     started = run.config.model_copy(deep=True)
     for told in (config, started):
@@ -280,10 +281,10 @@ def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
             raise UserError(
                 f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that"
             )
-    if config.training.judge_kimg is None and run.read_judgements():
+    if config.training.eval_kimg is None and run.read_validations():
         raise UserError(
             f"{run.folder} stands for the best model of its judgements, and without any more it would stay that one: "
-            "keep training.judge_kimg, or start a new run"
+            "keep training.eval_kimg, or start a new run"
         )
     return config
 

@@ -8,7 +8,7 @@ from statistics import median
 
 RECENT = 5  # ticks that a sign of trouble must last
 SILENCE = 25  # ticks before the same warning comes again
-SETTLED = 10  # ticks at the start that are not judged
+WARMUP_TICKS = 10  # ticks at the start that are not judged
 EXPLOSION = 50.0  # times the usual gradient norm
 
 
@@ -36,13 +36,13 @@ class Watch:
         self.rows.append(row)
         self.seen += 1
         found = []
-        if self.seen > SETTLED:
-            found = [(kind, text) for kind, text in self._judge(row, usual) if self._due(kind)]
+        if self.seen > WARMUP_TICKS:
+            found = [(kind, text) for kind, text in self._validator(row, usual) if self._due(kind)]
         for kind, _ in found:
             self.said[kind] = self.seen
         return [text for _, text in found]
 
-    def _judge(self, row: dict[str, float], usual: dict[str, float]) -> Iterable[tuple[str, str]]:
+    def _validator(self, row: dict[str, float], usual: dict[str, float]) -> Iterable[tuple[str, str]]:
         if self._lasting("real_sign", lambda v: v > 0.95) and self._lasting("fake_sign", lambda v: v < -0.95):
             yield (
                 "signs",

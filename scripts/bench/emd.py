@@ -71,8 +71,8 @@ def main() -> None:
         results: dict[str, NDArray[np.floating]] = {}
         spent = interleave(works(*pairs(args.images, side), results), args.rounds, device)
         print(f"{args.images} images of {side} px, {args.rounds} interleaved rounds")
-        for figure, reference in (("emd", "emd scipy"), ("ssim", "ssim scikit-image")):
-            ours = f"{figure} gan_uad"
+        for metric, reference in (("emd", "emd scipy"), ("ssim", "ssim scikit-image")):
+            ours = f"{metric} gan_uad"
             off = np.abs(results[ours] - results[reference]).max()
             for name in (ours, reference):
                 a_image = statistics.median(spent[name]) / args.images * 1e3

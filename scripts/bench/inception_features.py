@@ -62,7 +62,7 @@ def pictures(n: int, side: int, seed: int) -> np.ndarray:
     )
 
 
-def figures(net: FeatureNet, sets: list[np.ndarray], device: torch.device) -> tuple[float, float]:
+def metrics(net: FeatureNet, sets: list[np.ndarray], device: torch.device) -> tuple[float, float]:
     """FID and KID by this package."""
     a, b = (np.concatenate(list(extract(net, [images], device))) for images in sets)
     return frechet_distance(gaussian_of(a), gaussian_of(b)), kid(a, b, subsets=10, size=len(a) // 2).mean
@@ -83,7 +83,7 @@ def parity(file: Path, nets: dict[str, FeatureNet], n: int, side: int, folder: P
     print(f"{n} + {n} images        FID {'':24} KID, subsets drawn by each in its own way")
     print(f"torch-fidelity     {expected[0]:14.6f} {'':18} {expected[1]:.6g}")
     for name, net in nets.items():
-        ours = figures(net, sets, device)
+        ours = metrics(net, sets, device)
         print(f"{name:18} {ours[0]:14.6f} ({ours[0] / expected[0] - 1:+.1e})       {ours[1]:.6g}")
 
 

@@ -58,9 +58,9 @@ def main() -> None:
     if args.encoder:
         model = load_model(args.encoder, device)
         options = {"perceptual": args.perceptual, "micro_batch": args.batch, "steps": args.hybrid_steps}
-        hybrid = registry.build("inverter", "hybrid", options, nets=model.networks, device=device)
+        hybrid = registry.build("inverter", "style_encoder", options, nets=model.networks, device=device)
         own = torch.rand(args.batch, 3, model.resolution, model.resolution).mul(2).sub(1)
-        works["hybrid"] = lambda: hybrid.invert(own)
+        works["style_encoder"] = lambda: hybrid.invert(own)
     flops = {name: flops_of(works[name]) for name in sizes}
     spent = interleave(works, args.rounds, device)
     print(header(device))
@@ -74,7 +74,7 @@ def main() -> None:
     together, alone = (spent[name] for name in sizes)
     print(f"an image side by side costs {median_ratio(together, alone) / args.batch:.2f} of one alone")
     if args.encoder:
-        seconds = statistics.median(spent["hybrid"]) / args.batch
+        seconds = statistics.median(spent["style_encoder"]) / args.batch
         print(f"{'hybrid':24s} {seconds:8.2f} s/image ({args.hybrid_steps} steps and the start)")
 
 

@@ -30,7 +30,7 @@ from gan_uad.features.load import load_features
 from gan_uad.scoring.base import Scorer
 from gan_uad.training.memory import peak
 
-FITTED = ("mean_color", "gaussian", "knn", "one_class_svm", "isolation_forest", "local_outlier_factor", "patch_memory")
+FITTED = ("mean_color", "mahalanobis", "knn", "one_class_svm", "isolation_forest", "local_outlier_factor", "patchcore")
 
 
 def fitted(name: str, net: Any, device: torch.device, images: torch.Tensor) -> Scorer:

@@ -22,8 +22,8 @@ from gan_uad.features.lpips import perceptual_distance
 from gan_uad.metrics.calibration import tail_probability
 from gan_uad.metrics.tails import Tail
 from gan_uad.scoring.base import PIXELS, Scorer, Scores, load_scorer
+from gan_uad.scoring.components import LatentCloud, painted, shell_distance, smoothed
 from gan_uad.scoring.distance import ImageDistance
-from gan_uad.scoring.parts import LatentCloud, painted, shell_distance, smoothed
 
 CPU = torch.device("cpu")
 STYLE = {"z_dim": 6, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
@@ -102,7 +102,7 @@ def scorer_of(gan: Any, space: str, noise: bool = False, theirs: Any = None, **o
 def test_the_differences_of_images(style: Any, effnet: Any) -> None:
     images = pictures(6)
     scores = scorer_of(style, "ws", True, perceptual="efficientnet_lite0", smooth=0).score(images)
-    assert list(scores.parts) == ["residual", "features", "l1", "l2", "effnet_lite0", "w_mahalanobis", "noise"]
+    assert list(scores.components) == ["residual", "features", "l1", "l2", "effnet_lite0", "w_mahalanobis", "noise"]
     away = (images - scores.reconstruction).double()
     with torch.no_grad():
         features = (style.D.features(images) - style.D.features(scores.reconstruction)).double()
@@ -115,7 +115,7 @@ def test_the_differences_of_images(style: Any, effnet: Any) -> None:
         }
         maps = effnet.maps(images, scores.reconstruction)
     for name, values in expected.items():
-        torch.testing.assert_close(scores.parts[name].double(), values, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(scores.components[name].double(), values, rtol=1e-5, atol=1e-7)
     own = 0.9 * expected["residual"] + 0.1 * expected["features"]
     torch.testing.assert_close(scores.image.double(), own, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(scores.map.double(), away.abs().mean(1))  # not calibrated
@@ -125,11 +125,11 @@ def test_the_differences_of_images(style: Any, effnet: Any) -> None:
 def test_whose_perceptual_distance_it_is(style: Any, plain: Any, effnet: Any) -> None:
     """The inverter's own, unless told otherwise; where it has one, that is what it makes small."""
     images = pictures(2)
-    assert "effnet_lite0" not in scorer_of(plain, "z").score(images).parts
+    assert "effnet_lite0" not in scorer_of(plain, "z").score(images).components
     found = scorer_of(style, "w", theirs=effnet).score(images)
-    assert torch.equal(found.image, found.parts["effnet_lite0"])
+    assert torch.equal(found.image, found.components["effnet_lite0"])
     without = scorer_of(style, "w", theirs=effnet, perceptual="none").score(images)
-    assert "effnet_lite0" not in without.parts
+    assert "effnet_lite0" not in without.components
     assert torch.equal(without.image, found.image)
     again = scorer_of(style, "w", theirs=effnet, perceptual="efficientnet_lite0")
     assert again.perceptual is effnet
@@ -147,7 +147,7 @@ def test_w_against_the_cloud_of_mapped_z(style: Any) -> None:
             w = style.G.mapping(latent) if space == "z" else latent
             rows = w.double().numpy().reshape(-1, 6) - cloud.mean(0)
             distances = np.sqrt(np.einsum("nd,nd->n", rows, np.linalg.solve(cov, rows.T).T))
-            found = scorer_of(style, space).score(images).parts["w_mahalanobis"]
+            found = scorer_of(style, space).score(images).components["w_mahalanobis"]
             np.testing.assert_allclose(found, distances.reshape(3, -1).mean(1), rtol=1e-4)
         own = LatentCloud(style.G).distance(style.G.mapping(z[:500]))
     assert float(own.square().mean()) == pytest.approx(6, rel=0.1)  # χ² of w_dim degrees of freedom
@@ -185,10 +185,10 @@ def test_what_noise_maps_painted(style: Any) -> None:
             torch.testing.assert_close(gained, (found.reconstruction - own).square().mean((1, 2, 3)))
             assert float(gained.min()) > 1e-4
             images = pictures(4)
-            parts = scorer_of(style, space, True).score(images).parts
+            components = scorer_of(style, space, True).score(images).components
             expected = (images - own).double().square() - (images - found.reconstruction).double().square()
-            torch.testing.assert_close(parts["noise"].double(), expected.mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
-    assert "noise" not in scorer_of(style, "w").score(images).parts
+            torch.testing.assert_close(components["noise"].double(), expected.mean((1, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert "noise" not in scorer_of(style, "w").score(images).components
 
 
 def test_smoothing_is_a_gaussian() -> None:
@@ -212,7 +212,7 @@ def calibrated(gan: Any, space: str, noise: bool = False, **options: Any) -> Sco
 CASES = [
     ("ws", True, {"combine": "fisher", "perceptual": "efficientnet_lite0"}),
     ("w", False, {"combine": "max"}),
-    ("z", False, {"combine": "fisher", "parts": ["z_shell", "l1"]}),
+    ("z", False, {"combine": "fisher", "components": ["z_shell", "l1"]}),
     ("z", False, {"combine": "own"}),
 ]
 
@@ -227,8 +227,8 @@ def test_scores_do_not_depend_on_the_batch(
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
     for size in (1, 3, 7):
         again = [scorer.score(part) for part in images[order].split(size)]
-        for name, expected in {"score": whole.image, "map": whole.map, **whole.parts}.items():
-            got = torch.cat([{"score": p.image, "map": p.map, **p.parts}[name] for p in again])
+        for name, expected in {"score": whole.image, "map": whole.map, **whole.components}.items():
+            got = torch.cat([{"score": p.image, "map": p.map, **p.components}[name] for p in again])
             torch.testing.assert_close(got, expected[order], rtol=1e-5, atol=1e-6, msg=f"{name}, batches of {size}")
 
 
@@ -240,14 +240,14 @@ def test_parts_are_combined_by_their_tails(
     gan = plain if space == "z" else style
     scorer = calibrated(gan, space, noise, **options)
     normals, new = pictures(24, seed=2)[torch.arange(24) % 6 != 5], pictures(5)
-    known, found = scorer.measure(normals).parts, scorer.score(new)
-    used = options.get("parts") or [name for name in known if name != "residual"]
+    known, found = scorer.measure(normals).components, scorer.score(new)
+    used = options.get("components") or [name for name in known if name != "residual"]
     values = {name: known[name].double().numpy() for name in used}
 
     def combined(log_p: list[Any]) -> Any:
         return -2 * np.sum(log_p, 0) if options["combine"] == "fisher" else -np.min(log_p, 0)
 
-    expected = combined([Tail.fit(values[n]).log_p(found.parts[n].double().numpy()) for n in used])
+    expected = combined([Tail.fit(values[n]).log_p(found.components[n].double().numpy()) for n in used])
     np.testing.assert_allclose(found.image, expected, rtol=1e-5)
     rows = range(20)
     windows = {n: Tail.fit(values[n]).window for n in used}
@@ -270,7 +270,7 @@ def test_maps_are_rarities_among_pixels_of_normals(style: Any) -> None:
         exact = tail_probability(pixels.flatten(), new.maps[name].flatten())
         logs.append(-torch.log10(torch.from_numpy(exact)).float().view(3, 32, 32))
         common &= logs[-1] < -math.log10(0.11)
-    found = scorer.settle(new).map
+    found = scorer.calibrated(new).map
     assert found is not None
     assert 0.5 < float(common.double().mean()) < 1
     torch.testing.assert_close(found[common], torch.stack(logs).mean(0)[common], rtol=0, atol=1e-2)  # of one window
@@ -308,15 +308,15 @@ def test_rounding_of_the_input_stays_rounding(
     def moved(values: Tensor) -> Tensor:
         return values * (1 + 1e-6 * (2 * torch.rand(values.shape, generator=rng) - 1))
 
-    parts, maps = ({k: moved(v) for k, v in known.items()} for known in (measured.parts, measured.maps))
-    before = scorer.settle(measured)
-    after = scorer.settle(replace(measured, image=moved(measured.image), parts=parts, maps=maps))
+    components, maps = ({k: moved(v) for k, v in known.items()} for known in (measured.components, measured.maps))
+    before = scorer.calibrated(measured)
+    after = scorer.calibrated(replace(measured, image=moved(measured.image), components=components, maps=maps))
     torch.testing.assert_close(after.image, before.image, rtol=1e-4, atol=2e-3)  # one rank is 0.05
     torch.testing.assert_close(after.map, before.map, rtol=1e-4, atol=1e-5)
 
 
 def test_combined_parts_come_back_from_a_file(style: Any, tmp_path: Path) -> None:
-    scorer = calibrated(style, "ws", True, combine="fisher", parts=["noise", "l2", "w_mahalanobis"])
+    scorer = calibrated(style, "ws", True, combine="fisher", components=["noise", "l2", "w_mahalanobis"])
     scorer.save(tmp_path / "scorer.safetensors")
     torch.manual_seed(5)
     blank = registry.build("network", "stylegan2", {"resolution": 32, **STYLE}).eval()
@@ -334,7 +334,7 @@ def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
         scorer_of(plain, "z", combine="max").score(pictures(1))
     with pytest.raises(UserError, match="at least 10 validation normals, got 9"):
         scorer_of(plain, "z", combine="max").fit([], [(pictures(9), torch.zeros(9))])
-    lacking = scorer_of(plain, "z", combine="max", parts=["l1", "noise"])
+    lacking = scorer_of(plain, "z", combine="max", components=["l1", "noise"])
     with pytest.raises(UserError, match="there is no noise here; what is measured is residual, features, l1"):
         lacking.fit([], [(pictures(10), torch.zeros(10))])
     scorer_of(plain, "z").fit([], [(pictures(2), torch.zeros(2))])
@@ -344,10 +344,10 @@ def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
     ("options", "message"),
     [
         ({"combine": "mean"}, "combine must be own, fisher or max"),
-        ({"combine": "max", "parts": []}, "at least one"),
-        ({"parts": ["l1"]}, "the method's own score has its own"),
-        ({"combine": "max", "parts": ["l11"]}, "no part is called 'l11': did you mean"),
-        ({"combine": "max", "parts": "l1"}, "option parts: input should be a valid list"),
+        ({"combine": "max", "components": []}, "at least one"),
+        ({"components": ["l1"]}, "the method's own score has its own"),
+        ({"combine": "max", "components": ["l11"]}, "no score component is called 'l11': did you mean"),
+        ({"combine": "max", "components": "l1"}, "option components: input should be a valid list"),
         ({"perceptual": "squeeze"}, "perceptual must be none or one of vgg, alex, efficientnet_lite0"),
         ({"smooth": -0.5}, r"smooth must be in \[0, 100\]"),
         ({"smooth": math.nan}, r"smooth must be in \[0, 100\]"),

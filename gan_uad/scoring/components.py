@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gan_uad.errors import UserError
 from gan_uad.metrics.shrinkage import ShrinkageMoments
-from gan_uad.scoring.gaussian import Normals
+from gan_uad.scoring.mahalanobis import Normals
 
 SAMPLES = 10_000  # z that are mapped to know the cloud of w
 AT_ONCE = 1000

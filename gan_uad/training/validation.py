@@ -19,13 +19,13 @@ from gan_uad.training import distributed
 AT_ONCE = 32  # images judged together
 
 
-class Judge(Protocol):
+class Validator(Protocol):
     """Tells how good a task is as it stands: a classifier's loss on validation images, a generator's FID."""
 
-    figure: str  # that of its figures which says which model is best
+    metric: str  # that of its figures which says which model is best
     larger: bool  # whether more of it is better
 
-    def judge(self, nimg: int) -> dict[str, float]:
+    def validate(self, nimg: int) -> dict[str, float]:
         """Figures by name, of the task after `nimg` images. A pure function of the task's state, in which it leaves no trace: no
         random number is taken from the generators of the run.
 
@@ -33,7 +33,7 @@ class Judge(Protocol):
         """
 
 
-def of_each(patches: PatchSet, device: torch.device, columns: int, figures: Callable[[Tensor], Tensor]) -> Tensor:
+def per_image(patches: PatchSet, device: torch.device, columns: int, metrics: Callable[[Tensor], Tensor]) -> Tensor:
     """`figures` `[n, columns]` of images `[n, 3, R, R]` on `device`, for all patches: `[N, columns]` on the CPU, in every process.
 
     Processes share the images; nothing is kept for a gradient.
@@ -44,11 +44,11 @@ def of_each(patches: PatchSet, device: torch.device, columns: int, figures: Call
     with torch.no_grad():
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
-            found[some] = figures(to_tensor(patches.gather(some)).to(device)).float().cpu()
+            found[some] = metrics(to_tensor(patches.gather(some)).to(device)).float().cpu()
     return distributed.total(found)
 
 
-class Judging:
+class ValidationTracker:
     """Calls a run's judge when it is due, and remembers which model was best and how long ago.
 
     `best.safetensors` is that model, `metrics.jsonl` holds every judgement. Without a judge nothing is ever due. All that it
@@ -59,22 +59,22 @@ class Judging:
     `keep` makes the file.
     """
 
-    def __init__(self, judge: Judge | None, run: Run) -> None:
-        self.judge, self.run = judge, run
+    def __init__(self, validator: Validator | None, run: Run) -> None:
+        self.validator, self.run = validator, run
         settings = run.config.training
-        self.every, self.patience = settings.judge_kimg, settings.patience
+        self.every, self.patience = settings.eval_kimg, settings.patience
         self.best: float | None = None
         self.best_nimg = 0
         self.since = 0  # judgements after the best
 
     def due(self, crossed: Callable[[float], bool], last: bool) -> bool:
         """Whether to judge now; `crossed(kimg)`: a multiple of `kimg` was just passed. `last`: the training ends here."""
-        return self.judge is not None and (last or (self.every is not None and crossed(self.every)))
+        return self.validator is not None and (last or (self.every is not None and crossed(self.every)))
 
     @property
     def exhausted(self) -> bool:
         """Whether so many judgements brought nothing better that training should end."""
-        return self.judge is not None and self.patience is not None and self.since >= self.patience
+        return self.validator is not None and self.patience is not None and self.since >= self.patience
 
     def is_best(self, nimg: int) -> bool:
         """Whether the model after `nimg` images is the best of all that were judged."""
@@ -82,8 +82,8 @@ class Judging:
 
     def keep(self, nimg: int, networks: dict[str, nn.Module], description: dict[str, Any]) -> None:
         """Write `best.safetensors` if the model after `nimg` images, which is given, is the best."""
-        if self.judge is not None and self.is_best(nimg):
-            told = {**description, "nimg": nimg, "best": {"figure": self.judge.figure, "value": self.best}}
+        if self.validator is not None and self.is_best(nimg):
+            told = {**description, "nimg": nimg, "best": {"figure": self.validator.metric, "value": self.best}}
             checkpoint.save_model(self.run.best_path, networks, told)
 
     def look(self, nimg: int, plot: Callable[[str, float, int], None]) -> dict[str, float]:
@@ -92,37 +92,35 @@ class Judging:
         `plot(name, value, nimg)` is called by rank 0. Figures that are not finite are returned, and nothing else is done:
         they say that training diverged.
         """
-        judge = self.judge
-        if judge is None:
+        validator = self.validator
+        if validator is None:
             raise ValueError("there is no judge")
         with full_precision():  # as `gan-uad fid` and `classify` compute it, however the training does
-            figures = distributed.from_first(judge.judge(nimg))
-        if not all(map(math.isfinite, figures.values())):
-            return figures
-        value = figures[judge.figure]
-        better = self.best is None or (value > self.best if judge.larger else value < self.best)
+            metrics = distributed.from_first(validator.validate(nimg))
+        if not all(map(math.isfinite, metrics.values())):
+            return metrics
+        value = metrics[validator.metric]
+        better = self.best is None or (value > self.best if validator.larger else value < self.best)
         if better:
             self.best, self.best_nimg, self.since = value, nimg, 0
         else:
             self.since += 1
 
         def write() -> None:
-            self.run.judged({"nimg": nimg, "kimg": nimg / 1000, **figures, "best": better})
-            for name, figure in figures.items():
-                plot(name, figure, nimg)
+            self.run.log_validation({"nimg": nimg, "kimg": nimg / 1000, **metrics, "best": better})
+            for name, metric in metrics.items():
+                plot(name, metric, nimg)
 
         distributed.first(write)
-        shown = " ".join(f"{name} {figure:.4g}" for name, figure in figures.items())
+        shown = " ".join(f"{name} {metric:.4g}" for name, metric in metrics.items())
         console.say(f"judged at {nimg / 1000:g} kimg: {shown}{' (the best so far)' if better else ''}")
-        return figures
+        return metrics
 
     def verdict(self, stopped_early: bool) -> str:
         """How it went, in words that follow on "12 kimg"; "" where nothing was judged."""
-        if self.judge is None or self.best is None:
+        if self.validator is None or self.best is None:
             return ""
-        text = (
-            f"; best {self.judge.figure} {self.best:.4g} at {self.best_nimg / 1000:g} kimg: {self.run.best_path.name}"
-        )
+        text = f"; best {self.validator.metric} {self.best:.4g} at {self.best_nimg / 1000:g} kimg: {self.run.best_path.name}"
         judgements = f"{self.since} judgement{'s' if self.since > 1 else ''}"
         return f", stopped early after {judgements} without a better one{text}" if stopped_early else text
 

@@ -59,8 +59,8 @@ class Normals:
         return cls(gaussian, float(tensors["shrinkage"]))
 
 
-@register("gaussian", kind="scorer")
-class GaussianScorer(VectorScorer):
+@register("mahalanobis", kind="scorer")
+class Mahalanobis(VectorScorer):
     """Mahalanobis distance of an image's features to those of normal images.
 
     `levels`: instead of the network's vector, its maps of these levels, each averaged over the image (which goes in at its own size) and
@@ -68,7 +68,7 @@ class GaussianScorer(VectorScorer):
     Source: Rippel, Mertens & Merhof 2021 (Gaussians of each level of ImageNet networks, summed).
     """
 
-    name = "gaussian"
+    name = "mahalanobis"
 
     def __init__(
         self,
@@ -131,10 +131,10 @@ class GaussianScorer(VectorScorer):
         """See `Scorer`; with `levels`, the distance of each is a part."""
         found = zip(self.normals, self.level_vectors(images), strict=True)
         distances = [normals.distance(vectors) for normals, vectors in found]
-        parts = {} if self.levels is None else {self._part(k): d.float() for k, d in enumerate(distances)}
-        return Scores(torch.stack(distances).sum(0).float(), parts)
+        components = {} if self.levels is None else {self._component(k): d.float() for k, d in enumerate(distances)}
+        return Scores(torch.stack(distances).sum(0).float(), components)
 
-    def _part(self, place: int) -> str:
+    def _component(self, place: int) -> str:
         return f"level_{self.levels[place] if isinstance(self.levels, list) else place}"
 
     def tensors(self) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from encoders.base import Found, Inversion, Inverter
+from encoders.base import Inversion, Inverter, SearchState
 from encoders.izi import EncoderTask
 from encoders.noise import autocorrelation
 from encoders.projection import LatentSearch, mapped_w, w_statistics
@@ -26,7 +26,7 @@ from gan_uad.networks.style_encoder import Code
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.ema import EMA
-from gan_uad.training.judge import of_each
+from gan_uad.training.validation import per_image
 
 NOISE_WEIGHT = 0.1
 
@@ -44,8 +44,8 @@ class Drawn:
         return Drawn(self.z[part], [maps[part] for maps in self.noise], self.share)
 
 
-@register("hybrid", kind="task")
-class HybridTask(EncoderTask):
+@register("style_encoder", kind="task")
+class StyleEncoderTask(EncoderTask):
     """Train a `style_encoder` E against a frozen StyleGAN or StyleGAN2: each image x should be y = synthesis(E(x)).
 
     For each image, the sum of: `pixel_weight` · mean (x − y)²; `perceptual_weight` · the distance called `perceptual`;
@@ -112,10 +112,10 @@ class HybridTask(EncoderTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """See `EncoderTask`."""
-        figures = super().step(real, nimg)
+        metrics = super().step(real, nimg)
         whole = self.whole(real)
         self.ema.update(whole, nimg + whole)
-        return figures
+        return metrics
 
     def draw(self, count: int) -> Drawn:
         """What the first of `count` images are replaced by, in this process: its share of those of the whole batch."""
@@ -142,13 +142,13 @@ class HybridTask(EncoderTask):
         parts["spread"] = w_distance(self.E, code.ws, self.E.w_avg)
         if code.noise is not None:
             parts["noise"] = autocorrelation(code.noise)
-        figures = {name: values.mean() for name, values in parts.items()}
+        metrics = {name: values.mean() for name, values in parts.items()}
         # Over all images of the pass: the mean over a batch then does not depend on how it is cut.
-        figures["latent"] = w_distance(self.E, code.ws[: len(w)], w[:, None]).sum() / len(images)
-        value = torch.stack([self.weights[name] * figure for name, figure in figures.items()]).sum()
+        metrics["latent"] = w_distance(self.E, code.ws[: len(w)], w[:, None]).sum() / len(images)
+        value = torch.stack([self.weights[name] * metric for name, metric in metrics.items()]).sum()
         if drawn.share:
-            figures["latent"] = figures["latent"] / drawn.share
-        return value, figures
+            metrics["latent"] = metrics["latent"] / drawn.share
+        return value, metrics
 
     def distances(self, images: Tensor, made: Tensor) -> dict[str, Tensor]:
         """What an image and its reconstruction differ by, each `[N]`."""
@@ -174,17 +174,17 @@ class HybridTask(EncoderTask):
         """See `EncoderTask`; by the averaged encoder."""
         return self.synthesize(self.ema.net(images)).clamp(-1, 1)
 
-    def judge(self, patches: PatchSet) -> Reconstruction:
+    def validator(self, patches: PatchSet) -> ReconstructionValidator:
         """See `Task`."""
-        return Reconstruction(self, patches)
+        return ReconstructionValidator(self, patches)
 
     def networks(self) -> dict[str, nn.Module]:
         """The averaged encoder, and the GAN that it belongs to."""
         return {"gan": self.gan, "encoder": self.ema.net}
 
-    def start_from(self, trained: dict[str, nn.Module], where: str) -> None:
+    def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
         """See `EncoderTask`; the mean and spread of w are this generator's."""
-        super().start_from(trained, where)
+        super().start_from(trained, context)
         self.E.centre(*w_statistics(mapped_w(self.gan.G)))
         self.ema.net.load_state_dict(self.E.state_dict())
 
@@ -198,21 +198,21 @@ class HybridTask(EncoderTask):
         load_weights(self.ema.net, state["ema"], "the checkpoint")
 
 
-class Reconstruction:
+class ReconstructionValidator:
     """Judges an encoder by the reconstructions of validation normals: medians of the perceptual and the pixel distance.
 
     In float32; processes share the images.
     """
 
-    figure, larger = "val_perceptual", False
+    metric, larger = "val_perceptual", False
 
-    def __init__(self, task: HybridTask, patches: PatchSet) -> None:
+    def __init__(self, task: StyleEncoderTask, patches: PatchSet) -> None:
         """Raises `UserError` when no patch is normal."""
         self.task, self.patches = task, patches.select(label=0)
         if len(self.patches) == 0:
             raise UserError(f"{patches.source}: no normal image among the {len(patches)} validation images to judge by")
 
-    def judge(self, nimg: int) -> dict[str, float]:
+    def validate(self, nimg: int) -> dict[str, float]:
         """See `Judge`."""
         task = self.task
 
@@ -220,7 +220,7 @@ class Reconstruction:
             parts = task.distances(images, task.reconstruct(images))
             return torch.stack([parts["perceptual"], parts["pixel"]], 1)
 
-        perceptual, pixel = of_each(self.patches, task.device, 2, distances).median(0).values.tolist()
+        perceptual, pixel = per_image(self.patches, task.device, 2, distances).median(0).values.tolist()
         return {"val_perceptual": perceptual, "val_pixel": pixel}
 
 
@@ -230,8 +230,8 @@ def w_distance(E: Any, ws: Tensor, w: Tensor) -> Tensor:
     return distance
 
 
-@register("hybrid", kind="inverter")
-class HybridInverter(LatentSearch):
+@register("style_encoder", kind="inverter")
+class StyleEncoderInverter(LatentSearch):
     """The encoder's w of each layer and noise maps, alone (`steps` 0) or as the start of a short search.
 
     The search is that of `LatentSearch` without noise on the latents, which would only lead away from a good start, at a lower rate, and
@@ -249,7 +249,7 @@ class HybridInverter(LatentSearch):
         steps: int = 50,
         lr: float = 0.03,
         perceptual: str = "efficientnet_lite0",
-        settle: float = 0.0,
+        tol: float = 0.0,
         seed: int = 0,
         noise_weight: float = NOISE_WEIGHT,
         kappa: float = 1.0,
@@ -258,11 +258,11 @@ class HybridInverter(LatentSearch):
         """Raises `ValueError` for options, and `UserError` where weights are missing."""
         if not hasattr(nets.get("encoder"), "num_ws"):
             raise ValueError(
-                "this model has no encoder into w; train one (gan-uad train hybrid_64 --generator RUN) or use --inverter w"
+                "this model has no encoder into w; train one (gan-uad train style_encoder_64 --generator RUN) or use --inverter w"
             )
         if steps < 0:
             raise ValueError(f"steps must not be negative, got {steps}")
-        super().__init__(nets, device, max(steps, 1), lr, perceptual, settle, 1, seed, noise_weight, kappa, micro_batch)
+        super().__init__(nets, device, max(steps, 1), lr, perceptual, tol, 1, seed, noise_weight, kappa, micro_batch)
         self.steps = steps
 
     def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
@@ -271,7 +271,7 @@ class HybridInverter(LatentSearch):
             code: Code = self.nets["encoder"](images)
         return code
 
-    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[Found]:
+    def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[SearchState]:
         """See `Inverter`."""
         if self.steps:
             return super().stream(images, progress)

@@ -21,8 +21,8 @@ SIDE = 224  # px that images are brought to where the network does not say
 ROWS = 2048  # patches whose distances to the memory are held at a time
 
 
-@register("patch_memory", kind="scorer")
-class PatchMemory(FeatureScorer):
+@register("patchcore", kind="scorer")
+class PatchCore(FeatureScorer):
     """Distance of an image's patches to the nearest patches of normal images: PatchCore (Roth et al. 2022).
 
     A patch is a place of the network's maps at 1/8 and 1/16 of the image's side (`strides`), each map averaged over 3 × 3 places (at the
@@ -35,7 +35,7 @@ class PatchMemory(FeatureScorer):
     """
 
     micro_batch = 16
-    name = "patch_memory"
+    name = "patchcore"
 
     def __init__(
         self,
@@ -126,8 +126,8 @@ class PatchMemory(FeatureScorer):
             )
         found = F.interpolate(distance.view(n, 1, h, w), (self.side,) * 2, mode="bilinear", align_corners=False)
         found = resized(_smooth(found, self.sigma), images.shape[-1])
-        parts = {"max": largest.cpu(), "mean": distance.view(n, -1).mean(1).cpu()}
-        return Scores(parts[self.reduce], parts, found[:, 0].cpu())
+        components = {"max": largest.cpu(), "mean": distance.view(n, -1).mean(1).cpu()}
+        return Scores(components[self.reduce], components, found[:, 0].cpu())
 
     @torch.inference_mode()
     def _patches(self, images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Judging while training: when, what is kept and written, when it ends the training; a resumed run ends as an uninterrupted one."""
+"""Validation while training: when, what is kept and written, when it ends the training; a resumed run ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from gan_uad.errors import Interrupted, JobFailed
 from gan_uad.run import Run
 from gan_uad.training import engine
 
-EVERY = {"judge_kimg": 0.02}  # of 0.2 kimg, in batches of 10
+EVERY = {"eval_kimg": 0.02}  # of 0.2 kimg, in batches of 10
 VALUES = {20: 5.0, 40: 3.0, 60: 4.0, 80: 2.5, 100: 2.5, 120: 9.0, 140: 3.0, 160: 2.0, 180: 7.0, 200: 8.0}
 
 
 class Marks:
     """A judge whose figure after so many images is fixed; remembers when it was asked."""
 
-    figure = "mark"
+    metric = "mark"
 
     def __init__(self, values: dict[int, float] | Callable[[int], float] = VALUES, larger: bool = False) -> None:
         self.value = values.__getitem__ if isinstance(values, dict) else values
         self.larger, self.asked = larger, []  # type: ignore[var-annotated]
 
-    def judge(self, nimg: int) -> dict[str, float]:
+    def validate(self, nimg: int) -> dict[str, float]:
         self.asked.append(nimg)
         return {"other": float(nimg), "mark": self.value(nimg)}
 
@@ -81,12 +81,12 @@ def test_larger_may_be_better(tmp_path: Path) -> None:
 
 
 def test_the_end_is_judged_even_between_two_dates(tmp_path: Path) -> None:
-    run, judge = toy_run(tmp_path, judge_kimg=0.15), Marks(lambda nimg: nimg)
+    run, judge = toy_run(tmp_path, eval_kimg=0.15), Marks(lambda nimg: nimg)
     run_toy(run, judge)
     assert judge.asked == [150, 200]
     run, judge = toy_run(tmp_path), Marks(lambda nimg: nimg)
     run_toy(run, judge)
-    assert judge.asked == [200], "no judge_kimg"
+    assert judge.asked == [200], "no eval_kimg"
 
 
 def test_figures_are_in_tensorboard(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_state_of_before_there_were_judges_goes_on(tmp_path: Path) -> None:
     run = toy_run(tmp_path, total_kimg=0.1)
     run_toy(run, None)
     old = state(run.folder)
-    del old["judging"]
+    del old["validation"]
     torch.save(old, run.folder / "state.pt")
     raw = run.config.model_dump()
     raw["training"] |= {"total_kimg": 0.2, **EVERY}
@@ -219,11 +219,11 @@ def test_a_state_of_before_there_were_judges_goes_on(tmp_path: Path) -> None:
 def test_patience_without_judgements_is_refused(tiny: Any, tmp_path: Path) -> None:
     result = tiny.train(tiny.config("dcgan"), tmp_path, patience=3)
     assert result.exit_code == 2
-    assert "training.patience counts judgements, and there are none: set training.judge_kimg too" in result.stderr
+    assert "training.patience counts judgements, and there are none: set training.eval_kimg too" in result.stderr
 
 
 def test_a_task_that_nothing_judges_says_so(tiny: Any, tmp_path: Path) -> None:
-    result = tiny.train(tiny.config("izi_f"), tmp_path, "--generator", tiny.generator, judge_kimg=0.016)
+    result = tiny.train(tiny.config("izi_f"), tmp_path, "--generator", tiny.generator, eval_kimg=0.016)
     assert result.exit_code == 2
     assert "nothing judges a izi_f while it is trained" in result.stderr
     assert not list(tmp_path.iterdir())
@@ -233,8 +233,8 @@ def test_the_presets_of_classifiers_are_judged() -> None:
     for name in ("densenet121_64", "densenet121_512"):
         training = load_config(name).training
         assert training.patience is not None
-        assert training.judge_kimg is not None
-        assert training.judge_kimg * training.patience < training.total_kimg
+        assert training.eval_kimg is not None
+        assert training.eval_kimg * training.patience < training.total_kimg
 
 
 def test_judged_in_full_precision_and_trained_as_asked(tmp_path: Path) -> None:

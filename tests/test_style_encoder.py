@@ -54,11 +54,11 @@ def task(gan: Any = None, model: Any = None, seed: int = 3, **options: Any) -> A
     torch.manual_seed(1)
     gan = stirred(net("stylegan2", **STYLE)) if gan is None else gan
     model = stirred(encoder()) if model is None else model
-    return registry.build("task", "hybrid", options, model=model, device=CPU, seed=seed, generator=gan)
+    return registry.build("task", "style_encoder", options, model=model, device=CPU, seed=seed, generator=gan)
 
 
 def inverter(nets: dict[str, Any], **options: Any) -> Any:
-    return registry.build("inverter", "hybrid", options, nets=nets, device=CPU)
+    return registry.build("inverter", "style_encoder", options, nets=nets, device=CPU)
 
 
 def nets(predict_noise: bool = True) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def test_processes_share_what_one_would_draw(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_judge_takes_medians_over_validation_normals(tiny: Any) -> None:
     job = task()
     patches = load_patches(DataConfig(path=str(tiny.patches)), 32)
-    figures = job.judge(patches).judge(0)
+    figures = job.validator(patches).validate(0)
     normals = to_tensor(patches.select(label=0).gather(range(20)))
     E = job.networks()["encoder"]
     with torch.no_grad():
@@ -261,7 +261,7 @@ def test_the_judge_takes_medians_over_validation_normals(tiny: Any) -> None:
     assert figures["val_perceptual"] == pytest.approx(float(distance.sort().values[9]), rel=1e-4)
     assert figures["val_pixel"] == pytest.approx(float(pixel.sort().values[9]), rel=1e-4)
     with pytest.raises(UserError, match="no normal image among the 4 validation images"):
-        job.judge(patches.select(label=1))
+        job.validator(patches.select(label=1))
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_who_has_no_such_encoder() -> None:
     for broken in ({"gan": given["gan"]}, {"gan": given["gan"], "encoder": net("residual_encoder", **SIZES, z_dim=6)}):
         with pytest.raises(UserError, match="this model has no encoder into w; train one"):
             inverter(broken)
-    with pytest.raises(UserError, match="gives w, not z: use --inverter hybrid"):
+    with pytest.raises(UserError, match="gives w, not z: use --inverter style_encoder"):
         registry.build("inverter", "izi_f", {}, nets=given, device=CPU)
     with pytest.raises(UserError, match="steps must not be negative, got -1"):
         inverter(given, steps=-1)
@@ -367,7 +367,7 @@ class Runs:
 
     config: Path
     generator: Path
-    hybrid: Path
+    style_encoder: Path
 
 
 def written(folder: Path, name: str, tiny: Any, **settings: Any) -> Path:
@@ -380,45 +380,45 @@ def written(folder: Path, name: str, tiny: Any, **settings: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    root = tmp_path_factory.mktemp("hybrid")
+    root = tmp_path_factory.mktemp("style_encoder")
     result = tiny.train(
         written(root, "stylegan2", tiny, model="stylegan2", network=STYLE), root / "gan", total_kimg=0.008
     )
     assert result.exit_code == 0, result.output
     generator = root / "gan" / "00000-stylegan2"
-    scoring = {"inverter": "hybrid", "options": {"steps": 0}}
-    config = written(root, "hybrid", tiny, model="style_encoder", network=SIZES, scoring=scoring)
-    result = tiny.train(config, root / "runs", "--generator", generator, judge_kimg=0.016)
+    scoring = {"inverter": "style_encoder", "options": {"steps": 0}}
+    config = written(root, "style_encoder", tiny, model="style_encoder", network=SIZES, scoring=scoring)
+    result = tiny.train(config, root / "runs", "--generator", generator, eval_kimg=0.016)
     assert result.exit_code == 0, result.output
-    return Runs(config, generator, root / "runs" / "00000-hybrid")
+    return Runs(config, generator, root / "runs" / "00000-style_encoder")
 
 
 def test_a_run_says_everything(runs: Runs) -> None:
-    network = yaml.safe_load((runs.hybrid / "config.yaml").read_text())["network"]
+    network = yaml.safe_load((runs.style_encoder / "config.yaml").read_text())["network"]
     assert network == {**SIZES, "w_dim": 6, "num_ws": 8, "num_noise": 7}
-    row = json.loads((runs.hybrid / "log.jsonl").read_text().splitlines()[-1])
+    row = json.loads((runs.style_encoder / "log.jsonl").read_text().splitlines()[-1])
     assert {"loss", "pixel", "perceptual", "features", "spread", "latent"} <= row.keys()
-    judged = [json.loads(line) for line in (runs.hybrid / "metrics.jsonl").read_text().splitlines()]
+    judged = [json.loads(line) for line in (runs.style_encoder / "metrics.jsonl").read_text().splitlines()]
     assert [row["nimg"] for row in judged] == [16, 32]
-    assert (runs.hybrid / "best.safetensors").is_file()
-    model = gan_uad.load(str(runs.hybrid))
+    assert (runs.style_encoder / "best.safetensors").is_file()
+    model = gan_uad.load(str(runs.style_encoder))
     assert set(model.networks) == {"gan", "encoder"}
     code = model.networks["encoder"](random_images(2))
     assert model.networks["gan"].G.synthesis(*code).shape == (2, 3, 32, 32)
-    assert (runs.hybrid / "fakes" / "000000.032.png").is_file()
+    assert (runs.style_encoder / "fakes" / "000000.032.png").is_file()
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(runs: Runs, tiny: Any, tmp_path: Path) -> None:
     """Against the generator that it began with, though that is gone."""
     generator = Path(shutil.copytree(runs.generator, tmp_path / "generator"))
     words = ["--generator", generator]
-    result = tiny.train(runs.config, tmp_path, *words, total_kimg=0.012, judge_kimg=0.016)
+    result = tiny.train(runs.config, tmp_path, *words, total_kimg=0.012, eval_kimg=0.016)
     assert result.exit_code == 0, result.output
     assert tiny.train(runs.generator, tmp_path, "--resume", total_kimg=0.008).exit_code == 0
-    result = tiny.train(tmp_path / "00000-hybrid", tmp_path, "--resume", total_kimg=0.032, judge_kimg=0.016)
+    result = tiny.train(tmp_path / "00000-style_encoder", tmp_path, "--resume", total_kimg=0.032, eval_kimg=0.016)
     assert result.exit_code == 0, result.output
-    mine, whole = state(tmp_path / "00000-hybrid"), state(runs.hybrid)
-    mine.pop("judging"), whole.pop("judging")  # the first part ended with a judgement of its own
+    mine, whole = state(tmp_path / "00000-style_encoder"), state(runs.style_encoder)
+    mine.pop("validation"), whole.pop("judging")  # the first part ended with a judgement of its own
     same(mine, whole)
 
 
@@ -463,7 +463,9 @@ def test_a_run_scores(runs: Runs, cli: Any, tmp_path: Path, steps: int) -> None:
         "--out",
         tmp_path / "scores",
     )
-    result = cli("score", runs.hybrid, "--inverter", "hybrid", "-o", f"scoring.options.steps={steps}", *words)
+    result = cli(
+        "score", runs.style_encoder, "--inverter", "style_encoder", "-o", f"scoring.options.steps={steps}", *words
+    )
     assert result.exit_code == 0, result.output
     table = rows(tmp_path / "scores" / "scores.csv")
     assert len(table) == 6
