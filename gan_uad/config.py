@@ -19,6 +19,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gan_uad import console, old_names
 from gan_uad.errors import UserError, near
 
+PREPROCESSING = (
+    "crop",
+    "crop_size",
+    "resize",
+    "grayscale",
+)  # settings of `data` that decide what a network sees of an image
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from torch import Tensor
 
 from gan_uad import old_names, registry
 from gan_uad.checkpoint import build_networks, read_model
-from gan_uad.config import DataConfig, RunConfig, resolve
+from gan_uad.config import PREPROCESSING, DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
 from gan_uad.errors import UserError, near
+from gan_uad.files import sha256
 from gan_uad.networks.sampling import check_style, draw, from_seeds, to_w
 from gan_uad.run import Run, model_file
 from gan_uad.scoring.base import Scorer, load_scorer
@@ -157,7 +157,7 @@ def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: in
         )
     theirs = generator.data
     changes: dict[str, Any] = {}
-    for key in ("crop", "crop_size", "resize", "grayscale"):
+    for key in PREPROCESSING:
         if key not in data.model_fields_set:
             changes[key] = getattr(theirs, key)
         elif getattr(data, key) != getattr(theirs, key):
@@ -174,8 +174,7 @@ def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: in
 
 def file_digest(source: str) -> str:
     """SHA-256 of a run's model file."""
-    with open(model_file(source), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(model_file(source))
 
 
 def about_run(source: str, model: Model) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import yaml
 
 from gan_uad.config import RunConfig, read_yaml, resolve, trained_model, trained_models
 from gan_uad.errors import UserError, near
-from gan_uad.files import explained, make_folder, write_json, write_text
+from gan_uad.files import append_json_line, explained, make_folder, read_json_lines, write_json, write_text
 
 _NAME = re.compile(r"(\d{5})-(.+)")
 _PACKAGES = ("gan_uad", "torch", "torchvision", "numpy", "scipy", "pillow", "scikit-learn", "safetensors")
@@ -84,41 +84,26 @@ class Run:
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
-        self._append("log.jsonl", row)
+        append_json_line(self.folder / "log.jsonl", row)
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines of `log.jsonl` (a killed process may leave half a line, which is passed over)."""
-        return self._rows("log.jsonl")
+        return read_json_lines(self.folder / "log.jsonl")
 
     def log_validation(self, row: dict[str, Any]) -> None:
         """Append one judgement to `metrics.jsonl`."""
-        self._append("metrics.jsonl", row)
+        append_json_line(self.folder / "metrics.jsonl", row)
 
     def read_validations(self) -> list[dict[str, Any]]:
         """All whole lines of `metrics.jsonl`; none where nothing was judged."""
-        return self._rows("metrics.jsonl")
+        return read_json_lines(self.folder / "metrics.jsonl")
 
     def rewind_log(self, nimg: int) -> None:
         """Drop the lines that a killed process wrote after the checkpoint that training goes on from."""
         for name in ("log.jsonl", "metrics.jsonl"):
-            kept = [row for row in self._rows(name) if row["nimg"] <= nimg]
+            kept = [row for row in read_json_lines(self.folder / name) if row["nimg"] <= nimg]
             if kept or (self.folder / name).is_file():
                 write_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in kept))
-
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        path = self.folder / name
-        with explained(path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def _rows(self, name: str) -> list[dict[str, Any]]:
-        path = self.folder / name
-        rows = []
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return rows
 
 
 def environment(seed: int) -> dict[str, Any]:

@@ -6,7 +6,10 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from gan_uad.files import write_text
 
 MISSING = "–"
 LATEX = {
@@ -46,6 +49,12 @@ def format_interval(value: float | None, low: float | None, high: float | None, 
     if value is not None and not float(shown[0]) <= round(value, digits) <= float(shown[1]):
         shown = [format_number(bound, digits) for bound in (low, high)]
     return f"{format_number(value, digits)} [{', '.join(shown)}]"
+
+
+def write_tables(stem: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> None:
+    """`stem`.md, .csv and .tex of one table; see `table`."""
+    for ending, fmt in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
+        write_text(stem.with_name(f"{stem.name}.{ending}"), table(rows, columns, fmt))
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str], fmt: str = "markdown") -> str:

@@ -418,7 +418,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(runs: Runs, tiny
     result = tiny.train(tmp_path / "00000-style_encoder", tmp_path, "--resume", total_kimg=0.032, eval_kimg=0.016)
     assert result.exit_code == 0, result.output
     mine, whole = state(tmp_path / "00000-style_encoder"), state(runs.style_encoder)
-    mine.pop("validation"), whole.pop("judging")  # the first part ended with a judgement of its own
+    mine.pop("validation"), whole.pop("validation")  # the first part ended with a judgement of its own
     same(mine, whole)
 
 

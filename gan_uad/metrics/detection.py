@@ -35,10 +35,12 @@ __all__ = [
     "parse_threshold",
     "pr_points",
     "pvalue_calibration",
+    "ranking_metrics",
     "reliability",
     "roc_points",
     "sensitivity",
     "specificity",
+    "strict_json",
     "tail_probability",
     "wilson",
 ]
@@ -67,8 +69,7 @@ def evaluate(
     decided = threshold.decide(values).astype(np.float64)
     settings: dict[str, Any] = {"n": n, "confidence": confidence, "seed": seed}
     group_counts = _count_groups(classes, groups)
-    area = bootstrap_interval(classes, values, groups, auroc, **settings)
-    precision = bootstrap_interval(classes, values, groups, auprc, **settings)
+    ranked = ranking_metrics(classes, values, groups, **settings)
     by_group = None
     if group_counts["known"]:
         rates = {"accuracy": accuracy, "sensitivity": sensitivity, "specificity": specificity}
@@ -78,15 +79,32 @@ def evaluate(
     result = {
         "images": {"normal": int((classes == 0).sum()), "anomalous": int((classes == 1).sum())},
         "groups": group_counts,
-        "auroc": asdict(area),
-        "auprc": asdict(precision) | {"chance": float(classes.mean())},
+        **ranked,
         "threshold": asdict(threshold),
         "decisions": classification_report(classes, decided, confidence),
         "decision_intervals": by_group,
-        "warnings": _warnings(area, threshold),
+        "warnings": _warnings(ranked["auroc"], threshold),
     }
-    plain: dict[str, Any] = _plain(result)
-    return plain
+    return strict_json(result)
+
+
+def ranking_metrics(
+    labels: ArrayLike,
+    scores: ArrayLike,
+    groups: Sequence[str] | None,
+    n: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """`auroc` and `auprc` of a test set as in `evaluate`, without any threshold."""
+    classes = check_labels(labels, len(np.asarray(scores)), both_classes=True)
+    settings: dict[str, Any] = {"n": n, "confidence": confidence, "seed": seed}
+    area = bootstrap_interval(classes, scores, groups, auroc, **settings)
+    precision = bootstrap_interval(classes, scores, groups, auprc, **settings)
+    return {
+        "auroc": strict_json(asdict(area)),
+        "auprc": strict_json(asdict(precision) | {"chance": float(classes.mean())}),
+    }
 
 
 def _count_groups(labels: IntArray, groups: Sequence[str] | None) -> dict[str, int]:
@@ -102,26 +120,26 @@ def _count_groups(labels: IntArray, groups: Sequence[str] | None) -> dict[str, i
     }
 
 
-def _warnings(area: Interval, threshold: Threshold) -> list[str]:
+def _warnings(area: dict[str, Any], threshold: Threshold) -> list[str]:
     warnings = []
-    if area.value < 0.5:
+    if area["value"] < 0.5:
         warnings.append(
-            f"AUROC {area.value:.3f} is below 0.5: anomalous images score lower than normal ones. The direction of the "
+            f"AUROC {area['value']:.3f} is below 0.5: anomalous images score lower than normal ones. The direction of the "
             "score is wrong for these images; the figure is reported as it is, not flipped"
         )
-    if area.note:
-        warnings.append(f"intervals: {area.note}")
+    if area["note"]:
+        warnings.append(f"intervals: {area['note']}")
     if math.isinf(threshold.value) or threshold.rule == "manual":
         warnings.append(f"threshold: {threshold.note}")
     return warnings
 
 
-def _plain(value: Any) -> Any:
+def strict_json(value: Any) -> Any:
     """Strict JSON of nested dicts, lists, tuples and numbers: NaN -> None, infinities -> "inf", "-inf"."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: strict_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [strict_json(inner) for inner in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
