@@ -59,8 +59,9 @@ ONLY_CHECKED = {
     "gan-uad download": "fetches gigabytes; tests/test_download_cli.py fetches from a server of its own",
     "gan-uad weights": "looks at what this machine has; tests/test_weights.py",
     "gan-uad doctor": "measures the machine for seconds; tests/test_doctor.py",
+    "gan-uad benchmark": "makes the phantom; tests/test_benchmark_cli.py",
     "gan-uad cross-validate": "five trainings; tests/test_cross_validate.py",
-    "gan-uad evaluate-slides": "tests/test_evaluate_slides.py",
+    "gan-uad evaluate-slides": "tests/test_score_slide_cli.py",
     "gan-uad score-slide": "tests/test_score_slide_cli.py",
     "gan-uad tile": "tests/test_tile_cli.py",
     "gan-uad latents VAE": "needs one more training; tests/test_vae_cli.py",
@@ -396,7 +397,6 @@ CAPS = {
     "project": ["-o", "steps=1", "-o", "perceptual=efficientnet_lite0"],
     "classify": ["--num", "8"],
     "real-vs-synthetic": ["--num", "8", "--kimg", "0.004", *settings("training", LESS)[2:], *settings("network", NETS["densenet121"])],
-    "benchmark": ["--dry-run"],
 }  # fmt: skip
 # What RUN is, where it is not the latest one.
 RUNS = {
