@@ -346,7 +346,10 @@ def test_scores_alone_without_labels_groups_threshold_or_images(cli: Any, evalua
     moved = tmp_path / "moved"
     shutil.copytree(evaluated, moved)
     write_json(moved / "scores.json", described)
+    metrics = (moved / "metrics.json").read_text()
+    (moved / "metrics.json").write_text(metrics.replace('"components"', '"parts"'))  # as version 0.1 wrote it
     page = report(cli, tmp_path / "s.html", moved)
+    assert page.table("component")
     assert f"{tmp_path}/gone" in page.sections["missing"]
     assert "patches" not in page.sections
 
