@@ -1,33 +1,31 @@
-"""Put a trained run's networks under models/, as float16, with a model card.
+"""Write the networks of a run into models/, as float16, with a model card.
 
     python scripts/publish_model.py RUN NAME --data "what it was trained on" --licence CC0 --command "gan-uad train ..." \
         [--scores FOLDER_OF_EVALUATE]
 
-The file says nothing of the machine: paths of data and generator are left out. The card's figures are those of `metrics.json`.
+The file contains no paths of data or generator. The metrics of the card are those of `metrics.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from pathlib import Path
 
 from gan_uad.checkpoint import build_networks, save_model
 from gan_uad.errors import UserError
-from gan_uad.files import write_text
+from gan_uad.files import read_json, sha256, write_text
 from gan_uad.run import model_file
 from gan_uad.tables import format_interval
 
 MODELS = Path(__file__).parents[1] / "models"
-LARGEST = 12 << 20  # bytes
+MAX_BYTES = 12 << 20
 
 
 def publish(run: Path, name: str) -> tuple[Path, dict[str, object]]:
     """Write `models/NAME.safetensors`; returns it and its description."""
     description, networks = build_networks(model_file(run))
     if not networks:
-        raise UserError(f"{run} holds a fitted detector and no networks: it is fitted again in seconds")
+        raise UserError(f"{run} holds a fitted detector and no networks; name the run of a network")
     config = description["config"]
     config["name"], config["generator"], config["init_from"] = name, None, None
     config["optim"].pop("cnn", None)
@@ -35,15 +33,15 @@ def publish(run: Path, name: str) -> tuple[Path, dict[str, object]]:
     kept = {key: value for key, value in description.items() if key not in {"format", "networks"}}
     file = MODELS / f"{name}.safetensors"
     save_model(file, networks, kept, half=True)
-    if file.stat().st_size > LARGEST:
+    if file.stat().st_size > MAX_BYTES:
         file.unlink()
-        raise UserError(f"{file.name} would be larger than {LARGEST >> 20} MiB; models/ takes small ones only")
+        raise UserError(f"{file.name} would be larger than {MAX_BYTES >> 20} MiB; publish a smaller model")
     return file, description
 
 
 def card(file: Path, description: dict, args: argparse.Namespace) -> str:  # type: ignore[type-arg]
     """The model card as Markdown."""
-    environment = json.loads((args.run / "environment.json").read_text(encoding="utf-8"))
+    environment = read_json(args.run / "environment.json")
     config = description["config"]
     lines = [
         f"# {args.name}",
@@ -55,10 +53,10 @@ def card(file: Path, description: dict, args: argparse.Namespace) -> str:  # typ
         f"- licence of the data: {args.licence}",
         f"- commands: {'; '.join(f'`{command}`' for command in args.command)}",
         f"- commit {environment['git']}, torch {environment['packages']['torch']}, seed {environment['seed']}",
-        f"- sha256 `{hashlib.sha256(file.read_bytes()).hexdigest()}`",
+        f"- sha256 `{sha256(file)}`",
     ]
     for folder in args.scores:
-        for model, result in json.loads((folder / "metrics.json").read_text(encoding="utf-8")).items():
+        for model, result in read_json(folder / "metrics.json").items():
             if "auroc" in result:
                 area = format_interval(*(result["auroc"][key] for key in ("value", "low", "high")))
                 images = result["images"]

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tables of the papers from raw data: downloads, cuts slides, trains, judges.   scripts/reproduce_tables.sh --help
-# Everything is resumable: started again, it goes on where it stopped.
+# The tables of the papers from raw data: downloads, cuts slides, trains, compares.   scripts/reproduce_tables.sh --help
+# Run it again to resume.
 set -euo pipefail
 
 usage() {
@@ -8,27 +8,27 @@ usage() {
 scripts/reproduce_tables.sh [--list] [--reduced] [--root DIR] [--out DIR] [--device auto|cpu|cuda] [TABLE...]
 
 TABLE      camelyon16  idc  pcam   (default: all of them, one after the other)
---list     what each makes, the published figures, and what it costs; does nothing
---reduced  phantom tissue instead of the data, nets of a few channels: minutes on two CPU cores; no figure of it means anything
---root     where data sets lie or are fetched to   (default: $GAN_UAD_DATA, else data)
---out      where runs and tables go                (default: reproduced)
-The set "idc" must be unpacked by hand after its download; "camelyon16" takes about 750 GB of disk.
+--list     show what each makes, the published numbers and the cost; run nothing
+--reduced  synthetic tissue instead of the data, nets of a few channels: minutes on two CPU cores; its numbers mean nothing
+--root     folder of the data sets      (default: $GAN_UAD_DATA, else data)
+--out      folder of runs and tables    (default: reproduced)
+Unpack the set "idc" by hand after its download. "camelyon16" takes about 750 GB of disk.
 TEXT
 }
 
 list() {
     cat <<'TEXT'
-Costs are estimates (days of one data-centre GPU, by the speeds that the authors of the nets publish); none was measured here.
+Costs are estimates, in days of one data-centre GPU, from published speeds of the nets. None was measured here.
 
 camelyon16   Table 1 and 2 of Stepec & Skocaj 2020, from slides
-             download 750 GB; cutting: about 1 CPU day a size; trainings: DCGAN and WGAN 64 px about 0.5 GPU days together, PGAN 64 / 256 px 1 / 5,
+             download 750 GB; tiles: about 1 CPU day per size; trainings: DCGAN and WGAN 64 px about 0.5 GPU days together, PGAN 64 / 256 px 1 / 5,
              StyleGAN 64 / 256 px 3 / 15, StyleGAN2-E 64 / 256 / 512 px 3 / 14 / 35 (and once more 512 px for tumour), classifiers 1:
              about 115 GPU days in all; on 4 GPUs (torchrun, --shard) a month
   published  FID, normals    DCGAN   WGAN   PGAN   StyleGAN   StyleGAN2-E
                64 px         88.52   12.65  18.89    7.15        6.64
               256 px             -       -  17.82    5.57        5.24
               512 px             -       -      -       -        2.93
-             accuracy % of DenseNet121 on real / synthesised patches: 64 px 88.23 / 87.05 (WGAN), 512 px 98.89 / 98.34 (StyleGAN2)
+             accuracy % of DenseNet121 on real / generated patches: 64 px 88.23 / 87.05 (WGAN), 512 px 98.89 / 98.34 (StyleGAN2)
 
 idc          The autoencoders of Sikdar et al. on breast tissue, by patch as published and by patient
              download 1.6 GB; 20 trainings of at most 500 kimg and two of the supervised reference: about 1 GPU day, about 8 CPU days on 2 cores
@@ -39,8 +39,8 @@ idc          The autoencoders of Sikdar et al. on breast tissue, by patch as pub
              F1            0.41        0.64        0.63           0.65           0.64
              AUC           0.53        0.70        0.60           0.50           0.53
 
-pcam         The same questions on open patches that fit a disk: detectors, distances of generators, Table 2. Nothing is published to compare with
-             download 8 GB; PGAN and StyleGAN (GPU) 1 and 3 days, the rest about 2 days on 2 CPU cores (--kimg caps each training)
+pcam         The same tables for open patches that fit a disk: detectors, distances of generators, Table 2. There are no published numbers
+             download 8 GB; PGAN and StyleGAN (GPU) 1 and 3 days, the rest about 2 days on 2 CPU cores
 TEXT
 }
 
@@ -61,7 +61,7 @@ done
 
 say() { echo "+ $*" >&2; "$@"; }
 
-benchmark() { # NAME [more words]; the failure of one cell is told and stops nothing else
+benchmark() { # NAME [OPTIONS]; a cell that fails is reported and stops no other
     local name="$1"; shift
     say gan-uad benchmark "$name" $reduced --root "$root" --out "$out/$name" --device "$device" "$@" || failed=1
 }
@@ -69,7 +69,7 @@ benchmark() { # NAME [more words]; the failure of one cell is told and stops not
 camelyon16() {
     if [[ -z "$reduced" ]]; then
         say gan-uad download camelyon16 --out "$root"
-        for size in 64 256 512; do # "1000 patches of each slide, tissue >= 90 %": the defaults of tile
+        for size in 64 256 512; do # the paper's 1000 patches per slide with tissue >= 90 % are the defaults of tile
             say gan-uad tile "$root"/camelyon16/images/*.tif --annotations "$root/camelyon16/annotations" --unannotated normal \
                 --size "$size" --mpp 0.5 --out "$root/camelyon16_$size"
         done
@@ -80,7 +80,7 @@ camelyon16() {
 idc() {
     if [[ -z "$reduced" && ! -d "$root/idc" ]]; then
         say gan-uad download idc --out "$root"
-        echo "unpack $root/IDC_regular_ps50_idx5.zip into $root/idc and start again" >&2
+        echo "unpack $root/IDC_regular_ps50_idx5.zip into $root/idc, then run this again" >&2
         exit 1
     fi
     benchmark idc

@@ -1,4 +1,4 @@
-"""What the tests of the documentation share: its pages taken apart into commands and files, and a small shell for the commands."""
+"""Shared by the tests of the documentation: commands and files of its pages, and a small shell for the commands."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page, as it stands there. `inline`: it stands in a sentence, where arguments may be left out."""
+    """One command of a page. `inline`: in a sentence or a table, where arguments may be left out."""
 
     page: str
     text: str
@@ -62,7 +62,7 @@ def write_files(text: str, folder: Path) -> dict[str, Path]:
 
 
 def commands(page: str, text: str) -> Iterator[Command]:
-    """All commands of a page in the order in which they stand: of fenced and indented blocks, and in sentences."""
+    """All commands of a page in their order: of fenced and indented blocks, and in sentences."""
     for part in re.split(r"(^```.*?^```$|(?:^    \S[^\n]*\n)+)", text, flags=re.M | re.S):
         if part.startswith("```"):
             language, _, body = part.removeprefix("```").removesuffix("```").partition("\n")
@@ -77,7 +77,7 @@ def commands(page: str, text: str) -> Iterator[Command]:
 
 
 def lines(body: str) -> Iterator[str]:
-    """The simple commands of a piece of shell: joined, without comments, `for` loops and lists taken apart."""
+    """The simple commands of a piece of shell: lines joined, comments removed, `for` loops and lists split."""
     body = re.sub(r"\\\n\s*", " ", body)
     for line in body.splitlines():
         for part in re.split(r"&&|;", _uncommented(line)):
@@ -99,13 +99,13 @@ def _uncommented(line: str) -> str:
 
 
 def words(text: str, places: Mapping[str, str], inner: Callable[[str], str], folder: Path | None = None) -> list[str]:
-    """What a shell makes of a command: `$(...)` is what `inner` answers, names in capitals are `places`, globs files of `folder`.
+    """Split a command as a shell does. `$(...)` becomes `inner` of it, names in capitals `places`, globs files of `folder`.
 
-    Parts in [brackets] may be left out and are kept; "..." says that more could follow, and is dropped.
+    Options in [brackets] are kept; "..." is dropped.
     """
     text = INNER.sub(lambda found: shlex.quote(inner(found[1])), text)
     text = re.sub(r"\[(-[^\]]*)\]", r"\1", text).replace(" ... ", " ")
-    made = []
+    result = []
     for word in shlex.split(text):
         word = re.sub(r"\$(\w+)", lambda found: places.get(found[0], "1"), word)
         if word == "...":
@@ -114,14 +114,14 @@ def words(text: str, places: Mapping[str, str], inner: Callable[[str], str], fol
         before, equals, after = word.rpartition("=")
         word = f"{before}{equals}{places.get(after, after)}"
         if "*" in word and folder is not None and not before.startswith(("data.", "scoring.")):
-            made += sorted(path.relative_to(folder).as_posix() for path in folder.glob(word)) or [word]
+            result += sorted(path.relative_to(folder).as_posix() for path in folder.glob(word)) or [word]
         else:
-            made.append(word)
-    return made
+            result.append(word)
+    return result
 
 
 def run(cli: Callable[..., Any], arguments: list[str]) -> Any:
-    """A command that must succeed; click's result."""
+    """Run a command that must succeed; click's result."""
     result = cli(*arguments)
     assert result.exit_code == 0, f"gan-uad {shlex.join(arguments)}\n{result.output}{result.exception or ''}"
     return result

@@ -1,7 +1,7 @@
-"""Every command in README.md and docs/: parsed and checked as the program itself would, and, of the pages that are jobs, run.
+"""Every command in README.md and docs/ is parsed and checked as the program itself would. Those of README.md are also run.
 
-What is run is run in a small made-up world, with the documented names; all that a test adds is a limit on how long or how large (`CAPS`),
-and what a name in capitals stands for (`PLACES`). What is not run, and why, is in `ONLY_CHECKED` and `READ_ONLY`.
+They run on small synthetic data, under the documented names. A test only adds limits of time and size (`CAPS`), and replaces names in
+capitals (`PLACES`). `ONLY_CHECKED` lists what is not run, and why.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from typing import Any
 
 import click
 import docs_tools
-import h5py
 import numpy as np
 import pytest
 import yaml
 from docs_tools import ROOT, Command
 from PIL import Image
 from safetensors import safe_open
-from slide_tools import asap, corners, write_slide
 
-from gan_uad import config, registry
+from gan_uad import config, old_names, registry
 from gan_uad.benchmark import schema as benchmark_file
 from gan_uad.cli import main as program
+from gan_uad.cli.options import OLD_SPELLINGS
 from gan_uad.data import catalogue
 from gan_uad.features import weights
 from gan_uad.generation import generate
@@ -41,33 +40,32 @@ from gan_uad.training import train
 PAGES = docs_tools.pages()
 EVERY = [command for page, text in PAGES.items() for command in docs_tools.commands(page, text)]
 
-# What names in capitals stand for; in a page that trains, RUN is its latest run.
+# What names in capitals stand for. RUN is the latest run of README.md.
 PLACES = {
-    "RUN": "pcam_stylegan2_64_small", "GENERATOR": "pcam_stylegan2_64_small", "RUN_OF_CNN_256": "cnn_256", "DATA": "patches",
-    "PATCHES": "patches", "OTHER": "colon", "IMAGES": "patches", "SCORES": "scores", "FID": "fid", "SLIDES": "slide_scores",
-    "PRESET": "wgan_gp_64_small", "CONFIG": "wgan_gp_64_small", "NAME": "pcam", "N": "1", "KIMG": "1", "DIR": ".", "FOLDER": "figures",
-    "WALK.gif": "walk.gif", "ZIP": "patches.zip", "FILE": "scores.csv", "$seed": "0", "runs/...": "runs/00000-x",
+    "RUN": "pcam_stylegan2_64_small", "GENERATOR": "pcam_stylegan2_64_small", "CLASSIFIER": "pcam_densenet_64_small", "VAE": "vae",
+    "RUN_OF_CNN_256": "cnn_256", "DATA": "patches", "PATCHES": "patches", "OTHER": "colon", "IMAGES": "images", "SCORES": "scores",
+    "FID": "fid", "SLIDES": "slides/test/test.svs", "ANNOTATIONS": "slides/xml", "PRESET": "wgan_gp_64_small", "CONFIG": "wgan_gp_64_small",
+    "NAME": "pcam", "BENCHMARK": "phantom", "N": "1", "KIMG": "1", "DIR": ".", "FOLDER": "figures", "WALK.gif": "walk.gif",
+    "ZIP": "patches.zip", "FILE": "scores.csv", "$seed": "0", "runs/...": "runs/00000-x",
 }  # fmt: skip
 
-# Of the pages that are jobs, what is only parsed and checked.
+# Commands of README.md that are only parsed and checked.
 ONLY_CHECKED = {
     "make ": "installs an environment; .ci/run runs both targets",
-    "pip ": "installs; extras and entry points are compared with pyproject.toml",
-    "srun ": "there is no Slurm",
-    "=$(scontrol": "there is no Slurm",
-    "export ": "sets a variable",
-    "python -m": "names the program",
+    "pip ": "installs; extras are compared with pyproject.toml",
+    "-m venv": "makes an environment",
+    "source ": "sets variables of a shell",
     "gan-uad demo": "a minute even with --quick; .ci/run runs it",
     "gan-uad download": "fetches gigabytes; tests/test_download_cli.py fetches from a server of its own",
-    "gan-uad weights": "fetches hundreds of MB, or looks at what this machine has; tests/test_weights.py does both",
-    "--features inception": "needs a weights file that is not in the package",
-    "vgg16": "needs a weights file that is not in the package",
-    "--folds": "five trainings; tests/test_cross_validate.py",
+    "gan-uad weights": "looks at what this machine has; tests/test_weights.py",
     "gan-uad doctor": "measures the machine for seconds; tests/test_doctor.py",
+    "gan-uad benchmark": "makes the phantom; tests/test_benchmark_cli.py",
+    "gan-uad cross-validate": "five trainings; tests/test_cross_validate.py",
+    "gan-uad evaluate-slides": "tests/test_score_slide_cli.py",
+    "gan-uad score-slide": "tests/test_score_slide_cli.py",
+    "gan-uad tile": "tests/test_tile_cli.py",
+    "gan-uad latents VAE": "needs one more training; tests/test_vae_cli.py",
 }
-# Records of what was done, with the sets and hours that it took; the same verbs are run by the other pages.
-READ_ONLY = {"docs/results.md", "docs/detectors.md", "docs/benchmarks.md"}
-READ_ONLY |= {"docs/settings.md"}  # a list; the command that makes it would write it
 
 
 def test_there_are_commands() -> None:
@@ -83,7 +81,30 @@ def test_the_page_of_settings_is_up_to_date() -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert PAGES["docs/settings.md"] == module.page(), "python scripts/settings_page.py makes it anew"
+    assert PAGES["docs/settings.md"] == module.page(), "run python scripts/settings_page.py"
+
+
+def test_the_page_of_new_names_is_complete() -> None:
+    registered = {(kind, *pair) for kind, names in old_names.REGISTERED.items() for pair in names.items()}
+    settings = {("setting", *pair) for pair in old_names.SETTINGS.items()}
+    rows = {
+        tuple(re.findall(r"(?:^\| |`)(\w[^`|]*?)(?:`| \|)", line)) for line in PAGES["docs/renamed.md"].splitlines()
+    }
+    assert {*old_names.PRESETS.items(), *old_names.KEYS.items(), *registered, *settings} <= rows
+    commands = [[cell.split() for cell in row] for row in rows if len(row) == 2]
+    for (command, option), (new, renamed) in OLD_SPELLINGS.items():
+        assert any(
+            old[0] == command and option in old and now[0] == new and (renamed is None or renamed in now)
+            for old, now in commands
+        ), f"{command} {option}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_pictures_are_there(page: str) -> None:
+    folder = (ROOT / page).parent
+    targets = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", PAGES[page])
+    paths = {(folder / "".join(target).partition("#")[0]) for target in targets if "://" not in "".join(target)}
+    assert [str(path) for path in paths if not path.exists()] == []
 
 
 # ---------------------------------------------------------------- parsed and checked
@@ -119,7 +140,7 @@ def check(command: Command) -> None:
             check_ours(words[1:], command.inline, own)
         case "torchrun":
             check_torchrun(words[1:], command.inline, own)
-        case "python":
+        case "python" | "python3":
             check_script(words[1], words[2:])
         case "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), "no such target"
@@ -134,18 +155,20 @@ def check(command: Command) -> None:
 
 
 def check_ours(words: list[str], inline: bool, own: dict[str, str]) -> None:
-    context, told = parse(words, inline)
-    if told is not None and context.command.name in CHECKS:
-        CHECKS[context.command.name](told, own)
+    context, given = parse(words, inline)
+    if given is not None and context.command.name in CHECKS:
+        CHECKS[context.command.name](given, own)
 
 
 def parse(words: list[str], inline: bool) -> tuple[click.Context, dict[str, Any] | None]:
-    """By the program's own parser, options converted; nothing is called. No values where a sentence only names the verb."""
+    """By the program's own parser, options converted; nothing is called. No values where a sentence only names the command."""
     command: click.Command = program.main
     context = click.Context(command, info_name="gan-uad")
     while isinstance(command, click.Group):
+        asked = words[0]
         name, command, words = command.resolve_command(context, words)
         assert command is not None
+        assert name == asked, f"an old spelling of {name}"
         context = click.Context(command, context, name)
         if not words and inline:
             return context, None
@@ -162,11 +185,11 @@ def parse(words: list[str], inline: bool) -> tuple[click.Context, dict[str, Any]
 def check_torchrun(words: list[str], inline: bool, own: dict[str, str]) -> None:
     from torch.distributed.run import get_args_parser
 
-    told = get_args_parser().parse_args(words)
-    if told.training_script != "...":
-        assert told.module
-        assert told.training_script == "gan_uad"
-        check_ours(told.training_script_args, inline, own)
+    given = get_args_parser().parse_args(words)
+    if given.training_script != "...":
+        assert given.module
+        assert given.training_script == "gan_uad"
+        check_ours(given.training_script_args, inline, own)
 
 
 class Parsed(Exception):
@@ -176,7 +199,7 @@ class Parsed(Exception):
 def check_script(name: str, words: list[str]) -> None:
     """By the script's own parser: it is started, and stopped once it has read its arguments."""
     if name == "-m":
-        assert words[0] in {"gan_uad", "pytest", "pip"}
+        assert words[0] in {"gan_uad", "pytest", "pip", "venv"}
         return
     spec = importlib.util.spec_from_file_location(f"script_{Path(name).stem}", ROOT / name)
     assert spec is not None
@@ -208,16 +231,16 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_config(source: str, overrides: tuple[str, ...], own: dict[str, str], resume: bool = False) -> None:
-    """A preset or a file of the page, its overrides, and each option of network, task and scorer; a run: that it may be told so."""
+    """A preset or a file of the page, its overrides, and each option of network, task and scorer; of a run, that they can be overridden."""
+    old = old_names.renamed([source, *(override.partition("=")[0] for override in overrides)])
+    assert not old, "; ".join(old)
     if source in own:
         raw = yaml.safe_load(own[source])
         found = config.resolve(raw, overrides, default_name=Path(source).stem, context=source)
         if found.model not in {entry.name for entry in registry.entries("network")}:
             return  # the network of the page, which tests/test_toy_model.py builds
     elif resume and source not in config.presets():
-        assert all(override.partition("=")[0] in train.RESUMABLE for override in overrides), (
-            "a run cannot be told this anew"
-        )
+        assert all(override.partition("=")[0] in train.RESUMABLE for override in overrides), "cannot be overridden"
         return
     else:
         found = config.load_config(source, overrides)
@@ -231,7 +254,7 @@ def check_config(source: str, overrides: tuple[str, ...], own: dict[str, str], r
 
 
 def check_scoring(scorer: str | None, inverter: str | None, options: dict[str, Any]) -> None:
-    """Each option is one of the scorer or the inverter; where these are not told, of any."""
+    """Each option is one of the scorer or the inverter; where none is named, of any."""
     scorers = [scorer] if scorer else [entry.name for entry in registry.entries("scorer")]
     inverters = [inverter] if inverter else [entry.name for entry in registry.entries("inverter")]
     known = [registry.find("scorer", name) for name in scorers] + [
@@ -253,82 +276,84 @@ def check_features(names: str) -> None:
         assert name.startswith("timm:") or name.partition("@")[0] in known, f"no features are called {name}"
 
 
-def check_train(told: dict[str, Any], own: dict[str, str]) -> None:
-    check_config(told["config"], told["overrides"], own, told["resume"])
+def check_train(given: dict[str, Any], own: dict[str, str]) -> None:
+    check_config(given["config"], given["overrides"], own, given["resume"])
 
 
-def check_score(told: dict[str, Any], own: dict[str, str]) -> None:
+def check_score(given: dict[str, Any], own: dict[str, str]) -> None:
     """Of a model that is in the repository, what its own scorer takes; of others, what any does."""
     raw = {"model": "", "task": "", "training": {"total_kimg": 1}}
-    for override in told["overrides"]:
+    for override in given["overrides"]:
         assert override.startswith(("data.", "scoring.")), f"{override} is no setting of a scoring"
-    found = config.resolve(raw, told["overrides"], default_name="scoring", context="-o").scoring
-    name = Path(told["run"]).stem
-    assert not told["run"].startswith("models/") or (ROOT / told["run"]).is_file(), "no such model"
+    found = config.resolve(raw, given["overrides"], default_name="scoring", context="-o").scoring
+    name = Path(given["run"]).stem
+    assert not given["run"].startswith("models/") or (ROOT / given["run"]).is_file(), "no such model"
     if name in config.trained_models():
         with safe_open(config.trained_models()[name], framework="pt") as file:
             trained = json.loads(file.metadata()["gan_uad"])["config"]["scoring"]
-        check_scoring(trained["scorer"], told["inverter"] or trained["inverter"], found.options)
+        check_scoring(trained["scorer"], given["inverter"] or trained["inverter"], found.options)
     else:
-        check_scoring(None, told["inverter"], found.options)
-    if told.get("threshold"):
-        parse_threshold(told["threshold"])
+        check_scoring(None, given["inverter"], found.options)
+    if given.get("threshold"):
+        parse_threshold(given["threshold"])
 
 
-def check_project(told: dict[str, Any], own: dict[str, str]) -> None:
+def check_project(given: dict[str, Any], own: dict[str, str]) -> None:
     raw = {"model": "", "task": "", "training": {"total_kimg": 1}}
-    options = [f"scoring.options.{option}" for option in told["options"]]
+    options = [f"scoring.options.{option}" for option in given["options"]]
     check_scoring(
-        "gan_inversion", told["inverter"], config.resolve(raw, options, default_name="x", context="-o").scoring.options
+        "gan_inversion", given["inverter"], config.resolve(raw, options, default_name="x", context="-o").scoring.options
     )
 
 
-def check_evaluate(told: dict[str, Any], own: dict[str, str]) -> None:
-    if told["folds"]:
-        check_config(told["scores"][0], told["overrides"], own)
-    if told["threshold"]:
-        parse_threshold(told["threshold"])
+def check_evaluate(given: dict[str, Any], own: dict[str, str]) -> None:
+    if given["threshold"]:
+        parse_threshold(given["threshold"])
 
 
-def check_classify(told: dict[str, Any], own: dict[str, str]) -> None:
-    assert told["real_vs_synthetic"] or (told["classifier"] and told["normal"] and told["anomalous"])
-    if told["preset"]:
-        check_config(told["preset"], told["overrides"], own)
+def check_cross_validate(given: dict[str, Any], own: dict[str, str]) -> None:
+    check_config(given["config"], given["overrides"], own)
+    check_evaluate(given, own)
 
 
-def check_benchmark(told: dict[str, Any], own: dict[str, str]) -> None:
-    if Path(told["source"]).suffix in {".yaml", ".yml"}:
-        kept = ROOT / told["source"]
+def check_real_vs_synthetic(given: dict[str, Any], own: dict[str, str]) -> None:
+    if given["preset"]:
+        check_config(given["preset"], given["overrides"], own)
+
+
+def check_benchmark(given: dict[str, Any], own: dict[str, str]) -> None:
+    if Path(given["source"]).suffix in {".yaml", ".yml"}:
+        kept = ROOT / given["source"]
         if kept.is_file():
             benchmark_file.load_benchmark(str(kept))
         else:
-            assert told["source"] in {*own, "my.yaml"}, "no such file on this page, nor in the repository"
+            assert given["source"] in {*own, "my.yaml"}, "no such file on this page, nor in the repository"
         return
-    found = benchmark_file.load_benchmark(told["source"], told["reduced"])
-    assert set(told["only"]) <= {*found.methods, *found.data}
-    assert {text.partition("=")[0] for text in told["data"]} <= set(found.data)
+    found = benchmark_file.load_benchmark(given["source"], given["reduced"])
+    assert set(given["only"]) <= {*found.methods, *found.data}
+    assert {text.partition("=")[0] for text in given["data"]} <= set(found.data)
 
 
-def check_generate(told: dict[str, Any], own: dict[str, str]) -> None:
-    if told["seeds"]:
-        generate.parse_seeds(told["seeds"])
+def check_seeds(given: dict[str, Any], own: dict[str, str]) -> None:
+    if given["seeds"]:
+        generate.parse_seeds(given["seeds"])
 
 
-def check_fid(told: dict[str, Any], own: dict[str, str]) -> None:
-    check_features(told["features"])
+def check_fid(given: dict[str, Any], own: dict[str, str]) -> None:
+    check_features(given["features"])
 
 
-def check_data(told: dict[str, Any], own: dict[str, str]) -> None:
-    config.data_config(told["path"], told["overrides"])
+def check_data(given: dict[str, Any], own: dict[str, str]) -> None:
+    config.data_config(given["path"], given["overrides"])
 
 
-def check_fetch(told: dict[str, Any], own: dict[str, str]) -> None:
-    weights.entry(told["name"])
+def check_fetch(given: dict[str, Any], own: dict[str, str]) -> None:
+    weights.entry(given["name"])
 
 
-def check_download(told: dict[str, Any], own: dict[str, str]) -> None:
-    if told["name"]:
-        catalogue.entry(told["name"])
+def check_download(given: dict[str, Any], own: dict[str, str]) -> None:
+    if given["name"]:
+        catalogue.entry(given["name"])
 
 
 CHECKS: dict[str | None, Callable[[dict[str, Any], dict[str, str]], None]] = {
@@ -337,10 +362,12 @@ CHECKS: dict[str | None, Callable[[dict[str, Any], dict[str, str]], None]] = {
     "score-slide": check_score,
     "project": check_project,
     "evaluate": check_evaluate,
-    "classify": check_classify,
+    "cross-validate": check_cross_validate,
+    "real-vs-synthetic": check_real_vs_synthetic,
     "benchmark": check_benchmark,
     "download": check_download,
-    "generate": check_generate,
+    "generate": check_seeds,
+    "interpolate": check_seeds,
     "fid": check_fid,
     "check": check_data,
     "fetch": check_fetch,
@@ -349,176 +376,99 @@ CHECKS: dict[str | None, Callable[[dict[str, Any], dict[str, str]], None]] = {
 
 # ---------------------------------------------------------------- run
 
-JOBS = [
-    page for page in PAGES if page not in READ_ONLY | {"docs/own_model.md"} and not page.startswith("docs/results/")
-]
-LESS = {"total_kimg": 0.004, "batch": 4, "eval_kimg": "null", "patience": "null"}
-SMALL = ["-o", "resolution=64", *(word for key, value in LESS.items() for word in ("-o", f"training.{key}={value}"))]
+
+def settings(section: str, values: dict[str, Any]) -> list[str]:
+    return [word for key, value in values.items() for word in ("-o", f"{section}.{key}={value}")]
+
+
 NETS = {
     "wgan_gp": {"channel_base": 64, "channel_max": 8, "z_dim": 8},
-    "stylegan2": {"channel_base": 64, "channel_max": 8, "z_dim": 8, "w_dim": 8, "mapping_layers": 1},
     "residual_encoder": {"channel_base": 64, "channel_max": 8},
-    "style_encoder": {"channel_base": 64, "channel_max": 8},
-    "conv_vae": {"channels": [4, 8], "latent_dim": 4},
-    "densenet121": {"growth_rate": 4, "block_config": [1, 1, 1, 1], "init_features": 8},
+    "densenet121": {"growth_rate": 4, "block_config": "[1,1,1,1]", "init_features": 8},
     "": {},
 }
+LESS = {"total_kimg": 0.004, "batch": 4, "eval_kimg": "null", "patience": "null"}
 CAPS = {
     "score": ["-o", "scoring.calibration_images=12"],
-    "score-slide": ["--normals", "patches", "--slide-mpp", "0.5"],
     "evaluate": ["--resamples", "100"],
     "fid": ["--num", "8", "--features", "pixels@8"],
     "generate": ["--seeds", "0-3"],
+    "interpolate": ["--seeds", "0-1", "--frames-between", "1"],
     "project": ["-o", "steps=1", "-o", "perceptual=efficientnet_lite0"],
     "classify": ["--num", "8"],
-    "benchmark": ["--dry-run"],
-    "tile": ["--slide-mpp", "0.5", "--per-slide", "8"],
-}
-
-
-# What RUN is before a page has trained anything, and where a sentence means another one than the latest.
-AT_FIRST = {"docs/scoring.md": "pcam_izi_f_64_small"}
-INSTEAD = {
-    "gan-uad train style_encoder_64 --generator RUN --data DATA": "pcam_stylegan2_64_small",
+    "real-vs-synthetic": ["--num", "8", "--kimg", "0.004", *settings("training", LESS)[2:], *settings("network", NETS["densenet121"])],
+}  # fmt: skip
+# What RUN is, where it is not the latest one.
+RUNS = {
     "gan-uad train izi_f_64_small --generator RUN": "runs/00001-wgan_gp_64_small",
     "gan-uad score RUN -o scoring.options.combine=fisher": "runs/00002-izi_f_64_small",
+    "gan-uad score RUN DATA": "runs/00000-knn",
+    "gan-uad project RUN IMAGES": "pcam_hybrid_64_small",
 }
-# What a page takes for granted that an earlier one has made.
-BEFORE = {
-    "docs/benchmark.md": [
-        "gan-uad train mean_color --data patches",
-        "gan-uad score RUN --out benchmarks/phantom/cells/one/scores",
-    ],
-    "docs/report.md": [
-        "gan-uad train mean_color --data patches",
-        "gan-uad evaluate $(gan-uad score RUN --out scores)",
-        "gan-uad score RUN --out demo/scores",
-        "gan-uad fid GENERATOR --real patches",
-        "gan-uad score-slide RUN slides/test/test.svs",
-        "gan-uad interpolate GENERATOR --seeds 0-1 --out walk.gif",
-    ],
-}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a reader has: patches in class folders, slides with annotations, sets as they are downloaded."""
-    root = tmp_path_factory.mktemp("world")
-    rng = np.random.default_rng(0)
-    for place in ("patches", "colon"):
-        for label, count, base in (("normal", 56, (200, 140, 190)), ("tumour", 6, (150, 90, 170))):
-            (root / place / label).mkdir(parents=True)
-            for k in range(count):
-                pixels = np.clip(rng.normal(base, 25, (64, 64, 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(root / place / label / f"{k}.png")
-    (root / "folder").mkdir()
-    shutil.copy(root / "patches" / "normal" / "1.png", root / "folder")
-    shutil.copy(root / "patches" / "normal" / "0.png", root / "patch.png")
-    slides = (
-        "slides/train.svs",
-        "slides/test/test.svs",
-        "slides/test/normal.svs",
-        "data/camelyon16/images/tumor_001.tif",
-    )
-    for k, name in enumerate(slides):
-        write_slide(root / name, 320, 320, [(0, 0, 320, 150 if "test" in name else 320)], mpp=0.5, seed=k)
-    for name in ("slides/xml/train.xml", "slides/xml/test.xml", "data/camelyon16/annotations/tumor_001.xml"):
-        asap(root / name, ("Tumor", corners((0, 0, 130, 130))))
-    arrays = {}
-    for split in ("train", "val", "test"):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.array([[6], [8]] * 4)
-    np.savez(root / "data" / "pathmnist_64.npz", **arrays)
-    (root / "data" / "pcam").mkdir()
-    for split in ("train", "valid", "test"):
-        for kind, values in (
-            ("x", rng.integers(0, 256, (4, 96, 96, 3), dtype=np.uint8)),
-            ("y", np.array([0, 1, 0, 1]).reshape(4, 1, 1, 1)),
-        ):
-            with h5py.File(root / "data" / "pcam" / f"camelyonpatch_level_2_split_{split}_{kind}.h5", "w") as file:
-                file[kind] = values
-    (root / "my.yaml").write_text(
-        yaml.safe_dump({"data": {"mine": {"path": str(root / "patches")}}, "methods": {"knn": None}})
-    )
-    return root
 
 
 class Reader:
-    """Somebody who follows a page from its first command to its last, in a folder of their own."""
+    """Somebody who follows README.md in a folder of their own: first the blocks, then what stands in tables and sentences."""
 
-    def __init__(self, cli: Any, page: str) -> None:
-        self.cli, self.page, self.ran = cli, page, 0
-        self.places = PLACES | {"RUN": AT_FIRST.get(page, PLACES["RUN"])}
+    def __init__(self, cli: Any) -> None:
+        self.cli, self.places = cli, dict(PLACES)
 
     def follow(self, text: str) -> str:
-        """Do a command; what it prints."""
-        if text in INSTEAD:
-            self.places["RUN"] = INSTEAD[text]
-        words = docs_tools.words(text, self.places, self.follow, Path.cwd())
-        while "=" in words[0]:
-            words.pop(0)
-        if words[0] == "torchrun":
-            words = words[words.index("-m") + 1 :]
-        words = words[1:]
-        result = docs_tools.run(self.cli, [*words, *caps(words)])
-        self.ran += 1
+        """Run a command; what it prints."""
+        places = self.places | ({"RUN": RUNS[text]} if text in RUNS else {})
+        words = docs_tools.words(text, places, self.follow, Path.cwd())
+        words = words[words.index("-m") + 2 :] if words[0] == "torchrun" else words[1:]
+        printed = str(docs_tools.run(self.cli, [*words, *caps(words)]).stdout).strip()
         if words[0] == "train":
             self.places["RUN"] = str(max(Path("runs").iterdir(), key=lambda path: path.stat().st_mtime_ns))
-        return str(result.stdout).strip()
+        if words[0] == "score":
+            self.places["SCORES"] = printed
+        return printed
 
 
 def caps(words: list[str]) -> list[str]:
-    """What is added to a command, so that it is done in a second."""
-    if words[0] == "train" and not Path(words[1]).is_dir():
-        found = config.load_config(words[1])
-        if not found.task:
-            features = [] if words[1] == "mean_color" else ["-o", "scoring.options.features=pixels@8"]
-            return ["-o", "training.total_kimg=0.02", *features]
-        nets = [word for key, value in NETS.get(found.model, {}).items() for word in ("-o", f"network.{key}={value}")]
-        return [*SMALL, *nets]
-    if words[0] == "train":
+    """What is added to a command, so that it takes a second."""
+    if words[0] != "train":
+        few = ["--max-images", "6"] if words[0] == "score" and words[1] in config.trained_models() else []
+        return [*CAPS.get(words[0], []), *few]
+    if Path(words[1]).is_dir():
         return ["-o", "training.total_kimg=0.008"]
-    added = CAPS.get(words[0], [])
-    if words[0] == "score" and ("--inverter" in words or words[1] in config.trained_models()):
-        added = [*added, "--max-images", "6"]
-    if "--inverter" in words:
-        added = [*added, "-o", "scoring.options.steps=1", "-o", "scoring.options.perceptual=efficientnet_lite0"]
-    if "--real-vs-synthetic" in words:
-        nets = [word for key, value in NETS["densenet121"].items() for word in ("-o", f"network.{key}={value}")]
-        added = [*added, "--kimg", "0.004", "-o", "training.batch=4", *nets]
-    if words[0] == "benchmark" and words[1] in benchmark_file.shipped():
-        sets = benchmark_file.load_benchmark(words[1]).data
-        added = [*added, *(word for name in sets for word in ("--data", f"{name}=patches"))]
-    return list(added)
+    found = config.load_config(words[1])
+    if not found.task:
+        return ["-o", "training.total_kimg=0.02", "-o", "scoring.options.features=pixels@8"]
+    return ["-o", "resolution=64", *settings("training", LESS), *settings("network", NETS.get(found.model, {}))]
 
 
-@pytest.fixture
-def no_pictures(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most of a small job's time goes into them; a report is made of them."""
-    if page == "docs/report.md":
-        return
-    monkeypatch.setattr("gan_uad.plotting.pictures.triplets", lambda *_, **__: None)
-    for name in ("roc", "pr", "histogram", "confusion", "calibration", "learning_curves"):
+def test_commands_of_the_readme_run(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "roc",
+        "pr",
+        "histogram",
+        "confusion",
+        "calibration",
+        "learning_curves",
+    ):  # most of the time of a tiny job
         monkeypatch.setattr(f"gan_uad.plotting.plots.{name}", lambda *_, **__: None)
-
-
-@pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize("page", JOBS)
-def test_commands_run(page: str, cli: Any, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(world, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("gan_uad.plotting.pictures.triplets", lambda *_, **__: None)
+    rng = np.random.default_rng(0)
+    for label, count, base in (("normal", 56, (200, 140, 190)), ("tumour", 6, (150, 90, 170))):
+        (tmp_path / "patches" / label).mkdir(parents=True)
+        for k in range(count):
+            pixels = np.clip(rng.normal(base, 25, (64, 64, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "patches" / label / f"{k}.png")
+    (tmp_path / "images").mkdir()
+    shutil.copy(tmp_path / "patches" / "normal" / "1.png", tmp_path / "images")
     monkeypatch.chdir(tmp_path)
-    reader = Reader(cli, page)
-    for text in BEFORE.get(page, []):
-        reader.follow(text)
-    for command in (command for command in EVERY if command.page == page):
+    reader = Reader(cli)
+    for command in sorted((command for command in EVERY if command.page == "README.md"), key=lambda one: one.inline):
         if not any(part in command.text for part in ONLY_CHECKED) and not (command.inline and is_mention(command)):
             reader.follow(command.text)
-    for block in docs_tools.blocks(PAGES[page]):
+    for block in docs_tools.blocks(PAGES["README.md"]):
         if block.language == "python":
-            exec(compile(block.text, page, "exec"), {})
+            exec(compile(block.text, "README.md", "exec"), {})
 
 
 def is_mention(command: Command) -> bool:
-    """A sentence that names a verb, or a form of it, without saying what it is to work on."""
+    """Whether a sentence only names a command, or a form of it."""
     words = command.text.split()
     return "..." in words or (len(words) < 3 and words[-1] != "models")

@@ -1,4 +1,4 @@
-"""Loaded by the server that cells of a benchmark are forked from: most of a small cell's time goes into its pictures."""
+"""Preloaded by cells of a benchmark in tests: most of the time of a tiny cell goes into its pictures."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""`gan-uad report`: one HTML page of what other commands wrote. It computes no metric."""
+"""`gan-uad report`: one HTML page of the results of other commands. It computes no metric."""

@@ -1,4 +1,4 @@
-"""`gan-uad report`: one HTML file of all that other jobs wrote into the folders named."""
+"""`gan-uad report`: one HTML file of the results of other commands."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from gan_uad.report.gather import Gathering, ResultFolder, read_json
 from gan_uad.report.generation import add_classify, add_fid, add_folds, add_projections
 from gan_uad.report.html import Document
 from gan_uad.report.runs import add_check, add_generated, add_latents, add_picture, add_run
-from gan_uad.report.scores import add_figures, add_scores
-from gan_uad.report.slides import add_slide_figures, add_slides
+from gan_uad.report.scores import add_metrics, add_scores
+from gan_uad.report.slides import add_slide_metrics, add_slides
 
 PICTURES = {".png", ".jpg", ".jpeg", ".gif"}
-DEEPEST = 3  # folders below a named one that are looked into
-MOST = 60  # sources of a report
+MAX_DEPTH = 3  # levels of folders below a named one that are searched
+MAX_RESULTS = 60
 Adder = Callable[[Gathering, ResultFolder], None]
 
-# Files that tell what a folder is, and what is said of it. metrics.json is of several jobs: see `_figures`.
+# Files that identify a folder, and the function that adds it. metrics.json is of several commands: see `_metrics`.
 MARKS: tuple[tuple[tuple[str, ...], Adder], ...] = (
     (("config.yaml", "environment.json"), add_run),
     (("scores.json",), add_scores),
@@ -42,10 +42,10 @@ MARKS: tuple[tuple[tuple[str, ...], Adder], ...] = (
     (("grid.png",), add_generated),
 )
 ABSENT = {
-    "detection": ("Detection was not judged", "gan-uad score RUN DATA --out SCORES; gan-uad evaluate SCORES"),
+    "detection": ("Detection was not evaluated", "gan-uad score RUN DATA --out SCORES; gan-uad evaluate SCORES"),
     "slides": ("No whole slides", "gan-uad score-slide RUN SLIDES"),
     "generation": ("Generated images were not compared with real ones", "gan-uad fid RUN --real DATA"),
-    "classification": ("No classification of real and synthesised images", "gan-uad classify"),
+    "classification": ("No classification of real and generated images", "gan-uad classify"),
     "latent": ("No picture of the latent space (of an autoencoder)", "gan-uad latents RUN"),
     "samples": ("No samples of a generator", "gan-uad generate RUN --grid"),
     "benchmark": ("No comparison of methods over data sets and seeds", "gan-uad benchmark"),
@@ -53,11 +53,11 @@ ABSENT = {
 
 
 def report(sources: tuple[str, ...], out: Path = Path("report.html"), title: str | None = None) -> Path:
-    """Write the report of `sources` to `out` and return it. Sources: folders that gan-uad wrote (what lies in their folders is found),
-    and pictures of `gan-uad generate`. Raises `UserError` for what is neither, or for a damaged file.
+    """Write the report of `sources` to `out` and return it. Sources: folders that gan-uad wrote (their subfolders are searched too), and
+    pictures. Raises `UserError` for what is neither, or for a damaged file.
     """
     if out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file, such as {out}/report.html")
+        raise UserError(f"--out {out} is a folder; name a file, such as {out}/report.html")
     places = _places(sources)
     with TemporaryDirectory(prefix="gan_uad_report.") as scratch:
         g = Gathering(
@@ -91,7 +91,7 @@ def _made_by(places: list[tuple[ResultFolder, list[Adder]]]) -> dict[str, str]:
 
 
 def _places(sources: tuple[str, ...]) -> list[tuple[ResultFolder, list[Adder]]]:
-    """Everything that can be told of, each once, in the order named. Raises `UserError`."""
+    """All results, each once, in the order named. Raises `UserError`."""
     places: dict[Path, tuple[ResultFolder, list[Adder]]] = {}
     for source in sources:
         path = Path(source)
@@ -100,16 +100,16 @@ def _places(sources: tuple[str, ...]) -> list[tuple[ResultFolder, list[Adder]]]:
         if path.is_file():
             below = [_of_file(path)]
         else:
-            below = list(_below(path, path.resolve(), DEEPEST))
+            below = list(_below(path, path.resolve(), MAX_DEPTH))
         if not below:
             raise UserError(
-                f"{source} holds nothing to report on: name a run folder, or a folder of gan-uad score, evaluate, score-slide, fid, "
+                f"{source} holds no results; name a run folder, or an output folder of gan-uad score, evaluate, score-slide, fid, "
                 "classify, project, generate --grid, latents, data check --out or benchmark"
             )
         for found, adders in below:
             places.setdefault(found.path.resolve(), (found, adders))
-    if len(places) > MOST:
-        raise UserError(f"{len(places)} results are in these folders, and a report takes {MOST}: name fewer of them")
+    if len(places) > MAX_RESULTS:
+        raise UserError(f"{len(places)} results are in these folders; name folders with at most {MAX_RESULTS}")
     return list(places.values())
 
 
@@ -119,13 +119,13 @@ def _of_file(path: Path) -> tuple[ResultFolder, list[Adder]]:
     adders = _kinds(path.parent)
     if not adders or path.suffix not in {".csv", ".json"}:
         raise UserError(
-            f"{path} is neither a picture ({' '.join(sorted(PICTURES))}) nor of a folder that gan-uad wrote; name the folder"
+            f"{path} is no picture ({' '.join(sorted(PICTURES))}) and no result of gan-uad; name an output folder of gan-uad"
         )
     return ResultFolder(path.parent, path.resolve().parent.name), adders
 
 
 def _below(folder: Path, root: Path, levels: int) -> Iterator[tuple[ResultFolder, list[Adder]]]:
-    """The folder, if something can be told of it, and those in it; what belongs to a folder's own results is not looked into."""
+    """The folder, if it holds results, and its subfolders. Subfolders of results are searched in runs only."""
     adders = _kinds(folder)
     if adders:
         name = (
@@ -142,21 +142,21 @@ def _below(folder: Path, root: Path, levels: int) -> Iterator[tuple[ResultFolder
 
 
 def _kinds(folder: Path) -> list[Adder]:
-    """What can be told of a folder."""
+    """The functions that add the results of a folder."""
     found = [add for names, add in MARKS if all((folder / name).is_file() for name in names)]
     if (folder / "metrics.json").is_file():
-        found.append(_figures(folder / "metrics.json"))
+        found.append(_metrics(folder / "metrics.json"))
     return list(dict.fromkeys(found))
 
 
-def _figures(path: Path) -> Adder:
-    """Whose figures a metrics.json holds. Raises `UserError` for another program's."""
+def _metrics(path: Path) -> Adder:
+    """The function that adds a metrics.json. Raises `UserError` for one of another program."""
     value = read_json(path)
     if "models" in value and "about" in value:
         return add_folds
     first = next(iter(value.values()), None)
     if isinstance(first, dict) and "source" in first:
-        return add_slide_figures
+        return add_slide_metrics
     if isinstance(first, dict) and "file" in first:
-        return add_figures
-    raise UserError(f"{path} is not what gan-uad evaluate writes; leave its folder out, or evaluate again")
+        return add_metrics
+    raise UserError(f"{path} is not what gan-uad evaluate writes; evaluate again, or leave its folder out")

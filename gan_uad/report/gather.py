@@ -1,16 +1,16 @@
-"""What all parts of a report share: a place that results were found in, what is known so far, and reading what jobs wrote."""
+"""Shared by all sections of a report: where results were found, what is known so far, and how result files are read."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gan_uad import files
 from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
@@ -20,12 +20,14 @@ from gan_uad.errors import UserError
 from gan_uad.report.html import Document, Figure, Notes, Table, embed
 from gan_uad.tables import format_interval
 
-SAMPLES = 12  # of each class in the picture
+N_SAMPLES = 12  # of each class in the picture
+RELIABILITY = "Share of anomalous images at each predicted probability. On the diagonal, probabilities are calibrated."
+RERUN = "run the command that wrote it again, or leave it out"
 
 
 @dataclass(frozen=True)
 class ResultFolder:
-    """A folder or picture that a report is made of, and what it is called there."""
+    """A folder or picture that a report shows, and its name there."""
 
     path: Path
     name: str
@@ -33,81 +35,72 @@ class ResultFolder:
 
 @dataclass
 class Gathering:
-    """The report in the making. `scratch`: a folder for pictures that are drawn for it; the sets hold resolved paths."""
+    """A report that is being built. `scratch`: a folder for pictures that are drawn for it. The sets hold resolved paths."""
 
     doc: Document
     scratch: Path
-    evaluated: set[Path] = field(default_factory=set)  # score files that figures were made of
+    evaluated: set[Path] = field(default_factory=set)  # score files with metrics
     scored: set[Path] = field(default_factory=set)  # runs that patches or slides were scored with
-    judged: set[Path] = field(default_factory=set)  # runs whose images were compared with real ones
+    compared: set[Path] = field(default_factory=set)  # runs whose images were compared with real ones
     shown_data: set[tuple[Any, ...]] = field(default_factory=set)
-    checks: list[Callable[[], None]] = field(default_factory=list)  # of what is missing, when all is gathered
+    checks: list[Callable[[], None]] = field(default_factory=list)  # find what is missing, once everything is gathered
 
     def drawing(self, name: str) -> Path:
-        """Where to draw a picture."""
+        """A new file for a picture."""
         return self.scratch / f"{len(list(self.scratch.iterdir())):04d}_{name}.png"
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """What a job wrote. Raises `UserError` for a damaged file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); run again what wrote it, or leave it out") from None
+    """A JSON file of another command. Raises `UserError` where it cannot be read or holds no `kind`."""
+    value = files.read_json(path)
     if not isinstance(value, kind):
-        raise UserError(f"{path} is not what gan-uad writes: expected a JSON {kind.__name__}; leave it out")
+        raise UserError(f"{path} is damaged or not of gan-uad: expected a JSON {kind.__name__}; {RERUN}")
     return value
 
 
-def read_rows(path: Path, needed: Iterable[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file. Raises `UserError` for one that cannot be read or lacks a column."""
+@contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """Within it, a missing key or a wrong kind of value is a `UserError` that names `path`."""
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    if absent := [name for name in needed if name not in (reader.fieldnames or [])]:
-        raise UserError(f"{path}: no column {absent[0]!r}; leave the file out, or run again what wrote it")
-    return rows
-
-
-def well_formed(path: Path) -> Any:
-    """A guard for what is made of a file: a key or kind of value that it lacks is a `UserError` that names it."""
-    return _WellFormed(path)
-
-
-class _WellFormed:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, KeyError | TypeError | AttributeError | IndexError | ValueError):
-            raise UserError(
-                f"{self.path} is not what this version of gan-uad writes ({type(error).__name__}: {error}); "
-                "run again what wrote it, or leave it out"
-            ) from error
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise UserError(
+            f"{path} is not what this version of gan-uad writes ({type(error).__name__}: {error}); {RERUN}"
+        ) from error
 
 
 def pairs(caption: str, values: dict[str, Any]) -> Table:
-    """Names and values, without those that are unknown."""
+    """Names and values, without unknown ones."""
     return Table(caption, (), [(k, v) for k, v in values.items() if v is not None and v != ""], pairs=True)
 
 
-def in_words(figure: dict[str, Any]) -> str:
+def in_words(metric: dict[str, Any]) -> str:
     """`0.853 [0.81, 0.89]` of `{value, low, high}`."""
-    return format_interval(figure["value"], figure["low"], figure["high"])
+    return format_interval(metric["value"], metric["low"], metric["high"])
 
 
-def listed(values: dict[str, Any]) -> str:
+def listed(values: Mapping[str, Any]) -> str:
     """Settings in one line: `steps 0, combine fisher`."""
     return ", ".join(f"{key} {value}" for key, value in values.items())
 
 
+def hardware(about: Mapping[str, Any]) -> str:
+    """The hardware of `environment()`."""
+    devices = ", ".join(about.get("cuda") or []) or f"CPU, {about.get('cpu_cores', '?')} cores"
+    return f"{devices}; {about.get('platform', '')}"
+
+
+def versions(about: Mapping[str, Any]) -> dict[str, str]:
+    """The versions and the revision of `environment()`, as rows of `pairs`."""
+    packages = {name: version for name, version in about.get("packages", {}).items() if version}
+    return {
+        "Versions": listed({"Python": about.get("python"), **packages}),
+        "Revision": about.get("git") or "unknown",
+    }
+
+
 def show_data(g: Gathering, found: ResultFolder, raw: dict[str, Any], resolution: int | None) -> Source | None:
-    """Counts, balance and samples of a patch set, once, where it is at hand; returns it."""
+    """Show counts, balance and samples of a patch set, once. Returns the set, or None where it is not available."""
     data = DataConfig(**{key: value for key, value in raw.items() if key in DataConfig.model_fields})
     if data.path is None:
         g.doc.missing(found.name, "the settings do not name the patches, so they are not shown")
@@ -116,13 +109,11 @@ def show_data(g: Gathering, found: ResultFolder, raw: dict[str, Any], resolution
         source = open_source(data.path, data)
         manifest, notes = split_manifest(source, data)
     except UserError as error:
-        g.doc.missing(
-            found.name, f"the patches are not at hand, so neither they nor their counts are shown: {error.message}"
-        )
+        g.doc.missing(found.name, f"the patches are not available, so they are not shown: {error.message}")
         return None
-    dealt = (str(source.path), str(data.split_fractions), data.split_seed, data.folds, data.fold)
-    if dealt not in g.shown_data:
-        g.shown_data.add(dealt)
+    split = (str(source.path), str(data.split_fractions), data.split_seed, data.folds, data.fold)
+    if split not in g.shown_data:
+        g.shown_data.add(split)
         g.doc.add("data", found.name, _counted(manifest, str(data.path), source.kind), Notes(notes))
         _draw_data(g, found, source, manifest, data, resolution)
     return source
@@ -156,7 +147,7 @@ def _draw_data(
     samples = {}
     for label, name in LABEL_NAMES.items():
         rows = manifest.where(None, label)
-        chosen = np.random.default_rng(0).permutation(rows)[:SAMPLES].tolist()
+        chosen = np.random.default_rng(0).permutation(rows)[:N_SAMPLES].tolist()
         read = [picture for i in chosen if (picture := prepared(source, i, data, resolution)) is not None]
         sides = {picture.shape for picture in read}
         if read and len(sides) == 1:

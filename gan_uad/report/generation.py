@@ -1,4 +1,4 @@
-"""Of a report: what was judged with `gan-uad fid` and `gan-uad classify`, by cross-validation, and by `gan-uad project`."""
+"""Sections of a report: `gan-uad fid`, `classify`, `real-vs-synthetic`, `cross-validate` and `project`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,39 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gan_uad.report.gather import Gathering, ResultFolder, in_words, listed, pairs, read_json, well_formed
+from gan_uad.report.gather import (
+    RELIABILITY,
+    Gathering,
+    ResultFolder,
+    in_words,
+    listed,
+    pairs,
+    read_json,
+    versions,
+    well_formed,
+)
 from gan_uad.report.html import Notes, Table, TableCell, interval, percent
 
-LARGE = 2048  # images below which a Fréchet distance is biased upwards
-SHOWN = 4  # projections at each end
-MOST = 100  # rows of their table
+MIN_IMAGES = 2048  # below, a Fréchet distance is biased upwards
+N_PROJECTIONS = 4  # shown at each end
+MAX_ROWS = 100  # of their table
 
 
 def add_fid(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad fid`."""
     cells = read_json(found.path / "fid.json", list)
     with well_formed(found.path / "fid.json"):
-        for figure in dict.fromkeys(cell["figure"] for cell in cells):
-            own = [cell for cell in cells if cell["figure"] == figure]
-            about = f"{own[0]['features']}, {own[0]['weights']}; {own[0]['preprocessing']}"
+        for metric in dict.fromkeys(cell["figure"] for cell in cells):
+            chosen = [cell for cell in cells if cell["figure"] == metric]
+            about = f"{chosen[0]['features']}, {chosen[0]['weights']}; {chosen[0]['preprocessing']}"
             headings = (
-                "images of", "px", "kimg", "n", "n real", figure, "KID × 1000", "precision", "recall", "nearer than held-out",
+                "images of", "px", "kimg", "n", "n real", metric, "KID × 1000", "precision", "recall", "nearer than held-out",
                 "copies",
             )  # fmt: skip
             g.doc.add(
                 "generation",
                 found.name,
-                Table(f"{figure} against real images: {about}", headings, [_cell(c) for c in own]),
+                Table(f"{metric} against real images: {about}", headings, [_cell(c) for c in chosen]),
             )
         _fid_notes(g, found, cells)
         for cell in cells:
@@ -48,7 +58,7 @@ def _cell(cell: Mapping[str, Any]) -> list[Any]:
 
 def _fid_notes(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
     notes = {
-        **dict.fromkeys(f"Reals: {c['reals']} of {c['real']}." for c in cells),
+        **dict.fromkeys(f"Real images: {c['reals']} of {c['real']}." for c in cells),
         **dict.fromkeys(f"{c['px']} px: {note}." for c in cells for note in c["notes"]),
         "Nearer than held-out: probability that an image is nearer to its nearest training image than a held-out real one is "
         "(0.5: no memorisation, 1: copies). KID: mean ± standard deviation over subsets.": None,
@@ -56,34 +66,38 @@ def _fid_notes(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -
     g.doc.add("generation", found.name, Notes(list(notes)))
     if warnings := list(dict.fromkeys(f"{c['method']}, {c['px']} px: {w}." for c in cells for w in c["warnings"])):
         g.doc.add("generation", found.name, Notes(warnings, warning=True))
-    made = [cell for cell in cells if cell.get("run") and cell.get("kimg") != 0]  # 0: the same nets untrained
-    for cell in made:
+    generated = [cell for cell in cells if cell.get("run") and cell.get("kimg") != 0]  # 0: the same nets untrained
+    for cell in generated:
         run = cell["run"]
-        g.judged |= {Path(run["run"]).resolve(), Path(run["run"]).resolve().parent}
+        g.compared |= {Path(run["run"]).resolve(), Path(run["run"]).resolve().parent}
         n = f"n = {cell['n']:,} against {cell['n_real']:,} real ones"
         g.doc.result(found.name, f"{cell['method']}, {cell['px']} px: {cell['figure']} {cell['value']:.2f} ({n}).")
-        if run["short"]:
+        _truncated(g, found, cell["method"], run)
+        if cell["n"] < MIN_IMAGES or cell["n_real"] < MIN_IMAGES:
             g.doc.missing(
                 found.name,
-                f"SHORT: {cell['method']} was trained for {run['trained_kimg']:g} of {run['planned_kimg']:g} kimg",
-            )
-        if cell["n"] < LARGE or cell["n_real"] < LARGE:
-            g.doc.missing(
-                found.name,
-                f"{cell['method']}: fewer than {LARGE:,} images on one side, so the distance is biased upwards",
+                f"{cell['method']}: fewer than {MIN_IMAGES:,} images on one side, so the distance is biased upwards",
             )
         if "memorisation" not in cell:
             g.doc.missing(
-                found.name, f"{cell['method']}: memorisation was not judged (no held-out images of the same kind)"
+                found.name, f"{cell['method']}: memorisation was not measured (no held-out images of the same kind)"
             )
-    if made and not any(str(cell["method"]).startswith("real, ") for cell in cells):
+    if generated and not any(str(cell["method"]).startswith("real, ") for cell in cells):
         g.doc.missing(
             found.name,
-            "the real images were not compared with themselves, which tells what a perfect generator would reach",
+            "the real images were not compared with themselves, so what a perfect generator would reach is unknown",
         )
     _versions(
         g, found, "Comparison with real images", next((c["environment"] for c in cells if "environment" in c), {})
     )
+
+
+def _truncated(g: Gathering, found: ResultFolder, name: str, run: Mapping[str, Any]) -> None:
+    """Say it where a training was shorter than its configuration."""
+    if run["short"]:
+        g.doc.missing(
+            found.name, f"TRUNCATED: {name} was trained for {run['trained_kimg']:g} of {run['planned_kimg']:g} kimg"
+        )
 
 
 def _memorised(g: Gathering, found: ResultFolder, cell: Mapping[str, Any]) -> None:
@@ -96,29 +110,25 @@ def _memorised(g: Gathering, found: ResultFolder, cell: Mapping[str, Any]) -> No
         if not g.doc.picture(
             "generation", found.name, found.path / "cells" / Path(cell["pairs_picture"]).name, caption, wide=True
         ):
-            g.doc.missing(
-                found.name, f"the picture of {cell['method']}'s nearest training images is not there any more"
-            )
+            g.doc.missing(found.name, f"the picture of {cell['method']}'s nearest training images is gone")
 
 
 def _versions(g: Gathering, found: ResultFolder, what: str, about: Mapping[str, Any]) -> None:
-    """What a figure was made with."""
+    """The command, versions and seed of a result."""
     if about:
-        packages = {name: version for name, version in about.get("packages", {}).items() if version}
         table = {
             "Command": shlex.join(map(str, about.get("command", []))),
-            "Versions": listed({"Python": about.get("python"), **packages}),
-            "Revision": about.get("git") or "unknown",
+            **versions(about),
             "Seed": str(about.get("seed", "unknown")),
         }
         g.doc.add("runs", found.name, pairs(what, table))
 
 
 def add_classify(g: Gathering, found: ResultFolder) -> None:
-    """A folder of `gan-uad classify`, of either kind."""
+    """A folder of `gan-uad classify` or `gan-uad real-vs-synthetic`."""
     for stem, title in (
-        ("classify", "Accuracy of a classifier on real and on synthesised patches"),
-        ("real_vs_synthetic", "Telling synthesised patches from real ones (50 %: it cannot)"),
+        ("classify", "Accuracy of a classifier on real and on generated patches"),
+        ("real_vs_synthetic", "Accuracy of telling generated patches from real ones (50 %: chance)"),
     ):
         path = found.path / f"{stem}.json"
         if not path.is_file():
@@ -136,11 +146,7 @@ def add_classify(g: Gathering, found: ResultFolder) -> None:
                 g.doc.result(found.name, f"{title}: {row['set']}: {100 * row['accuracy']:.1f} % of {row['n']:,} right.")
             for role, run in result["runs"].items():
                 g.scored |= {Path(run["run"]).resolve()}
-                if run["short"]:
-                    g.doc.missing(
-                        found.name,
-                        f"SHORT: the {role} {run['name']} was trained for {run['trained_kimg']:g} of {run['planned_kimg']:g} kimg",
-                    )
+                _truncated(g, found, f"the {role} {run['name']}", run)
             _versions(g, found, title, result["environment"])
 
 
@@ -159,50 +165,47 @@ def add_folds(g: Gathering, found: ResultFolder) -> None:
     result = read_json(found.path / "metrics.json")
     rows: list[list[Any]] = []
     with well_formed(found.path / "metrics.json"):
-        for model, figures in result["models"].items():
-            for what, part in (("", figures), ("external, ", figures.get("external"))):
-                if part:
-                    rows += [_of_fold(model, f"{what}fold {k}", fold) for k, fold in enumerate(part["folds"], 1)]
+        for model, metrics in result["models"].items():
+            for what, one in (("", metrics), ("external, ", metrics.get("external"))):
+                if one:
+                    rows += [_of_fold(model, f"{what}fold {k}", fold) for k, fold in enumerate(one["folds"], 1)]
                     mean = [
                         TableCell(f"{m['mean']:.3f}", m["mean"], f"± {m['sd']:.3f}")
-                        for m in (part["mean"][key] for key in ("auroc", "auprc", "accuracy", "f1"))
+                        for m in (one["mean"][key] for key in ("auroc", "auprc", "accuracy", "f1"))
                     ]
                     rows += [
                         [model, f"{what}mean ± sd", "", *mean],
-                        _of_fold(model, f"{what}all together", part["pooled"]),
+                        _of_fold(model, f"{what}pooled", one["pooled"]),
                     ]
-            area = figures["pooled"]["auroc"]
-            told = f"{model}, cross-validated in {len(figures['folds'])} folds: AUROC {in_words(area)}, all test images together."
-            g.doc.result(found.name, told)
+            area = metrics["pooled"]["auroc"]
+            text = f"{model}, cross-validated in {len(metrics['folds'])} folds: AUROC {in_words(area)} on the pooled test images."
+            g.doc.result(found.name, text)
             if area["note"]:
                 g.doc.missing(found.name, f"{model}: {area['note']}")
         headings = ("model", "images of", "normal + anomalous", "AUROC", "AUPRC", "accuracy", "F1")
         g.doc.add("detection", found.name, Table(f"Cross-validation of {result['name']}, by group", headings, rows))
         g.doc.add("detection", found.name, Notes([f"{key}: {text}." for key, text in result["about"].items()]))
     for name, caption in (
-        ("roc.png", "ROC curves of the folds, and of all test images together."),
-        ("confusion.png", "Decisions on all test images, each by the fold that has not seen its group."),
-        (
-            "reliability.png",
-            "How often images called anomalous with a probability are it: on the diagonal, it keeps its promise.",
-        ),
+        ("roc.png", "ROC curves of the folds, and of the pooled test images."),
+        ("confusion.png", "Decisions on all test images, each by the fold whose model has not seen its group."),
+        ("reliability.png", RELIABILITY),
     ):
         g.doc.picture("detection", found.name, found.path / name, caption)
 
 
-def _of_fold(model: str, what: str, figures: Mapping[str, Any]) -> list[Any]:
-    images = figures["images"]
+def _of_fold(model: str, what: str, metrics: Mapping[str, Any]) -> list[Any]:
+    images = metrics["images"]
     n = TableCell(f"{images['normal']:,} + {images['anomalous']:,}", images["normal"] + images["anomalous"])
     return [
         model,
         what,
         n,
-        *(interval(figures[key], drawn=key == "auroc") for key in ("auroc", "auprc", "accuracy", "f1")),
+        *(interval(metrics[key], drawn=key == "auroc") for key in ("auroc", "auprc", "accuracy", "f1")),
     ]
 
 
 def add_projections(g: Gathering, found: ResultFolder) -> None:
-    """A folder of `gan-uad project`: how near its images came, the nearest and the farthest."""
+    """A folder of `gan-uad project`: distances, and the nearest and the farthest images."""
     about = read_json(found.path / "projections.json")
     with well_formed(found.path / "projections.json"):
         g.scored |= {Path(about["model"]).resolve()}
@@ -214,7 +217,7 @@ def add_projections(g: Gathering, found: ResultFolder) -> None:
         }
         g.doc.add("runs", found.name, pairs("Projection onto the generator's images", settings))
         if about["skipped"]:
-            g.doc.missing(found.name, f"{len(about['skipped'])} images could not be used and were skipped")
+            g.doc.missing(found.name, f"{len(about['skipped'])} images were skipped, since they could not be used")
         ranked = sorted(about["images"], key=lambda row: row["distance"])
         rows = [
             [
@@ -224,13 +227,13 @@ def add_projections(g: Gathering, found: ResultFolder) -> None:
                 r["steps"],
                 TableCell(f"{r['seconds']:.3g}", r["seconds"]),
             ]
-            for r in (ranked if len(ranked) <= MOST else ranked[: MOST // 2] + ranked[-MOST // 2 :])
+            for r in (ranked if len(ranked) <= MAX_ROWS else ranked[: MAX_ROWS // 2] + ranked[-MAX_ROWS // 2 :])
         ]
-        shown = "" if len(rows) == len(ranked) else f", the {MOST // 2} nearest and farthest"
+        shown = "" if len(rows) == len(ranked) else f", the {MAX_ROWS // 2} nearest and farthest"
         caption = f"Distance ({about['distance']}) of {len(ranked):,} images to the closest image found{shown}"
         headings = ("image", "distance", "squared error", "steps", "seconds")
         g.doc.add("maps", found.name, Table(caption, headings, rows))
-        ends = {"nearest": ranked[:SHOWN], "farthest": ranked[SHOWN:][-SHOWN:]}
+        ends = {"nearest": ranked[:N_PROJECTIONS], "farthest": ranked[N_PROJECTIONS:][-N_PROJECTIONS:]}
         for end, chosen in ends.items():
             for row in (row for row in chosen if Path(row["folder"]).name == row["folder"]):
                 caption = (

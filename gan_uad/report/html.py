@@ -1,7 +1,7 @@
-"""A report as one HTML file that needs nothing else: what stands in it, and how pictures get inside.
+"""A report as one HTML file that needs no other file: its content, and pictures as data URIs.
 
-`report.html.j2` (with `report.css` and `report.js`) is how it looks. Every text is escaped by the template; the page's own policy
-lets a browser load no address and run no script but the one of `report.js`.
+The layout is in `report.html.j2`, `report.css` and `report.js`. The template escapes every text. The page's policy lets a browser load no
+address, and run no script except `report.js`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 
 from gan_uad.tables import MISSING, format_interval, format_number
 
-WIDEST, HIGHEST = 1200, 3000  # px of a picture inside; larger ones are reduced
-KEPT = 150_000  # bytes up to which a PNG stays as it is
-MOVING = 3_000_000  # ... and an animated GIF
-QUALITY = 88
+MAX_WIDTH, MAX_HEIGHT = 1200, 3000  # px; larger pictures are reduced
+MAX_PNG = 150_000  # bytes; a PNG up to this size is kept as it is
+MAX_GIF = 3_000_000  # bytes; the same for an animated GIF
+JPEG_QUALITY = 88
 KINDS = {"PNG": "png", "JPEG": "jpeg", "GIF": "gif"}
 
 # In the order of the page.
 TOPICS = {
     "glance": "At a glance",
-    "missing": "What was not done, or is missing",
+    "missing": "What is missing",
     "runs": "What was run",
     "data": "Data",
     "benchmark": "Methods compared",
@@ -40,7 +40,7 @@ TOPICS = {
     "maps": "Closest normal images and difference maps",
     "slides": "Whole slides",
     "generation": "Quality of generated images",
-    "classification": "Classification of real and synthesised images",
+    "classification": "Classification of real and generated images",
     "samples": "Samples and interpolations",
     "latent": "Latent space",
     "training": "Training",
@@ -49,7 +49,7 @@ TOPICS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page: data URI, size in px, and what was done to it in words ("" for nothing)."""
+    """An image inside the page: data URI, size in px, and how it was changed ("" for not at all)."""
 
     uri: str
     width: int
@@ -59,7 +59,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell of a table whose text is not what it is sorted by. `below`: a smaller line. `span`: (value, low, high) in [0, 1], drawn."""
+    """A cell whose text is not its sort key. `below`: a smaller line. `span`: (value, low, high) in [0, 1], drawn."""
 
     text: str
     sort: float | None = None
@@ -69,7 +69,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of strings, numbers, `Cell`s or None under their headings. `pairs`: two columns, name and value, without headings."""
+    """Rows of strings, numbers, `TableCell`s or None under their headings. `pairs`: two columns, name and value, without headings."""
 
     caption: str
     headings: Sequence[str]
@@ -79,14 +79,14 @@ class Table:
 
     @property
     def numeric(self) -> list[bool]:
-        """Per column: whether it holds numbers and gaps only, which stand at the right."""
+        """Per column: whether it holds numbers and gaps only, so that it is aligned right."""
         columns = list(zip(*self.rows, strict=True)) or [()] * len(self.headings)
         return [not self.pairs and all(map(_number_or_gap, column)) for column in columns]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its caption; `alt` for those who cannot see it. `wide`: over the page's whole width."""
+    """A picture with its caption and alternative text. `wide`: over the full width of the page."""
 
     picture: Picture
     caption: str
@@ -106,7 +106,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Notes:
-    """Sentences, as a list; `warning` where they must not be passed over."""
+    """Sentences as a list. `warning`: set off by colour."""
 
     lines: Sequence[str]
     warning: bool = False
@@ -115,7 +115,7 @@ class Notes:
 
 @dataclass(frozen=True)
 class Folded:
-    """Long text, opened by a click."""
+    """Long text that a click opens."""
 
     title: str
     text: str
@@ -127,7 +127,7 @@ Block = Table | Figure | Gallery | Notes | Folded
 
 @dataclass(frozen=True)
 class Gap:
-    """What was not done, of which source ("" for all), and the command that does it ("" where there is none)."""
+    """What is missing, of which source ("" for all), and the command that makes it ("" where there is none)."""
 
     source: str
     text: str
@@ -135,7 +135,7 @@ class Gap:
 
 
 class Document:
-    """What a report says, by topic and source. Sources are names; a topic that nobody adds to is not on the page."""
+    """The content of a report, by topic and source. Sources are names. An empty topic is not on the page."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -145,18 +145,18 @@ class Document:
         self.gaps: list[Gap] = []
 
     def add(self, topic: str, source: str, *blocks: Block) -> None:
-        """Put blocks under a topic (a key of `TOPICS`), below what the source has there already."""
+        """Append blocks to a topic (a key of `TOPICS`), by source."""
         if topic not in TOPICS:
             raise ValueError(f"no topic {topic!r}; the topics are {', '.join(TOPICS)}")
         if blocks:
             self.topics.setdefault(topic, {}).setdefault(source, []).extend(blocks)
 
     def result(self, source: str, text: str, last: bool = False) -> None:
-        """Say at the top of the page what came out, before or after what stands there that is not `last`."""
+        """Add a result to the top of the page. `last`: after all that are not."""
         (self.ran if last else self.results).append((source, text))
 
     def missing(self, source: str, text: str, command: str = "") -> None:
-        """Say what was not done, once."""
+        """Add what is missing, once."""
         gap = Gap(source, text, command)
         if gap not in self.gaps:
             self.gaps.append(gap)
@@ -164,7 +164,7 @@ class Document:
     def picture(
         self, topic: str, source: str, path: Path, caption: str, *, alt: str | None = None, wide: bool = False
     ) -> bool:
-        """Add a picture file; returns whether it is there. One that cannot be read is told among what is missing."""
+        """Add a picture file; returns whether it is there. One that cannot be read is listed as missing."""
         if not path.is_file():
             return False
         try:
@@ -176,7 +176,7 @@ class Document:
         return True
 
     def render(self, made_by: Mapping[str, str], generator: str) -> str:
-        """The page. `made_by`: what made it, name -> text, shown at its foot; `generator`: the program and its version."""
+        """The page. `made_by`: rows of its footer, name -> text. `generator`: the program and its version."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
         environment = Environment(
@@ -184,25 +184,25 @@ class Document:
             lstrip_blocks=True,
         )  # fmt: skip
         environment.filters |= {"cell": _text, "sort": _sort}
-        style, script = (_own(f"report.{ending}") for ending in ("css", "js"))
-        own: dict[str, list[Any]] = {"glance": self.results + self.ran, "missing": self.gaps}
-        shown = [key for key in TOPICS if key in self.topics or own.get(key)]
-        blocks = [block for by_source in self.topics.values() for parts in by_source.values() for block in parts]
+        style, script = (_read(f"report.{ending}") for ending in ("css", "js"))
+        lists: dict[str, list[Any]] = {"glance": self.results + self.ran, "missing": self.gaps}
+        shown = [key for key in TOPICS if key in self.topics or lists.get(key)]
+        blocks = [block for by_source in self.topics.values() for some in by_source.values() for block in some]
         changed = sum(bool(picture.changed) for block in blocks for picture in _pictures(block))
         page = environment.get_template("report.html.j2").render(
-            title=self.title, topics=[(key, TOPICS[key], self.topics.get(key, {})) for key in shown], results=own["glance"],
+            title=self.title, topics=[(key, TOPICS[key], self.topics.get(key, {})) for key in shown], results=lists["glance"],
             gaps=self.gaps, made_by=made_by, generator=generator, style=style, script=script, style_hash=_hash(style),
-            script_hash=_hash(script), changed=changed, widest=WIDEST, highest=HIGHEST,
+            script_hash=_hash(script), changed=changed, max_width=MAX_WIDTH, max_height=MAX_HEIGHT,
         )  # fmt: skip
-        # A file name that is no UTF-8 has bytes that cannot be written; they are shown by their numbers.
+        # A file name may hold bytes that are no UTF-8; they are shown as numbers.
         return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def embed(source: Path | NDArray[np.uint8]) -> Picture:
-    """A picture file (PNG, JPEG, GIF, ...) or pixels `[H, W, 3]` as a data URI, made smaller where it is large.
+    """A picture file (PNG, JPEG, GIF, ...) or pixels `[H, W, 3]` as a data URI, reduced where it is large.
 
-    Wider than 1,200 or higher than 3,000 px: reduced. A PNG of more than 150 kB becomes a JPEG where that is smaller. Transparency is
-    put on white. Raises `ValueError` for a file that cannot be read as a picture.
+    Above 1,200 × 3,000 px it is reduced. A PNG of more than 150 kB becomes a JPEG where that is smaller. Transparency is composited on
+    white. Raises `ValueError` for a file that cannot be read as a picture.
     """
     from PIL import Image
 
@@ -213,8 +213,8 @@ def embed(source: Path | NDArray[np.uint8]) -> Picture:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
             kind = KINDS.get(image.format or "")
-            small = image.width <= WIDEST and image.height <= HIGHEST
-            light = len(content) <= (MOVING if getattr(image, "is_animated", False) else KEPT)
+            small = image.width <= MAX_WIDTH and image.height <= MAX_HEIGHT
+            light = len(content) <= (MAX_GIF if getattr(image, "is_animated", False) else MAX_PNG)
             if kind and small and light:
                 return Picture(_uri(content, kind), image.width, image.height)
             picture = _on_white(image)
@@ -223,9 +223,9 @@ def embed(source: Path | NDArray[np.uint8]) -> Picture:
     return _encoded(picture, kind or "")
 
 
-def interval(figure: Mapping[str, Any], *, drawn: bool = True) -> TableCell:
-    """A figure `{value, low, high}` in [0, 1] with its interval, as text and, if asked, drawn."""
-    value, low, high = (figure.get(key) for key in ("value", "low", "high"))
+def interval(metric: Mapping[str, Any], *, drawn: bool = True) -> TableCell:
+    """A metric `{value, low, high}` in [0, 1] with its interval, as text and, if asked, drawn."""
+    value, low, high = (metric.get(key) for key in ("value", "low", "high"))
     text, _, below = format_interval(value, low, high).partition(" ")
     numbers = [float(v) for v in (value, low, high) if v is not None and math.isfinite(v)]
     span = (numbers[0], numbers[1], numbers[2]) if drawn and len(numbers) == 3 else None
@@ -233,7 +233,7 @@ def interval(figure: Mapping[str, Any], *, drawn: bool = True) -> TableCell:
 
 
 def percent(share: float | None) -> TableCell:
-    """A share as per cent."""
+    """A share in per cent."""
     known = share is not None and math.isfinite(share)
     return TableCell(f"{100 * share:.1f} %" if known and share is not None else MISSING, share if known else None)
 
@@ -248,11 +248,11 @@ def _on_white(image: Any) -> Any:
 
 
 def _encoded(image: Any, was: str) -> Picture:
-    """An RGB image, reduced if need be, as the smaller of PNG and JPEG (as PNG where that is small)."""
+    """An RGB image, reduced if too large, as the smaller of PNG and JPEG (as PNG where that is small)."""
     from PIL import Image
 
     changes = []
-    scale = min(1.0, WIDEST / image.width, HIGHEST / image.height)
+    scale = min(1.0, MAX_WIDTH / image.width, MAX_HEIGHT / image.height)
     if scale < 1:
         before = f"{image.width:,} × {image.height:,} px"
         image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
@@ -260,8 +260,8 @@ def _encoded(image: Any, was: str) -> Picture:
     png, jpeg = io.BytesIO(), io.BytesIO()
     image.save(png, "PNG")
     content, kind = png.getvalue(), "png"
-    if len(content) > KEPT or was == "jpeg":
-        image.save(jpeg, "JPEG", quality=QUALITY, subsampling=0)
+    if len(content) > MAX_PNG or was == "jpeg":
+        image.save(jpeg, "JPEG", quality=JPEG_QUALITY, subsampling=0)
         if len(jpeg.getvalue()) < len(content):
             content, kind = jpeg.getvalue(), "jpeg"
             changes += [] if was == "jpeg" else ["stored as JPEG"]
@@ -272,7 +272,7 @@ def _uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _own(name: str) -> str:
+def _read(name: str) -> str:
     return resources.files("gan_uad.report").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -303,7 +303,7 @@ def _text(value: Any) -> str:
 
 
 def _sort(value: Any) -> str:
-    """What a cell is sorted by, as JavaScript reads numbers; "" for one that holds none."""
+    """The sort key of a cell as a JavaScript number; "" where it has none."""
     number = value.sort if isinstance(value, TableCell) else value
     if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
         return ""

@@ -1,5 +1,5 @@
 "use strict";
-// The page is whole without this; here are only tables that sort and pictures that grow.
+// The page is complete without this script: it only sorts tables and enlarges pictures.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.querySelectorAll("thead th")];
   const body = table.tBodies[0];

@@ -1,4 +1,4 @@
-"""Of a report: what is said of runs of `gan-uad train`, and of pictures that generators and autoencoders made."""
+"""Sections of a report: runs of `gan-uad train`, and pictures of generators and autoencoders."""
 
 from __future__ import annotations
 
@@ -10,25 +10,29 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gan_uad.report.gather import Gathering, ResultFolder, listed, pairs, read_json, show_data, well_formed
+from gan_uad.report.gather import (
+    Gathering,
+    ResultFolder,
+    hardware,
+    listed,
+    pairs,
+    read_json,
+    show_data,
+    versions,
+    well_formed,
+)
 from gan_uad.report.html import Folded
 from gan_uad.run import Run
 
 NO_CURVE = {"nimg", "kimg", "seconds_per_kimg", "memory_gb", "time"}
-GENERATORS = {
-    "dcgan",
-    "wgan_gp",
-    "pgan",
-    "stylegan",
-    "stylegan2",
-}  # tasks whose runs are judged by their images, not by scores
-PANELS = 12  # curves in one picture
+GENERATORS = {"dcgan", "wgan_gp", "pgan", "stylegan", "stylegan2"}  # tasks whose runs are compared by their images
+MAX_CURVES = 12  # in one picture
 DRAWN = "Drawn for this report from the run's log."
 SNAPSHOT = re.compile(r"\d+\.png")
 
 
 def add_run(g: Gathering, found: ResultFolder) -> None:
-    """A run folder: settings, versions, data, curves, snapshots, and what was not done."""
+    """A run folder: settings, versions, data, curves, snapshots, and what is missing."""
     run = Run(found.path)
     config, rows = run.config, run.read_log()
     about = read_json(found.path / "environment.json")
@@ -40,7 +44,7 @@ def add_run(g: Gathering, found: ResultFolder) -> None:
         g.doc.add(
             "runs",
             found.name,
-            Folded("The whole configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)),
+            Folded("The complete configuration", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)),
         )
     show_data(g, found, config.data.model_dump(mode="json"), config.resolution)
     length = f"fitted on {1000 * kimg:,.0f} normal images"
@@ -58,10 +62,7 @@ def add_run(g: Gathering, found: ResultFolder) -> None:
 
 def _settings(run: Run, about: Mapping[str, Any], kimg: float, hours: float) -> Any:
     config, training = run.config, run.config.training
-    packages = {name: version for name, version in about.get("packages", {}).items() if version}
     processes = about.get("processes", 1)
-    hardware = f"{processes} processes, " if processes > 1 else ""
-    hardware += ", ".join(about.get("cuda") or []) or f"CPU, {about.get('cpu_cores', '?')} cores"
     return pairs(
         f"Training of {config.name}",
         {
@@ -77,15 +78,14 @@ def _settings(run: Run, about: Mapping[str, Any], kimg: float, hours: float) -> 
             "Generator": config.generator,
             "Patches": config.data.path,
             "Command": shlex.join(map(str, about.get("command", []))),
-            "Hardware": f"{hardware}; {about.get('platform', '')}",
-            "Versions": listed({"Python": about.get("python"), **packages}),
-            "Revision": about.get("git") or "unknown",
+            "Hardware": (f"{processes} processes, " if processes > 1 else "") + hardware(about),
+            **versions(about),
         },
     )
 
 
 def _hours(rows: list[dict[str, Any]]) -> float:
-    """Of the work alone, without pauses between a killed process and the one that went on."""
+    """Hours of training, without the pauses before a resume."""
     before, seconds = 0.0, 0.0
     for row in rows:
         seconds += float(row.get("seconds_per_kimg") or 0.0) * (float(row["kimg"]) - before)
@@ -103,9 +103,9 @@ def _curves(g: Gathering, found: ResultFolder, run: Run, rows: list[dict[str, An
         )
         and rows
     ):
-        for caption, those in (("Training curves", rows), ("Judgements on held-out images", run.read_validations())):
+        for caption, those in (("Training curves", rows), ("Validation on held-out images", run.read_validations())):
             with well_formed(found.path / "log.jsonl"):
-                keys = _numbers(those)[:PANELS]
+                keys = _numbers(those)[:MAX_CURVES]
                 if keys:
                     drawn = training_curves(those, keys, g.drawing("curves"))
                     text = f"{caption} over kimg (thousands of images seen); {len(those)} points. {DRAWN}"
@@ -113,7 +113,7 @@ def _curves(g: Gathering, found: ResultFolder, run: Run, rows: list[dict[str, An
 
 
 def _numbers(rows: list[dict[str, Any]]) -> list[str]:
-    """Names that some row has a number for."""
+    """Keys that are numbers in some rows, and nothing else in others."""
     names = dict.fromkeys(key for row in rows for key in row if key not in NO_CURVE)
     return [
         name for name in names
@@ -126,43 +126,49 @@ def _snapshots(g: Gathering, found: ResultFolder) -> None:
     g.doc.picture(
         "samples", found.name, found.path / "reals.png", "Real patches of the training set, as the network sees them."
     )
-    made = sorted(path for path in found.path.glob("fakes/*.png") if SNAPSHOT.fullmatch(path.name))
-    for path in dict.fromkeys([*made[:1], *made[-1:]]):
-        when = "Last" if path == made[-1] else "First"
-        caption = f"{when} of {len(made)} snapshots of training, after {int(path.stem):,} kimg: what the model makes."
+    generated = sorted(path for path in found.path.glob("fakes/*.png") if SNAPSHOT.fullmatch(path.name))
+    for path in dict.fromkeys([*generated[:1], *generated[-1:]]):
+        when = "Last" if path == generated[-1] else "First"
+        caption = (
+            f"{when} of {len(generated)} snapshots of training, after {int(path.stem):,} kimg: images of the model."
+        )
         g.doc.picture("samples", found.name, path, caption)
 
 
 def _gaps(g: Gathering, found: ResultFolder, run: Run, kimg: float, about: Mapping[str, Any]) -> None:
     config, name = run.config, found.name
-    judged = run.read_validations()
+    validations = run.read_validations()
     patience = config.training.patience
-    stopped = patience is not None and len(judged) > patience and not any(row.get("best") for row in judged[-patience:])
+    stopped = (
+        patience is not None
+        and len(validations) > patience
+        and not any(row.get("best") for row in validations[-patience:])
+    )
     if config.task and kimg < 0.99 * config.training.total_kimg and not stopped:
         g.doc.missing(
-            name, f"SHORT: trained for {kimg:g} of the {config.training.total_kimg:g} kimg that its configuration asks for",
+            name, f"TRUNCATED: trained for {kimg:g} of the {config.training.total_kimg:g} kimg of its configuration",
             f"gan-uad train {shlex.quote(str(found.path))} --resume",
         )  # fmt: skip
-    if config.task and not judged:
-        g.doc.missing(name, "nothing was measured on held-out images while it was trained (training.eval_kimg)")
+    if config.task and not validations:
+        g.doc.missing(name, "it was not validated on held-out images during training (training.eval_kimg)")
     revision = about.get("git")
     if revision is None:
         g.doc.missing(name, "the revision of the program that trained it is unknown")
     elif str(revision).endswith("+"):
-        g.doc.missing(name, "the program that trained it had changes that were not committed")
+        g.doc.missing(name, "the program that trained it had uncommitted changes")
     g.checks.append(lambda: _not_used(g, found, run))
 
 
 def _not_used(g: Gathering, found: ResultFolder, run: Run) -> None:
-    """Whether the run was scored with, or its images judged."""
-    where, command = found.path.resolve(), shlex.quote(str(found.path))
+    """Say it where nothing was scored with the run, or its images were not compared."""
+    folder, command = found.path.resolve(), shlex.quote(str(found.path))
     if run.config.task in GENERATORS:
-        if where not in g.judged:
+        if folder not in g.compared:
             g.doc.missing(
                 found.name, "its images were not compared with real ones (no FID)", f"gan-uad fid {command} --real DATA"
             )
-    elif where not in g.scored:
-        g.doc.missing(found.name, "no patches scored with it are in this report", f"gan-uad score {command}")
+    elif folder not in g.scored:
+        g.doc.missing(found.name, "this report has no patches that were scored with it", f"gan-uad score {command}")
 
 
 def add_generated(g: Gathering, found: ResultFolder) -> None:
@@ -173,7 +179,7 @@ def add_generated(g: Gathering, found: ResultFolder) -> None:
         "samples",
         found.name,
         found.path / "grid.png",
-        f"Samples{of} of a generator, one a seed, not chosen.",
+        f"Samples{of} of a generator, one per seed, not selected.",
         wide=True,
     )
 
@@ -181,9 +187,7 @@ def add_generated(g: Gathering, found: ResultFolder) -> None:
 def add_picture(g: Gathering, found: ResultFolder) -> None:
     """A picture file, such as `gan-uad interpolate` writes."""
     moving = found.path.suffix.lower() == ".gif"
-    what = (
-        "Way between latents of a generator, animated." if moving else "Picture of samples or of ways between latents."
-    )
+    what = "Animated interpolation between latents." if moving else "Picture of samples or of an interpolation."
     g.doc.picture("samples", found.name, found.path, f"{what} File {found.path.name}.", wide=not moving)
 
 
@@ -193,7 +197,7 @@ def add_latents(g: Gathering, found: ResultFolder) -> None:
     if (found.path / "latents.npz").is_file():
         with well_formed(found.path / "latents.npz"), np.load(found.path / "latents.npz", allow_pickle=False) as arrays:
             count = f" n = {len(arrays['label']):,} images."
-    caption = f"Where patches lie in the latent space of the autoencoder: the two directions in which it varies most (PCA).{count}"
+    caption = f"Patches in the latent space of the autoencoder: its first two principal components (PCA).{count}"
     g.doc.picture("latent", found.name, found.path / "latent_space.png", caption)
 
 

@@ -1,4 +1,4 @@
-"""Of a report: scored patches, and figures of `gan-uad evaluate` on them."""
+"""Sections of a report: scored patches, and their metrics by `gan-uad evaluate`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gan_uad import old_names
 from gan_uad.checkpoint import read_model
 from gan_uad.config import DataConfig, resolve
 from gan_uad.data.sources import Source
 from gan_uad.detection.score_file import BASELINE, SCORES, ScoreFile, read_scores, validation_of
 from gan_uad.errors import UserError
+from gan_uad.files import read_csv
 from gan_uad.report.gather import (
+    RELIABILITY,
     Gathering,
     ResultFolder,
     in_words,
@@ -23,7 +26,6 @@ from gan_uad.report.gather import (
     pairs,
     prepared,
     read_json,
-    read_rows,
     show_data,
     well_formed,
 )
@@ -31,24 +33,25 @@ from gan_uad.report.html import Gallery, Notes, Table, TableCell, embed, interva
 from gan_uad.run import Run
 from gan_uad.tables import format_number
 
-SHOWN = 8  # patches in a row of best and worst
+N_PATCHES = 8  # in a row of best and worst
 LABELS = ("normal", "anomalous")
 OF_TABLE = "`decision_intervals`"  # of a warning in older files; the table shows those intervals
 PIXELS = {"pixel_auroc": "AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
-DRAWN = "Drawn for this report: there are no figures with intervals yet."
+DRAWN = "Drawn for this report: there are no metrics with intervals yet."
 
 
 # ---------------------------------------------------------------- scored patches
 
 
 def add_scores(g: Gathering, found: ResultFolder) -> None:
-    """A folder of `gan-uad score`: settings, counts, histograms, patches, maps, and what was not done."""
+    """A folder of `gan-uad score`: settings, counts, histograms, patches, maps, and what is missing."""
     described = read_json(found.path / "scores.json") if (found.path / "scores.json").is_file() else {}
-    command = f"gan-uad evaluate {shlex.quote(str(found.path))}"
     with well_formed(found.path / "scores.json"):
         _settings(g, found, described)
     if not (found.path / SCORES).is_file():
-        g.doc.missing(found.name, "the scoring is not finished: there is no scores.csv; run the same command again")
+        g.doc.missing(
+            found.name, "the scoring is not finished: there is no scores.csv; run the same `gan-uad score` again"
+        )
         return
     scores = read_scores(found.path / SCORES)
     validation = validation_of(found.path / SCORES)
@@ -58,7 +61,7 @@ def add_scores(g: Gathering, found: ResultFolder) -> None:
     _maps(g, found)
     _score_gaps(g, found, scores, validation, described)
     if len(set(scores.label.tolist()) - {-1}) == 2:
-        g.checks.append(lambda: _unless_evaluated(g, found, scores, command))
+        g.checks.append(lambda: _unless_evaluated(g, found, scores))
     else:
         _unlabelled(g, found, scores)
 
@@ -87,20 +90,21 @@ def _settings(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> N
     skipped = described.get("skipped", [])
     if skipped:
         some = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
-        g.doc.missing(found.name, f"{len(skipped)} images could not be used and were skipped: {some}")
+        g.doc.missing(found.name, f"{len(skipped)} images were skipped, since they could not be used: {some}")
 
 
 def _counts(scores: ScoreFile, validation: ScoreFile | None) -> Table:
     """Images, groups and decisions by label."""
     rows: list[list[Any]] = []
     for label, name in ((0, "normal"), (1, "anomalous"), (-1, "unknown")):
-        for part, of in (("scored", scores), ("validation", validation)):
+        for name_of_set, of in (("scored", scores), ("validation", validation)):
             if of is None or not (of.label == label).any():
                 continue
-            own = of.label == label
-            groups = {group for group, mine in zip(of.group, own, strict=True) if mine} - {""}
-            flagged = None if of.threshold is None else percent(float((of.score[own] > of.threshold).mean()))
-            rows.append([part, name, int(own.sum()), len(groups) or None, float(np.median(of.score[own])), flagged])
+            rows_of_label = of.label == label
+            groups = {group for group, here in zip(of.group, rows_of_label, strict=True) if here} - {""}
+            flagged = None if of.threshold is None else percent(float((of.score[rows_of_label] > of.threshold).mean()))
+            median = float(np.median(of.score[rows_of_label]))
+            rows.append([name_of_set, name, int(rows_of_label.sum()), len(groups) or None, median, flagged])
     headings = ("set", "label", "images", "groups", "median score", "above threshold")
     return Table(f"Scored patches: n by label, model {scores.model}", headings, rows)
 
@@ -110,7 +114,7 @@ def _unlabelled(g: Gathering, found: ResultFolder, scores: ScoreFile) -> None:
 
     known = sorted({LABELS[label] for label in scores.label.tolist() if label >= 0})
     have = f"all labelled ones are {known[0]}" if known else "none of the images has a label"
-    g.doc.missing(found.name, f"detection cannot be judged: {have}")
+    g.doc.missing(found.name, f"detection cannot be evaluated: {have}")
     path = g.drawing("histogram")
     with figure_file(path, 6.4, 4.4) as figure:
         axes = figure.add_subplot(xlabel="Anomaly score", ylabel="Images")
@@ -121,15 +125,16 @@ def _unlabelled(g: Gathering, found: ResultFolder, scores: ScoreFile) -> None:
     g.doc.picture("scores", found.name, path, f"Histogram of the scores of {len(scores.score):,} images. {DRAWN}")
 
 
-def _unless_evaluated(g: Gathering, found: ResultFolder, scores: ScoreFile, command: str) -> None:
-    """ROC, precision-recall and histograms of a file that no figures were made of."""
+def _unless_evaluated(g: Gathering, found: ResultFolder, scores: ScoreFile) -> None:
+    """ROC, precision-recall and histograms of a file that was not evaluated."""
     from gan_uad.plotting import plots
 
     files = [found.path / name for name in (SCORES, BASELINE) if (found.path / name).is_file()]
     left = [path for path in files if path.resolve() not in g.evaluated]
     if found.path / SCORES not in left:
         return
-    g.doc.missing(found.name, "no evaluation yet, so figures have no intervals", command)
+    command = f"gan-uad evaluate {shlex.quote(str(found.path))}"
+    g.doc.missing(found.name, "no evaluation yet, so there are no intervals", command)
     curves = {}
     for path in left:
         of = (scores if path.name == SCORES else read_scores(path)).labelled()
@@ -149,20 +154,18 @@ def _score_gaps(
 ) -> None:
     if not (found.path / BASELINE).is_file():
         g.doc.missing(
-            found.name, "no mean-colour baseline (no train normals were at hand), which any detector must beat"
+            found.name, "no mean-colour baseline, which any detector must beat (no train normals were available)"
         )
     if scores.threshold is None:
-        g.doc.missing(found.name, "no threshold was set, so nothing was decided (no validation normals were at hand)")
+        g.doc.missing(found.name, "no threshold, so no decisions (no validation normals were available)")
     elif validation is None:
-        g.doc.missing(found.name, "no validation scores lie beside these: the threshold was set without them")
+        g.doc.missing(found.name, "no validation scores: the threshold was set without them")
     if not any(scores.group):
         g.doc.missing(found.name, "groups (patients or slides) are unknown, so intervals are likely too narrow")
     if not any((found.path / name).is_file() for name in ("triplets.png", "maps.png")):
         g.doc.missing(found.name, "no pictures of difference maps: this scorer makes none")
     elif not (found.path / "truth").is_dir():
-        g.doc.missing(
-            found.name, "where in a patch the anomaly lies was not judged: no annotated masks, or scored without --maps"
-        )
+        g.doc.missing(found.name, "no pixel metrics: there are no annotated masks, or --maps was not given")
 
 
 def _maps(g: Gathering, found: ResultFolder) -> None:
@@ -181,12 +184,10 @@ def _maps(g: Gathering, found: ResultFolder) -> None:
 
 
 def _source(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> tuple[Source | None, int | None]:
-    """The scored set where it is at hand, and the resolution of the model where that is."""
+    """The scored set and the resolution of the model; None for what is not available."""
     resolution = _resolution(described.get("model"))
     if "data" not in described:
-        g.doc.missing(
-            found.name, "best and worst patches are not shown: the scores do not say which images they are of"
-        )
+        g.doc.missing(found.name, "best and worst patches are not shown: scores.json does not name the images")
         return None, None
     raw = {**described.get("data_settings", {}), "path": described["data"]}
     with well_formed(found.path / "scores.json"):
@@ -194,7 +195,7 @@ def _source(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> tup
 
 
 def _resolution(model: str | None) -> int | None:
-    """The side of a model's images, in px; None where the model is not at hand."""
+    """The side of a model's images, in px; None where the model is not available."""
     if model is None:
         return None
     path = Path(model)
@@ -219,7 +220,7 @@ def _patches(
     """The patches at both ends of the ranks of each label."""
     if source is None:
         return
-    names = [row["image"] for row in read_rows(found.path / SCORES, ("image",))]
+    names = [row["image"] for row in read_csv(found.path / SCORES, ("image",))]
     rows = {name: i for i, name in enumerate(source.manifest.image)}
     data = DataConfig(**{k: v for k, v in described.get("data_settings", {}).items() if k in DataConfig.model_fields})
     for caption, chosen, total in _ends(scores):
@@ -234,12 +235,12 @@ def _patches(
             g.doc.add("patches", found.name, Gallery(f"{caption} ({len(items)} of {total:,})", items))
         if len(items) < len(chosen):
             g.doc.missing(
-                found.name, f"{len(chosen) - len(items)} patches are not in {source.path} any more and are not shown"
+                found.name, f"{len(chosen) - len(items)} patches are not shown: they are gone from {source.path}"
             )
 
 
 def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64], int]]:
-    """Captions, rows and how many there are of the label; best decisions before worst ones."""
+    """Captions, rows, and the number of images of the label; best decisions before worst ones."""
     best: list[tuple[str, NDArray[np.int64], int]] = []
     worst: list[tuple[str, NDArray[np.int64], int]] = []
     for label, low, high in (
@@ -247,30 +248,30 @@ def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64], int]]:
         (0, "Normal, lowest scores: most normal", "Normal, highest scores: false alarms first"),
         (-1, "Without label, lowest scores", "Without label, highest scores"),
     ):
-        own = np.flatnonzero(scores.label == label)
-        ranked = own[np.argsort(scores.score[own], kind="stable")]
+        rows = np.flatnonzero(scores.label == label)
+        ranked = rows[np.argsort(scores.score[rows], kind="stable")]
         if len(ranked):
-            bottom, top = (low, ranked[:SHOWN], len(own)), (high, ranked[::-1][:SHOWN], len(own))
+            bottom, top = (low, ranked[:N_PATCHES], len(rows)), (high, ranked[::-1][:N_PATCHES], len(rows))
             best.append(bottom if label == 0 else top)
             worst.append(top if label == 0 else bottom)
     return best + worst
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- metrics
 
 
-def add_figures(g: Gathering, found: ResultFolder) -> None:
+def add_metrics(g: Gathering, found: ResultFolder) -> None:
     """`metrics.json` of `gan-uad evaluate` on scored patches, with its pictures."""
-    results = read_json(found.path / "metrics.json")
-    rows, parts, notes = [], [], []
+    rows, components, notes = [], [], []
     with well_formed(found.path / "metrics.json"):
+        results = {name: old_names.keys(result) for name, result in read_json(found.path / "metrics.json").items()}
         for name, result in results.items():
             g.evaluated.add(Path(result["file"]).resolve())
             g.evaluated.add((found.path / Path(result["file"]).name).resolve())
             rows.append(_row(name, result))
-            parts += [
-                [name, part, TableCell(format_number(value), value)]
-                for part, value in result.get("components", {}).items()
+            components += [
+                [name, component, TableCell(format_number(value), value)]
+                for component, value in result.get("components", {}).items()
             ]
             notes += [f"{name}: {warning}" for warning in result["warnings"] if OF_TABLE not in warning]
             _own_pictures(g, found, name, result, len(results))
@@ -294,8 +295,9 @@ def add_figures(g: Gathering, found: ResultFolder) -> None:
     if notes:
         g.doc.add("detection", found.name, Notes(notes, warning=True))
     _shared_pictures(g, found, results)
-    if parts:
-        g.doc.add("detection", found.name, Table("Each part of the score alone", ("model", "part", "AUROC"), parts))
+    if components:
+        headings = ["model", "component", "AUROC"]
+        g.doc.add("detection", found.name, Table("Each component of the score alone", headings, components))
 
 
 def _row(name: str, result: dict[str, Any]) -> list[Any]:
@@ -321,25 +323,25 @@ def _row(name: str, result: dict[str, Any]) -> list[Any]:
 
 
 def _glance(results: dict[str, Any]) -> list[str]:
-    """A sentence for each model, and whether it beats mean colour."""
+    """A sentence per model: its AUROC, and whether it beats mean colour."""
     lines = []
     first = next((name for name, result in results.items() if Path(result["file"]).name == BASELINE), None)
     for name, result in results.items():
         if Path(result["file"]).name == BASELINE:
             continue
-        baseline = results.get(result.get("baseline", first))  # older files do not say whose it is
+        baseline = results.get(result.get("baseline", first))  # older files do not name it
         area, images = result["auroc"], result["images"]
         text = (
             f"{name}: AUROC {in_words(area)} on {images['normal']:,} normal and {images['anomalous']:,} anomalous images "
             "(0.5 is chance)"
         )
         if baseline is not None:
-            theirs = baseline["auroc"]
-            text += f"; mean colour alone: {in_words(theirs)}"
-            if None not in (area["low"], theirs["high"]) and not area["low"] > theirs["high"]:
+            other = baseline["auroc"]
+            text += f"; mean colour alone: {in_words(other)}"
+            if None not in (area["low"], other["high"]) and not area["low"] > other["high"]:
                 text += (
                     ". The intervals overlap: it is not clearly better"
-                    if area["value"] > theirs["value"]
+                    if area["value"] > other["value"]
                     else ". It is worse than mean colour"
                 )
         lines.append(text + ".")
@@ -353,7 +355,7 @@ def _glance(results: dict[str, Any]) -> list[str]:
 
 
 def _own_pictures(g: Gathering, found: ResultFolder, name: str, result: dict[str, Any], count: int) -> None:
-    """Histogram and confusion matrix, under the names that `evaluate` gives them."""
+    """Histogram and confusion matrix, by the file names of `evaluate`."""
     stem = re.sub(r"[^\w.]+", "-", name).strip("-")
     n = f"n = {result['images']['normal']:,} normal and {result['images']['anomalous']:,} anomalous images"
     histogram, confusion = found.path / f"{stem}_histogram.png", found.path / f"{stem}_confusion.png"
@@ -368,11 +370,8 @@ def _shared_pictures(g: Gathering, found: ResultFolder, results: dict[str, Any])
         ("pr.png", f"Precision-recall curves; {models}. The intervals of their areas are in the table."),
         (
             "calibration.png",
-            "How often test normals have a p-value below each level: on the diagonal, p keeps its promise.",
+            "Share of test normals with a p-value below each level. On the diagonal, p-values are calibrated.",
         ),
-        (
-            "reliability.png",
-            "How often images called anomalous with a probability are it: on the diagonal, it keeps its promise.",
-        ),
+        ("reliability.png", RELIABILITY),
     ):
         g.doc.picture("detection", found.name, found.path / name, caption)

@@ -1,4 +1,4 @@
-"""Of a report: scored slides, and figures of `gan-uad evaluate` on them."""
+"""Sections of a report: scored slides, and their metrics by `gan-uad evaluate-slides`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gan_uad.report.gather import Gathering, ResultFolder, in_words, listed, pairs, read_json, read_rows, well_formed
+from gan_uad.files import read_csv
+from gan_uad.report.gather import Gathering, ResultFolder, in_words, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Notes, Table, TableCell, interval, percent
 from gan_uad.slides.batch import SLIDES
 from gan_uad.slides.evaluate import AGGREGATES
 from gan_uad.tables import format_number
 
-SHOWN = 12  # overlays
-MOST = 200  # rows of the table
+N_OVERLAYS = 12
+MAX_ROWS = 200  # of the table
 
 
 def add_slides(g: Gathering, found: ResultFolder) -> None:
@@ -37,7 +38,7 @@ def add_slides(g: Gathering, found: ResultFolder) -> None:
             g.doc.add("runs", found.name, pairs("Scoring of slides", settings))
             if described["notes"]:
                 g.doc.add("runs", found.name, Notes(described["notes"]))
-    rows = read_rows(found.path / SLIDES, ("slide", "tiles", "max", "top_k", "share"))
+    rows = read_csv(found.path / SLIDES, ("slide", "tiles", "max", "top_k", "share"))
     with well_formed(found.path / SLIDES):
         rows.sort(key=lambda row: -_number(row["top_k"], -math.inf))
         table = [
@@ -50,10 +51,10 @@ def add_slides(g: Gathering, found: ResultFolder) -> None:
             ]
             for row in rows
         ]
-    headings = ("slide", "tiles", "highest rarity", "mean of the highest", "tiles beyond 1 % of normals")
-    shown = f", the {MOST} that score highest" if len(rows) > MOST else ""
-    caption = f"{len(rows):,} slides{shown}. Rarity: −log10 of the probability that a normal tile scores as high"
-    g.doc.add("slides", found.name, Table(caption, headings, table[:MOST]))
+    headings = ("slide", "tiles", "highest −log10 p", "mean of the highest", "tiles above 99 % of normals")
+    shown = f", the {MAX_ROWS} with the highest scores" if len(rows) > MAX_ROWS else ""
+    caption = f"{len(rows):,} slides{shown}. p: probability that a normal tile scores as high"
+    g.doc.add("slides", found.name, Table(caption, headings, table[:MAX_ROWS]))
     empty = [row["slide"] for row in rows if not int(row["tiles"])]
     if empty:
         g.doc.missing(found.name, f"{len(empty)} slides have no tissue, so no score: {', '.join(empty[:5])}")
@@ -63,21 +64,22 @@ def add_slides(g: Gathering, found: ResultFolder) -> None:
 
 
 def _overlays(g: Gathering, found: ResultFolder, rows: list[dict[str, str]]) -> None:
-    inside = [row for row in rows if Path(row["slide"]).name == row["slide"]]  # a name must not lead out of the folder
-    for row in inside[:SHOWN]:
-        place = f"Slide {row['slide']}, {int(row['tiles']):,} tiles: rarity of its tiles over the tissue"
-        if not g.doc.picture("slides", found.name, found.path / row["slide"] / "overlay.png", f"{place}.", wide=True):
+    inside = [row for row in rows if Path(row["slide"]).name == row["slide"]]  # no name leads out of the folder
+    for row in inside[:N_OVERLAYS]:
+        caption = f"Slide {row['slide']}: −log10 p of its {int(row['tiles']):,} tiles over the tissue."
+        if not g.doc.picture("slides", found.name, found.path / row["slide"] / "overlay.png", caption, wide=True):
             g.doc.missing(found.name, f"slide {row['slide']}: no overlay.png")
-    if len(inside) > SHOWN:
+    if len(inside) > N_OVERLAYS:
         g.doc.missing(
-            found.name, f"overlays are shown of the {SHOWN} slides that score highest, not of all {len(inside)}"
+            found.name,
+            f"overlays are shown of the {N_OVERLAYS} slides with the highest scores, not of all {len(inside)}",
         )
 
 
 def _unless_evaluated(g: Gathering, found: ResultFolder, metrics: Path) -> None:
     if found.path.resolve() not in g.evaluated and not metrics.is_file():
         g.doc.missing(
-            found.name, "slides were not compared with annotations or labels: no evaluation yet",
+            found.name, "no evaluation yet: slides were not compared with annotations or labels",
             f"gan-uad evaluate-slides {shlex.quote(str(found.path))} --annotations DIR",
         )  # fmt: skip
 
@@ -91,8 +93,8 @@ def _shown(text: str) -> TableCell:
     return TableCell(format_number(number, 2), number)
 
 
-def add_slide_figures(g: Gathering, found: ResultFolder) -> None:
-    """`metrics.json` of `gan-uad evaluate` on scored slides, with its pictures."""
+def add_slide_metrics(g: Gathering, found: ResultFolder) -> None:
+    """`metrics.json` of `gan-uad evaluate-slides`, with its pictures."""
     results = read_json(found.path / "metrics.json")
     rows: list[list[Any]] = []
     with well_formed(found.path / "metrics.json"):
@@ -107,17 +109,14 @@ def add_slide_figures(g: Gathering, found: ResultFolder) -> None:
                 count = TableCell(f"{n['normal']:,} + {n['anomalous']:,}", n["normal"] + n["anomalous"])
                 rows.append([name, by, count, interval(areas["auroc"]), interval(areas["auprc"])])
             best, n = result["scores"]["top_k"]["auroc"], result["slides"]
-            told = f"{name}: slides are told apart with AUROC {in_words(best)} ({n['normal']} normal and {n['anomalous']} anomalous)"
-            g.doc.result(found.name, told + ".")
+            text = f"{name}: AUROC of slides {in_words(best)} ({n['normal']} normal and {n['anomalous']} anomalous)."
+            g.doc.result(found.name, text)
             notes = dict.fromkeys([*result["notes"], *(areas["auroc"]["note"] for areas in result["scores"].values())])
-            if said := [f"{name}: {note}" for note in notes if note]:
-                g.doc.add("slides", found.name, Notes(said, warning=True))
+            if warnings := [f"{name}: {note}" for note in notes if note]:
+                g.doc.add("slides", found.name, Notes(warnings, warning=True))
     headings = ("model", "ranked by", "normal + anomalous", "AUROC", "AUPRC")
-    g.doc.add(
-        "slides",
-        found.name,
-        Table("Slides and tiles told apart; intervals over slides. The bar goes from 0 to 1.", headings, rows),
-    )
+    caption = "Detection of slides and tiles; intervals over slides. The bar goes from 0 to 1."
+    g.doc.add("slides", found.name, Table(caption, headings, rows))
     for name, result in results.items():
         with well_formed(found.path / "metrics.json"):
             _froc(g, found, name, result)
@@ -126,16 +125,16 @@ def add_slide_figures(g: Gathering, found: ResultFolder) -> None:
         "slides",
         found.name,
         found.path / "froc.png",
-        "Free-response ROC: share of lesions found over false alarms a slide.",
+        "Free-response ROC: share of lesions found, by false alarms per slide.",
     )
 
 
 def _froc(g: Gathering, found: ResultFolder, name: str, result: dict[str, Any]) -> None:
     froc = result.get("froc")
     if not froc:
-        g.doc.missing(found.name, f"{name}: lesions were not looked for (no annotated lesions at hand)")
+        g.doc.missing(found.name, f"{name}: no FROC (no annotated lesions were available)")
         return
     of = f"{froc['lesions']} lesions on {froc['slides']} slides"
     rows = [[TableCell(rate, float(rate)), percent(share)] for rate, share in froc["rates"].items()]
     caption = f"{name}: lesions found; {of}. FROC score (mean of the rows) {in_words(froc['score'])}"
-    g.doc.add("slides", found.name, Table(caption, ("false alarms a slide", "lesions found"), rows))
+    g.doc.add("slides", found.name, Table(caption, ("false alarms per slide", "lesions found"), rows))
