@@ -1,4 +1,4 @@
-"""What every figure of pairs of images demands of them, checked in one place."""
+"""Checks of images that all metrics of pairs of images share."""
 
 from __future__ import annotations
 

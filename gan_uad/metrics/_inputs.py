@@ -1,4 +1,4 @@
-"""What every detection figure demands of labels, scores and groups, checked in one place."""
+"""Checks of labels, scores and groups that all detection metrics share."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def check_scores(scores: ArrayLike, what: str = "scores") -> FloatArray:
     if n_nan or n_inf:
         raise ValueError(
             f"{what}: {n_nan} of {values.size} are NaN and {n_inf} are infinite; "
-            "an image without a finite score cannot be ranked: leave it out and count it, or mend the scorer"
+            "an image without a finite score cannot be ranked: leave it out, or fix the scorer"
         )
     return values
 
 
 def check_labels(labels: ArrayLike, n: int, both_classes: bool = False) -> IntArray:
-    """Labels `[n]` of 0 (normal) and 1 (anomalous) as int64. ValueError for anything else or a lacking class."""
+    """Labels `[n]` of 0 (normal) and 1 (anomalous) as int64. ValueError for anything else or a missing class."""
     values = np.asarray(labels)
     if values.shape != (n,):
         raise ValueError(f"labels: expected {n}, one for each score, got shape {values.shape}")
@@ -40,7 +40,7 @@ def check_labels(labels: ArrayLike, n: int, both_classes: bool = False) -> IntAr
         for label, name in ((0, "normal"), (1, "anomalous")):
             if not (result == label).any():
                 raise ValueError(
-                    f"no {name} image (label {label}) among {n}: this figure compares the classes and needs both"
+                    f"no {name} image (label {label}) among {n}: this metric compares the classes and needs both"
                 )
     return result
 

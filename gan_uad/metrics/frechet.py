@@ -1,6 +1,6 @@
 """The Fréchet distance between Gaussians, and the Gaussian of a stream of features.
 
-It is called FID only where the features are those of the 2015 Inception (Heusel et al. 2017); see `features.base.FeatureNet.figure`.
+It is called FID only where the features are those of the 2015 Inception (Heusel et al. 2017); see `features.base.FeatureNet.metric`.
 """
 
 from __future__ import annotations
