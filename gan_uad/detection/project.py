@@ -215,13 +215,12 @@ def _records(out: Path) -> dict[str, dict[str, Any]]:
     return {folder: record for folder, record in found.items() if isinstance(record, dict) and {*COLUMNS} <= {*record}}
 
 
-def _finished(out: Path, picture: Query, records: dict[str, dict[str, Any]], gif: bool) -> dict[str, Any] | None:
+def _finished(
+    out: Path, picture: Query, records: dict[str, dict[str, Any]], key: str, gif: bool
+) -> dict[str, Any] | None:
     record = records.get(picture.folder, {})
-    return (
-        record
-        if record.get("pixels") == picture.digest and (not gif or (out / picture.folder / "progress.gif").is_file())
-        else None
-    )
+    same = (record.get("key"), record.get("pixels")) == (key, picture.digest)
+    return record if same and (not gif or (out / picture.folder / "progress.gif").is_file()) else None
 
 
 def _images(count: int) -> str:

@@ -21,10 +21,10 @@ from gan_uad.detection.rows import CHUNK, Row, as_rows, name_skipped, read_back,
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, write_json
-from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
+from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold, strict_json
 from gan_uad.model import load_model, make_scorer
 from gan_uad.run import model_file
-from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.base import Scorer
 from gan_uad.scoring.mean_color import MeanColorScorer
 from gan_uad.training.fit import fit_on
 
@@ -60,7 +60,11 @@ def score(
     model = load_model(run, prepare(device))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
-    parsed = _parsed(threshold or config.scoring.threshold)
+    rule = threshold or config.scoring.threshold
+    try:
+        parsed = parse_threshold(rule)
+    except ValueError as error:
+        raise UserError(f"--threshold {rule}: {error}") from None
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
     found_by = getattr(scorer, "inverter", None)
@@ -95,8 +99,7 @@ def _score_all(
     maps: bool,
     pixel_quantile: float,
 ) -> None:
-    key = settings["key"]
-    label = settings["label"]
+    key, label = settings["key"], settings["label"]
     validation, pixels = None, None
     if sets.validation is not None:
         validation, pixels = calibrate(scorer, sets.validation, folder / ".validation.jsonl", key)
@@ -109,7 +112,9 @@ def _score_all(
         settings["pixel_threshold"] = _segment(sets, folder, pixels, pixel_quantile)
     thresholds = {"scores.csv": fitted, "mean_color.csv": _baseline(sets, folder, rule)}
     _pictures(scorer, sets.target, rows, folder)
-    settings["thresholds"] = {name: _json_threshold(found) for name, found in thresholds.items() if found is not None}
+    settings["thresholds"] = {
+        name: strict_json(asdict(found)) for name, found in thresholds.items() if found is not None
+    }
     write_json(folder / "scores.json", settings)
     for partial in (".validation.jsonl", ".scores.jsonl"):
         (folder / partial).unlink(missing_ok=True)
@@ -119,13 +124,6 @@ def _score_all(
     for warning in sets.warnings:
         console.say(f"warning: {warning}")
     name_skipped(sets.target.skipped, "scores.json")
-
-
-def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
-    try:
-        return parse_threshold(rule)
-    except ValueError as error:
-        raise UserError(f"--threshold {rule}: {error}") from None
 
 
 def _default_folder(run: str, data: str, method: str, split: str | None) -> Path:
@@ -182,10 +180,10 @@ def calibrate(
 
     def rows_of(images: Tensor, start: int) -> list[Row]:
         sampled = scorer.measure(images).sampled()
-        rows = as_rows(sampled)
-        for i, row in enumerate(rows):
-            row["pixels"] = {name: written_numbers(maps[i]) for name, maps in sampled.maps.items()}
-        return rows
+        return [
+            {**row, "pixels": {name: written_numbers(maps[i]) for name, maps in sampled.maps.items()}}
+            for i, row in enumerate(as_rows(sampled))
+        ]
 
     rows = resumed(patches, partial, {"key": key}, "scoring validation images", scorer.chunk, rows_of)
     measured = read_back(rows)
@@ -204,7 +202,9 @@ def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps:
         as_rows(measured)  # reports the NaN of a broken model before anything is computed from it
         scores = scorer.calibrated(measured)
         if maps is not None:
-            write_maps(_maps_of(scores), start, maps)
+            if scores.map is None:
+                raise UserError("this scorer makes no maps; leave --maps out")
+            write_maps(scores.map.numpy(), start, maps)
         return as_rows(scores)
 
     return resumed(patches, partial, {"key": key, "maps": maps is not None}, "scoring", scorer.chunk, rows_of)
@@ -244,18 +244,6 @@ def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -
     fitted = _threshold(rule, sets.validation, validation)
     write_csv(folder / "mean_color.csv", sets.target, rows_of(sets.target), "mean_color", fitted)
     return fitted
-
-
-def _json_threshold(threshold: Threshold) -> dict[str, Any]:
-    values = asdict(threshold)
-    return values | {"value": str(threshold.value) if np.isinf(threshold.value) else threshold.value}
-
-
-def _maps_of(scores: Scores) -> NDArray[np.floating[Any]]:
-    if scores.map is None:
-        raise UserError("this scorer makes no maps; leave --maps out")
-    maps: NDArray[np.floating[Any]] = scores.map.numpy()
-    return maps
 
 
 def _segment(sets: ScoreSets, folder: Path, pixels: NDArray[np.floating[Any]] | None, quantile: float) -> float | None:
