@@ -34,6 +34,8 @@ from gan_uad.metrics.coreset import Reservoir, k_center
 from gan_uad.metrics.neighbours import nearest
 from gan_uad.scoring.base import Scorer, load_scorer
 
+pytestmark = pytest.mark.numerical
+
 SIDE = 16
 VECTORS: dict[str, dict[str, Any]] = {
     "mahalanobis": {},
@@ -108,7 +110,7 @@ def test_nearest_neighbours_are_those_of_brute_force(monkeypatch: Any, metric: s
 def test_a_vector_of_zeros_has_no_direction() -> None:
     targets = np.eye(3, dtype=np.float32)
     assert nearest(np.zeros((1, 3), np.float32), targets, 3, "cosine").tolist() == [[0.5, 0.5, 0.5]]
-    with pytest.raises(ValueError, match="3 images, but this figure needs at least 4"):
+    with pytest.raises(ValueError, match=r"3 images, .* at least 4"):
         nearest(targets, targets, 4)
     with pytest.raises(ValueError, match="no 0-th nearest"):
         nearest(targets, targets, 0)
@@ -402,7 +404,7 @@ def test_a_gaussian_of_the_format_without_levels_is_refused(tmp_path: Path) -> N
     path = tmp_path / "a.safetensors"
     fitted("mahalanobis").save(path)
     rewrite(path, lambda tensors: {name.replace("scorer.0.", "scorer."): value for name, value in tensors.items()})
-    with pytest.raises(UserError, match=r"scorer was fitted by an older version.*fit again"):
+    with pytest.raises(UserError, match=r"older version.*fit again"):
         load_scorer(path, net=Maps())
 
 
@@ -522,7 +524,7 @@ def test_features_that_are_no_numbers(name: str) -> None:
 def test_features_that_cannot_be_had() -> None:
     with pytest.raises(UserError, match="did you mean 'vgg16'"):
         registry.build("scorer", "knn", {"features": "vgg61"})
-    with pytest.raises(UserError, match="of whole images, not of patches"):
+    with pytest.raises(UserError, match="use a network with maps"):
         registry.build("scorer", "patchcore", {"features": "pixels"})
 
 

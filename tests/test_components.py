@@ -25,6 +25,8 @@ from gan_uad.scoring.base import PIXELS, Scorer, Scores, load_scorer
 from gan_uad.scoring.components import LatentCloud, painted, shell_distance, smoothed
 from gan_uad.scoring.distance import ImageDistance
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 STYLE = {"z_dim": 6, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
 PLAIN = {"z_dim": 6, "channel_base": 64, "channel_max": 8}
@@ -159,7 +161,7 @@ def test_a_generator_that_maps_all_z_to_one_w(style: Any) -> None:
     with torch.no_grad():
         for parameter in collapsed.G.mapping.parameters():
             parameter.zero_()
-    with pytest.raises(UserError, match="hardly vary"):
+    with pytest.raises(UserError, match="almost the same w"):
         scorer_of(collapsed, "w").score(pictures(1))
 
 
@@ -330,12 +332,12 @@ def test_combined_parts_come_back_from_a_file(style: Any, tmp_path: Path) -> Non
 
 
 def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
-    with pytest.raises(UserError, match="combine=max needs to know validation normals first"):
+    with pytest.raises(UserError, match="combine=max needs validation normals"):
         scorer_of(plain, "z", combine="max").score(pictures(1))
-    with pytest.raises(UserError, match="at least 10 validation normals, got 9"):
+    with pytest.raises(UserError, match=r"at least 10 .* got 9"):
         scorer_of(plain, "z", combine="max").fit([], [(pictures(9), torch.zeros(9))])
     lacking = scorer_of(plain, "z", combine="max", components=["l1", "noise"])
-    with pytest.raises(UserError, match="there is no noise here; what is measured is residual, features, l1"):
+    with pytest.raises(UserError, match=r"scoring.options.components: .*noise.*residual, features, l1"):
         lacking.fit([], [(pictures(10), torch.zeros(10))])
     scorer_of(plain, "z").fit([], [(pictures(2), torch.zeros(2))])
 
@@ -345,10 +347,10 @@ def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
     [
         ({"combine": "mean"}, "combine must be own, fisher or max"),
         ({"combine": "max", "components": []}, "at least one"),
-        ({"components": ["l1"]}, "the method's own score has its own"),
-        ({"combine": "max", "components": ["l11"]}, "no score component is called 'l11': did you mean"),
-        ({"combine": "max", "components": "l1"}, "option components: input should be a valid list"),
-        ({"perceptual": "squeeze"}, "perceptual must be none or one of vgg, alex, efficientnet_lite0"),
+        ({"components": ["l1"]}, "components .* combine=fisher or max"),
+        ({"combine": "max", "components": ["l11"]}, "'l11'.*'l1'"),
+        ({"combine": "max", "components": "l1"}, "option components"),
+        ({"perceptual": "squeeze"}, "perceptual .* vgg, alex, efficientnet_lite0"),
         ({"smooth": -0.5}, r"smooth must be in \[0, 100\]"),
         ({"smooth": math.nan}, r"smooth must be in \[0, 100\]"),
     ],
@@ -371,9 +373,7 @@ def test_options_find_their_owner(plain: Any, effnet: Any, tmp_path: Path) -> No
     assert (inverter.steps, inverter.seed, scorer.chunk) == (2, 7, 32)
     assert model.scorer().chunk is None
     assert scorer.rests_on == effnet.weights
-    with pytest.raises(
-        UserError, match=r"neither scorer gan_inversion nor inverter anogan has an option 'stepz'.*'steps'"
-    ):
+    with pytest.raises(UserError, match=r"gan_inversion.*anogan.*'stepz'.*'steps'"):
         model.scorer("anogan", stepz=2)
     seeds = [model.scorer("anogan", steps=2, seed=seed).score(pictures(1)).image for seed in (0, 0, 1)]
     assert torch.equal(seeds[0], seeds[1])

@@ -19,6 +19,8 @@ from sklearn import metrics as sk
 from gan_uad.metrics import detection as d
 from gan_uad.metrics.ranking import WeightedRanking
 
+pytestmark = pytest.mark.numerical
+
 
 @given(TIED)
 @QUICK

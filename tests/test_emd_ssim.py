@@ -14,6 +14,8 @@ from skimage.metrics import structural_similarity
 from gan_uad.metrics.emd import intensity_emd
 from gan_uad.metrics.ssim import ssim
 
+pytestmark = pytest.mark.numerical
+
 Images = NDArray[np.float64]
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from gan_uad.metrics.froc import RATES, Marks, froc_curve, froc_interval, froc_score, sensitivity_at
 
+pytestmark = pytest.mark.numerical
+
 # Two tumour slides with three lesions, two normal slides. One lesion has no detection.
 #   score:   .95 .9  .8  .7  .6  .5  .4  .3  .2
 #   lesion:   A           B

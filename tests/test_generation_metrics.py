@@ -18,6 +18,8 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 from gan_uad.metrics import generation as g
 from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
 
+pytestmark = pytest.mark.numerical
+
 QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**31)
 

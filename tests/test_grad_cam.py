@@ -17,6 +17,8 @@ from gan_uad import registry
 from gan_uad.networks.classifier import Classifier
 from gan_uad.scoring.grad_cam import enlarged, grad_cam
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

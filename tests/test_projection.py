@@ -20,6 +20,8 @@ from gan_uad import http as download
 from gan_uad import registry
 from gan_uad.errors import JobFailed, UserError
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 
@@ -348,9 +350,9 @@ def test_with_a_real_network(nets: dict[str, Any]) -> None:
         ({"restarts": 0}, r"restarts in \[1, 100\]"),
         ({"restarts": 101}, r"restarts in \[1, 100\]"),
         ({"noise_weight": -0.1}, "noise_weight must not be negative"),
-        ({"kappa": float("nan")}, "must not be negative, NaN or infinite"),
+        ({"kappa": float("nan")}, "kappa"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
-        ({"step": 5}, "did you mean 'steps'"),
+        ({"step": 5}, "'steps'"),
         ({"kappa": -1.0}, "kappa"),
     ],
 )
@@ -369,12 +371,12 @@ def test_numbers_that_are_none(nets: dict[str, Any], options: dict[str, Any]) ->
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["w", "w_plus"])
 def test_a_generator_without_w(name: str) -> None:
-    with pytest.raises(UserError, match=r"this generator has no w .* --inverter z"):
+    with pytest.raises(UserError, match="--inverter z"):
         search(toy("wgan_gp"), name)
 
 
 def test_an_unknown_distance(nets: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="must be one of vgg, alex, efficientnet_lite0, got 'resnet'"):
+    with pytest.raises(UserError, match=r"vgg, alex, efficientnet_lite0, .*'resnet'"):
         search(nets, perceptual="resnet")
 
 
@@ -406,5 +408,5 @@ def test_images_that_are_none(nets: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_search_that_diverges_says_so(nets: dict[str, Any]) -> None:
-    with pytest.raises(JobFailed, match=r"diverged at step 3.*lower lr than 1e\+38"):
+    with pytest.raises(JobFailed, match=r"step 3.*lower lr than 1e\+38"):
         search(nets, steps=20, lr=1e38).invert(made(nets, 1))

@@ -19,6 +19,8 @@ from gan_uad.data.patches import batches, load_patches
 from gan_uad.errors import UserError
 from gan_uad.scoring.base import Scorer, load_scorer
 
+pytestmark = pytest.mark.numerical
+
 OPTIONS: dict[str, dict[str, float]] = {"izi_f": {"kappa": 0.7, "smooth": 0}, "anogan": {"steps": 3, "smooth": 0}}
 
 

@@ -23,6 +23,8 @@ from gan_uad.data.patches import load_patches, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.training import distributed
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 SIZES = {"channel_base": 128, "channel_max": 8}
 STYLE = SIZES | {"z_dim": 6, "w_dim": 6, "mapping_layers": 2}
@@ -140,7 +142,7 @@ def test_images_do_not_mix() -> None:
         ({"resolution": 48}, "resolution must be a power of two"),
         ({"num_noise": 9}, r"num_noise must be in \[1, 8\] at 32 px, got 9"),
         ({"num_ws": 0}, "num_ws must be at least 1"),
-        ({"space": "z"}, "option space: input should be 'w' or 'w_plus'"),
+        ({"space": "z"}, "option space: .*'w' or 'w_plus'"),
     ],
 )
 def test_bad_sizes_are_one_line(options: dict[str, Any], message: str) -> None:
@@ -260,7 +262,7 @@ def test_the_judge_takes_medians_over_validation_normals(tiny: Any) -> None:
         distance, pixel = job.perceptual(normals, made), (normals - made).square().mean((1, 2, 3))
     assert figures["val_perceptual"] == pytest.approx(float(distance.sort().values[9]), rel=1e-4)
     assert figures["val_pixel"] == pytest.approx(float(pixel.sort().values[9]), rel=1e-4)
-    with pytest.raises(UserError, match="no normal image among the 4 validation images"):
+    with pytest.raises(UserError, match="no normal image among the 4"):
         job.validator(patches.select(label=1))
 
 
@@ -273,7 +275,7 @@ def test_the_judge_takes_medians_over_validation_normals(tiny: Any) -> None:
         ({"generated": 1.5}, r"generated in \[0, 1\]"),
         ({"lr": 0.0}, "lr must be above 0"),
         ({"ema_kimg": -1.0}, "ema_kimg must not be negative"),
-        ({"perceptual": "vgg19"}, "the perceptual distance must be one of"),
+        ({"perceptual": "vgg19"}, "vgg19"),
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, Any], message: str) -> None:
@@ -329,9 +331,9 @@ def test_an_image_does_not_feel_its_neighbours(steps: int) -> None:
 def test_who_has_no_such_encoder() -> None:
     given = nets()
     for broken in ({"gan": given["gan"]}, {"gan": given["gan"], "encoder": net("residual_encoder", **SIZES, z_dim=6)}):
-        with pytest.raises(UserError, match="this model has no encoder into w; train one"):
+        with pytest.raises(UserError, match="gan-uad train style_encoder_64"):
             inverter(broken)
-    with pytest.raises(UserError, match="gives w, not z: use --inverter style_encoder"):
+    with pytest.raises(UserError, match="--inverter style_encoder"):
         registry.build("inverter", "izi_f", {}, nets=given, device=CPU)
     with pytest.raises(UserError, match="steps must not be negative, got -1"):
         inverter(given, steps=-1)
@@ -418,7 +420,7 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(runs: Runs, tiny
     result = tiny.train(tmp_path / "00000-style_encoder", tmp_path, "--resume", total_kimg=0.032, eval_kimg=0.016)
     assert result.exit_code == 0, result.output
     mine, whole = state(tmp_path / "00000-style_encoder"), state(runs.style_encoder)
-    mine.pop("validation"), whole.pop("validation")  # the first part ended with a judgement of its own
+    mine.pop("validation"), whole.pop("validation")  # the first part ended with a validation of its own
     same(mine, whole)
 
 
@@ -429,23 +431,21 @@ def test_what_does_not_fit_is_one_line(runs: Runs, tiny: Any, tmp_path: Path) ->
         assert re.search(message, errors(result)[-1]), errors(result)[-1]
         assert not (tmp_path / "runs").exists()
 
-    refused(runs.config, tiny.generator, "must be a StyleGAN or StyleGAN2, which have a w; wgan_gp has none")
-    refused(runs.config, runs.generator, "generator makes 32 px .* says resolution 64", "resolution=64")
-    refused(runs.config, runs.generator, "its w_dim 7, the generator's 6", "network.w_dim=7")
-    refused(runs.config, runs.generator, "its num_ws 4, the generator's 8", "network.num_ws=4")
-    refused(runs.config, runs.generator, "its noise maps", "network.num_noise=8")
-    refused(
-        runs.config, runs.generator, "encoder into w, such as style_encoder", "model=residual_encoder", "network={}"
-    )
+    refused(runs.config, tiny.generator, "wgan_gp")
+    refused(runs.config, runs.generator, "32 px .* resolution 64", "resolution=64")
+    refused(runs.config, runs.generator, "w_dim of the encoder 7, of the generator 6", "network.w_dim=7")
+    refused(runs.config, runs.generator, "num_ws of the encoder 4, of the generator 8", "network.num_ws=4")
+    refused(runs.config, runs.generator, "noise maps", "network.num_noise=8")
+    refused(runs.config, runs.generator, "style_encoder", "model=residual_encoder", "network={}")
     refused(
         tiny.config("izi_f"),
         runs.generator,
-        "into z, such as residual_encoder, not style_encoder",
+        "residual_encoder",
         "model=style_encoder",
     )
     result = tiny.train(runs.config, tmp_path / "runs")
     assert result.exit_code == 2
-    assert "add --generator RUN" in errors(result)[-1]
+    assert "--generator RUN" in errors(result)[-1]
 
 
 @pytest.mark.usefixtures("fast")

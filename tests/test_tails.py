@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from gan_uad.metrics.calibration import tail_probability
 from gan_uad.metrics.tails import Tail, combine
 
+pytestmark = pytest.mark.numerical
+
 
 def window_of(known: list[float]) -> float:
     ranked = sorted(known)
