@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.scoring.base import check_images
+from gan_uad.scoring.base import check_images, padded
 from gan_uad.scoring.distance import ImageDistance
 
 
@@ -118,7 +118,7 @@ class Inverter(ABC):
 
     def padded(self, images: Tensor) -> Tensor:
         """At most `micro_batch` images, on `device` and filled up to that number with grey ones."""
-        return F.pad(images.to(self.device), (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(images)))
+        return padded(images.to(self.device), self.micro_batch)
 
     @torch.no_grad()
     def reconstruct(self, latent: Tensor) -> Tensor:

@@ -137,18 +137,12 @@ class LatentSearch(Inverter):
             return self.w_mean_std[0][None]
         return w_centres(mapped_w(self.generator), self.restarts, self.seed)
 
-    def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        """Latents `[micro_batch, ...]` to start from, and noise maps `[micro_batch, 1, h, w]` or None (drawn for each image by its seed).
-
-        Not called with several `restarts`.
-        """
-        return self._start_of(images, 0), None
-
-    def _start_of(self, images: Tensor, attempt: int) -> Tensor:
+    def start(self, images: Tensor, attempt: int = 0) -> tuple[Tensor, list[Tensor] | None]:
+        """Latents `[micro_batch, ...]` of an attempt's start, and noise maps `[micro_batch, 1, h, w]` or None (drawn per image)."""
         if self.space == "z":
             draws = [torch.randn(self.latent_shape, generator=self._rng(image, 2 * attempt)) for image in images]
-            return torch.stack(draws).to(self.device)
-        return self.centres[attempt].expand(len(images), *self.latent_shape)
+            return torch.stack(draws).to(self.device), None
+        return self.centres[attempt].expand(len(images), *self.latent_shape), None
 
     def _rng(self, image: Tensor, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(pixel_seed(image, self.seed) + (purpose << 32))
@@ -161,7 +155,7 @@ class LatentSearch(Inverter):
             batch = self.padded(images[begin : begin + self.micro_batch])
             features = self.perceptual.features(_compared(batch))
             for attempt in range(self.restarts):
-                latent, noise = self.start(batch) if self.restarts == 1 else (self._start_of(batch, attempt), None)
+                latent, noise = self.start(batch, attempt)
                 for i in range(count):
                     rng = self._rng(batch[i], 2 * attempt + 1)
                     if noise is None:

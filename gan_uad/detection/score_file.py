@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,36 +48,46 @@ def read_scores(path: Path) -> ScoreFile:
         raise UserError(f"{path} holds no scores")
     names = ["score", *(name for name in rows[0] if name not in STANDARD_COLUMNS)]
     numbers: dict[str, list[float]] = {name: [] for name in names}
-    for line, row in enumerate(rows, 2):
-        for name, values in numbers.items():
-            values.append(_finite(row[name], name, f"{path}, line {line}"))
-        if row["label"] not in LABELS:
-            raise UserError(f"{path}, line {line}: label {row['label']!r} is not 0 (normal), 1 (anomalous) or empty")
+    for index, row in enumerate(rows):
+        try:
+            for name, values in numbers.items():
+                values.append(_finite(row[name], name))
+            if row["label"] not in LABELS:
+                raise ValueError(f"label {row['label']!r} is not 0 (normal), 1 (anomalous) or empty")
+        except ValueError as error:
+            raise UserError(f"{path}, line {_line(path, index)}: {error}") from None
     common = {}
     for name in ("model", "threshold"):
         found = sorted({row.get(name, "") for row in rows})
         if len(found) > 1:
             raise UserError(f"{path}: rows of more than one {name} ({', '.join(found[:3])}); give each its own file")
         common[name] = found[0]
-    threshold = _number(common["threshold"], "threshold", str(path)) if common["threshold"] else None
+    try:
+        threshold = float(common["threshold"]) if common["threshold"] else None
+    except ValueError:
+        raise UserError(f"{path}: threshold {common['threshold']!r} is not a number") from None
     labels, groups = np.array([LABELS[row["label"]] for row in rows]), [row.get("group", "") for row in rows]
     score, *others = (np.array(values) for values in numbers.values())
     components = dict(zip(names[1:], others, strict=True))
     return ScoreFile(path, common["model"] or path.stem, labels, groups, score, components, threshold)
 
 
-def _number(text: str, name: str, context: str) -> float:
+def _finite(text: str, name: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise UserError(f"{context}: {name} {text!r} is not a number") from None
-
-
-def _finite(text: str, name: str, context: str) -> float:
-    value = _number(text, name, context)
+        raise ValueError(f"{name} {text!r} is not a number") from None
     if not np.isfinite(value):
-        raise UserError(f"{context}: {name} is {value}; an image without a finite score cannot be ranked")
+        raise ValueError(f"{name} is {value}; an image without a finite score cannot be ranked")
     return value
+
+
+def _line(path: Path, index: int) -> int:
+    """The line on which a row (from 0) ends; there may be empty lines, and line breaks in cells."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        next(islice(reader, index, None))
+        return reader.line_num
 
 
 def validation_of(path: Path) -> ScoreFile | None:

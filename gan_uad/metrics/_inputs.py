@@ -1,8 +1,9 @@
-"""Checks of labels, scores and groups that all detection metrics share."""
+"""Checks of labels, scores, groups and pairs of images that several metrics share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,3 +59,14 @@ def group_codes(groups: Sequence[str] | None, n: int) -> tuple[IntArray, int]:
     numbers: dict[tuple[str, str], int] = {}
     codes = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
     return codes, sum(kind == "unknown" for kind, _ in keys)
+
+
+def check_pair(a: NDArray[Any], b: NDArray[Any]) -> None:
+    """Raise `ValueError` unless both are floats `[N, C, H, W]` of one shape, not empty and finite."""
+    if a.ndim != 4 or a.shape != b.shape or a.size == 0:
+        raise ValueError(f"two arrays [N, C, H, W] of one shape are compared, got {list(a.shape)} and {list(b.shape)}")
+    for images in (a, b):
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(f"images must be floats, got {images.dtype}")
+        if not np.isfinite(images).all():
+            raise ValueError(f"{int((~np.isfinite(images)).sum())} values of the images are not finite")

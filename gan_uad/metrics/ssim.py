@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gan_uad.metrics._images import check_pair
-
-FloatArray = NDArray[np.float64]
+from gan_uad.metrics._inputs import FloatArray, check_pair
 
 WINDOW, SIGMA = 11, 1.5  # px, section III.B
 K1, K2 = 0.01, 0.03

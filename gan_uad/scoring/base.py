@@ -61,10 +61,6 @@ class Scores:
             named([p.maps for p in pieces]),
         )
 
-    def first(self, count: int) -> Scores:
-        """The scores of the first `count` images."""
-        return self.take(slice(count))
-
     def take(self, rows: slice | Tensor) -> Scores:
         """The scores of some of the images."""
         return self._joined([self], lambda values: values[0][rows])
@@ -135,8 +131,7 @@ class Scorer(ABC):
         check_images(images, self.resolution)
         pieces = []
         for chunk in images.split(self.micro_batch):
-            padded = F.pad(chunk, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(chunk)))
-            pieces.append(self.score_batch(padded).first(len(chunk)))
+            pieces.append(self.score_batch(padded(chunk, self.micro_batch)).take(slice(len(chunk))))
         found = Scores.concatenate(pieces)
         if found.map is not None and not found.maps:
             found.maps = {"map": found.map}
@@ -209,6 +204,11 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
     scorer.load_tensors({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
     scorer.fitted = True
     return scorer
+
+
+def padded(images: Tensor, size: int) -> Tensor:
+    """At most `size` images `[N, C, H, W]`, filled up to that number with images of zeros."""
+    return F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
 
 
 def check_images(images: Tensor, resolution: int | None = None) -> None:

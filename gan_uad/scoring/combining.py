@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -75,10 +76,24 @@ class CombiningScorer(Scorer):
     def _combined(self, log_p: list[Any]) -> Tensor:
         return torch.from_numpy(combine(np.stack(log_p), self.combine)).float()
 
+    @abstractmethod
+    def networks(self) -> dict[str, Any]:
+        """The networks by role, to be saved with the scorer."""
+
     def tensors(self) -> dict[str, Tensor]:
-        """The values of the tails."""
-        return {f"tail.{name}": torch.from_numpy(tail.values) for name, tail in (self.tails or {}).items()}
+        """The weights of the networks, and the values of the tails."""
+        weights = {
+            f"{role}.{name}": tensor
+            for role, net in self.networks().items()
+            for name, tensor in net.state_dict().items()
+        }
+        return weights | {f"tail.{name}": torch.from_numpy(tail.values) for name, tail in (self.tails or {}).items()}
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        tails = {k.removeprefix("tail."): Tail.fit(v.numpy()) for k, v in tensors.items() if k.startswith("tail.")}
+        def of(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        tails = {name: Tail.fit(values.numpy()) for name, values in of("tail.").items()}
         self.tails = {name: tails[name] for name in self.COMPONENTS if name in tails} or None
+        for role, net in self.networks().items():
+            net.load_state_dict(of(f"{role}."))

@@ -114,7 +114,7 @@ class GanInversionScorer(CombiningScorer):
             lacking = self.micro_batch - count
             # Padded by copies, since some components of an empty image would be infinite.
             chosen = torch.cat([torch.arange(start, start + count), torch.full((lacking,), start)])
-            pieces.append(self._measured(images[chosen], found.take(chosen)).first(count))
+            pieces.append(self._measured(images[chosen], found.take(chosen)).take(slice(count)))
         return Scores.concatenate(pieces)
 
     @torch.no_grad()
@@ -148,17 +148,9 @@ class GanInversionScorer(CombiningScorer):
             components["noise"] = painted(G, w if w.ndim == 3 else G.spread(w), images, found.reconstruction)
         return components
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The inverter's networks, and the values of the tails."""
-        nets = {
-            f"{role}.{name}": tensor
-            for role, net in self.inverter.networks().items()
-            for name, tensor in net.state_dict().items()
-        }
-        return nets | super().tensors()
+    def networks(self) -> dict[str, Any]:
+        return self.inverter.networks()
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         super().load_tensors(tensors)
         self._cloud = None
-        for role, net in self.inverter.networks().items():
-            net.load_state_dict({k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")})

@@ -18,7 +18,7 @@ from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.frechet import Gaussian
 from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scores, check_images
+from gan_uad.scoring.base import Scores, check_images, padded
 from gan_uad.scoring.features import VectorScorer
 
 
@@ -108,8 +108,7 @@ class Mahalanobis(VectorScorer):
     @torch.no_grad()
     def _averaged(self, images: Tensor) -> list[NDArray[np.float32]]:
         count = len(images)
-        padded = torch.cat([images, images.new_zeros(self.micro_batch - count, *images.shape[1:])])
-        maps = self.net.maps(padded.to(self.device))
+        maps = self.net.maps(padded(images, self.micro_batch).to(self.device))
         chosen = range(len(maps)) if not isinstance(self.levels, list) else self.levels
         if max(chosen) >= len(maps):
             raise UserError(f"{self.features} has no level {max(chosen)}, only 0 to {len(maps) - 1}")

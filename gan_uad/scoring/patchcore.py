@@ -14,7 +14,7 @@ from gan_uad.features.pixels import resized
 from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.coreset import OVERHEAD, Reservoir, k_center
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scores
+from gan_uad.scoring.base import Scores, padded
 from gan_uad.scoring.features import FeatureScorer, at_least, choice
 
 SIDE = 224  # px that images are resized to where the network sets none
@@ -98,8 +98,7 @@ class PatchCore(FeatureScorer):
         for images in train:
             count += len(images)
             for chunk in images.split(self.micro_batch):
-                padded = F.pad(chunk, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(chunk)))
-                rows = _rows(self._patches(padded)[: len(chunk)])
+                rows = _rows(self._patches(padded(chunk, self.micro_batch))[: len(chunk)])
                 self.check_finite(bool(rows.isfinite().all()))
                 reservoir.update(rows.cpu().numpy())
         self.check_count(count, 1)

@@ -93,13 +93,8 @@ class VAEScorer(CombiningScorer):
         on_cpu = {name: values.float().cpu() for name, values in components.items()}
         return Scores(on_cpu[self.chosen], on_cpu, maps[self.shown].float().cpu(), again.cpu())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The weights of the network, and the values of the tails."""
-        return {f"vae.{name}": tensor for name, tensor in self.net.state_dict().items()} | super().tensors()
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        super().load_tensors(tensors)
-        self.net.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")})
+    def networks(self) -> dict[str, Any]:
+        return {"vae": self.net}
 
 
 def _tensor(values: np.ndarray[Any, Any]) -> Tensor:
