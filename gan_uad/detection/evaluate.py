@@ -51,11 +51,11 @@ def evaluate(
     results: dict[str, Any] = {}
     tails = {}
     for name, one in named.items():
-        scores, normals = one.scores, one.validation_normals
+        scores = one.scores
         results[name] = _result(one, baselines, resamples, seed)
-        if len(normals):
-            found_tail = pvalue_calibration(scores.label, tail_probability(normals, scores.score))
-            tails[name] = found_tail.levels, found_tail.observed
+        if one.validation is not None and len(one.validation.normals):
+            p_values = tail_probability(one.validation.normals, scores.score)
+            tails[name] = pvalue_calibration(scores.label, p_values)[:2]
         _draw(one, results[name]["decisions"], folder, re.sub(r"[^\w.]+", "-", name).strip("-"))
     curves = {name: (one.scores.label, one.scores.score) for name, one in named.items()}
     write_results(folder, results, results, [_row(name, result) for name, result in results.items()], COLUMNS, curves)
@@ -82,10 +82,6 @@ class Evaluated:
     @property
     def is_baseline(self) -> bool:
         return self.scores.path.name == BASELINE
-
-    @property
-    def validation_normals(self) -> np.ndarray:
-        return np.empty(0) if self.validation is None else self.validation.score[self.validation.label == 0]
 
     def repeats(self, other: Evaluated) -> bool:
         """Whether both are mean colour of the same images, with the same threshold."""

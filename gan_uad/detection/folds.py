@@ -23,13 +23,7 @@ from gan_uad.detection.score_file import (
     validation_of,
 )
 from gan_uad.errors import UserError
-from gan_uad.metrics.detection import (
-    RATES,
-    classification_report,
-    count_images,
-    decision_metrics,
-    ranking_metrics,
-)
+from gan_uad.metrics.detection import RATES, classification_report, count_images, decision_metrics, ranking_metrics
 from gan_uad.tables import format_number
 
 COLUMNS = {
@@ -99,13 +93,11 @@ def _read(path: Path, rule: str | None) -> Fold:
     scores, validation = read_scores(path).labelled(), validation_of(path)
     shared = scores.score
     if not gives_log_odds(path):
-        normals = np.empty(0) if validation is None else validation.score[validation.label == 0]
-        if len(normals) < 2:
+        if validation is None or len(normals := validation.normals) < 2:
             raise UserError(
                 f"{path}: scores of several models are compared by their validation normals; there are fewer than 2 beside it"
             )
-        spread = float(normals.std(ddof=1))
-        shared = (scores.score - normals.mean()) / (spread or 1.0)
+        shared = (scores.score - normals.mean()) / (float(normals.std(ddof=1)) or 1.0)
     return Fold(scores, shared, threshold_of(scores, validation, rule).decide(scores.score))
 
 

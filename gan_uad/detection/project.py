@@ -180,7 +180,7 @@ def _rule(width: int, height: int, data: DataConfig, resolution: int) -> str:
 def _placed(pictures: list[Query], records: dict[str, dict[str, Any]]) -> list[Query]:
     """Give each image its folder: that of an earlier call, else one by its name, numbered where another image has it."""
     mine = {record["image"]: folder for folder, record in records.items()}
-    taken = {SUMMARY, TABLE, *records}
+    used = {SUMMARY, TABLE, *records}
     placed = []
     for picture in pictures:
         folder = mine.get(picture.image)
@@ -188,10 +188,10 @@ def _placed(pictures: list[Query], records: dict[str, dict[str, Any]]) -> list[Q
             # An image called "..png" or "...png" must not lead out of its folder.
             folder = stem = Path(picture.image).stem.strip(".") or "image"
             number = 1
-            while folder in taken:
+            while folder in used:
                 number += 1
                 folder = f"{stem}-{number}"
-            taken.add(folder)
+            used.add(folder)
         placed.append(Query(picture.image, picture.pixels, folder))
     return placed
 
@@ -268,15 +268,15 @@ def _write(out: Path, picture: Query, record: dict[str, Any], found: Any, frames
             f"{picture.image}: the latent or image found is not finite: the model is damaged, or lr too high"
         )
     folder = make_folder(out / picture.folder)
-    made = to_uint8(found.reconstruction.cpu())
+    closest = to_uint8(found.reconstruction.cpu())
     difference = (to_tensor(picture.pixels[None]) - found.reconstruction.cpu()).float()
-    image_grid(made, folder / "reconstruction.png")
+    image_grid(closest, folder / "reconstruction.png")
     losses = found.loss_history[:, 0].cpu().numpy()
     losses = losses[np.isfinite(losses)]
     record |= {"l2": float(difference.square().mean()), "steps": int(found.steps[0])}
     _write_latent(folder / "latent.npz", found, losses, record["distance"], search.spec["options"].get("seed", 0))
     shown = difference.abs().mean(1).numpy()
-    triplets(picture.pixels[None], made, shown, folder / "side_by_side.png", vmax=MAX_DIFFERENCE)
+    triplets(picture.pixels[None], closest, shown, folder / "side_by_side.png", vmax=MAX_DIFFERENCE)
     if len(losses):
         loss_curve(losses, search.measured, record["distance"], folder / "loss.png")
     if frames is not None:

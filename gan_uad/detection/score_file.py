@@ -33,6 +33,11 @@ class ScoreFile:
     components: dict[str, NDArray[np.float64]]
     threshold: float | None
 
+    @property
+    def normals(self) -> NDArray[np.float64]:
+        """Scores of the normal images."""
+        return self.score[self.label == 0]
+
     def labelled(self) -> ScoreFile:
         """Without the rows whose label is unknown."""
         keep = self.label >= 0

@@ -33,7 +33,7 @@ def check_features(features: Any, what: str, least: int = 1, dim: int | None = N
         raise ValueError(f"{what}: {n} images, but this metric needs at least {least}")
     if d == 0 or (dim is not None and d != dim):
         raise ValueError(f"{what}: {d} features an image, expected {'at least 1' if dim is None else dim}")
-    bad = [first + start + row for start, part in blocks(features) for row in _not_finite(part)]
+    bad = [first + start + row for start, block in blocks(features) for row in _not_finite(block)]
     if bad:
         shown = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
         raise ValueError(
@@ -43,5 +43,5 @@ def check_features(features: Any, what: str, least: int = 1, dim: int | None = N
     return np.asanyarray(features)
 
 
-def _not_finite(part: Features) -> list[int]:
-    return [int(row) for row in np.flatnonzero(~np.isfinite(part).all(axis=1))]
+def _not_finite(block: Features) -> list[int]:
+    return [int(row) for row in np.flatnonzero(~np.isfinite(block).all(axis=1))]

@@ -91,10 +91,7 @@ def classification_report(labels: ArrayLike, decisions: ArrayLike, confidence: f
     matrix = confusion(labels, decisions)
     (tn, fp), (fn, tp) = matrix.tolist()
     n = tn + fp + fn + tp
-    classes = {
-        CLASS_NAMES[0]: _class_report(tn, tn + fn, tn + fp),
-        CLASS_NAMES[1]: _class_report(tp, tp + fp, tp + fn),
-    }
+    classes = {CLASS_NAMES[0]: _class_report(tn, tn + fn, tn + fp), CLASS_NAMES[1]: _class_report(tp, tp + fp, tp + fn)}
     positive = classes["anomalous"]
     true_negative_rate = classes["normal"]["recall"]
     return {

@@ -79,11 +79,7 @@ def froc_score(slides: Sequence[Marks], rates: Sequence[float] = RATES) -> float
 
 
 def froc_interval(
-    slides: Sequence[Marks],
-    rates: Sequence[float] = RATES,
-    n: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    slides: Sequence[Marks], rates: Sequence[float] = RATES, n: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """`froc_score` with its percentile bootstrap interval over slides; those with lesions and those without are resampled apart.
 

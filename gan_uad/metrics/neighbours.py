@@ -131,11 +131,11 @@ def nearest(queries: Features, targets: Features, k: int, metric: str = "euclide
         least[rows], index[rows] = (np.take_along_axis(values, chosen, axis=1) for values in (known, numbers))
     # Lengths that cancel have left rounding in `least`; the differences themselves have none.
     found = np.empty_like(least)
-    for start, part in blocks(queries, ROWS_AT_ONCE):
-        away = prepared(part.astype(np.float64))[:, None] - prepared(
-            np.asarray(targets[index[start : start + len(part)]], dtype=np.float64)
+    for start, block in blocks(queries, ROWS_AT_ONCE):
+        away = prepared(block.astype(np.float64))[:, None] - prepared(
+            np.asarray(targets[index[start : start + len(block)]], dtype=np.float64)
         )
-        found[start : start + len(part)] = np.einsum("nkd,nkd->nk", away, away)
+        found[start : start + len(block)] = np.einsum("nkd,nkd->nk", away, away)
     found.sort(axis=1)
     return found / 2 if metric == "cosine" else np.sqrt(found)
 
@@ -199,6 +199,6 @@ def _tiles(
 
 def _mean(features: Features) -> FloatArray:
     total = np.zeros(features.shape[1])
-    for _, part in blocks(features):
-        total += part.sum(axis=0, dtype=np.float64)
+    for _, block in blocks(features):
+        total += block.sum(axis=0, dtype=np.float64)
     return np.asarray(total / len(features))

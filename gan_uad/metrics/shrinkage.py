@@ -23,8 +23,8 @@ class ShrinkageMoments:
         if self.moments.n == 0 and len(checked):
             self.origin = checked.mean(axis=0, dtype=np.float64)
         self.moments.update(checked)
-        for _, part in blocks(checked):
-            away = part - self.origin
+        for _, block in blocks(checked):
+            away = block - self.origin
             squared = np.einsum("nd,nd->n", away, away)
             self.cubes += squared @ away
             self.fourth += float(squared @ squared)

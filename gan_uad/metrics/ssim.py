@@ -34,8 +34,8 @@ def ssim(a: NDArray[np.floating], b: NDArray[np.floating], data_range: float = 2
     maps = np.empty((n, height, width))
     step = max(1, AT_ONCE // (channels * height * width))
     for start in range(0, n, step):
-        part = slice(start, start + step)
-        maps[part] = _of_channels(a[part].astype(np.float64), b[part].astype(np.float64), rows, columns, data_range)
+        block = slice(start, start + step)
+        maps[block] = _of_channels(a[block].astype(np.float64), b[block].astype(np.float64), rows, columns, data_range)
     edge = WINDOW // 2
     return maps[:, edge : height - edge, edge : width - edge].mean((1, 2)), maps
 

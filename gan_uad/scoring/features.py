@@ -77,13 +77,6 @@ class VectorScorer(FeatureScorer):
         self.check_finite(bool(np.isfinite(found).all()))
         return found
 
-    def collected(self, train: Iterator[Tensor], least: int, why: str = "") -> NDArray[np.float32]:
-        """Features `[n, dim]` of all images of a stream; a `UserError` for fewer than `least` images."""
-        found = [self.vectors(images) for images in train if len(images)]
-        data = np.concatenate(found) if found else np.empty((0, self.net.dim), np.float32)
-        self.check_count(len(data), least, why)
-        return data
-
     def measure(self, images: Tensor) -> Scores:
         """See `Scorer`. `vectors` has micro-batches of its own; scoring many vectors at once is fastest."""
         check_images(images)
@@ -105,7 +98,9 @@ class StoredNormals(VectorScorer):
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
         """See `Scorer`. Raises `UserError` for fewer than `least` normal images."""
-        self.set_normals(self.collected(train, self.least, self.why))
+        found = [self.vectors(images) for images in train if len(images)]
+        self.check_count(sum(map(len, found)), self.least, self.why)
+        self.set_normals(np.concatenate(found))
 
     def set_normals(self, normals: NDArray[np.float32]) -> None:
         """Use these features `[n, dim]`."""
