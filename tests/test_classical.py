@@ -196,7 +196,7 @@ def test_options_have_their_effect() -> None:
 @given(st.integers(0, 10**6), st.integers(2, 40), st.integers(1, 6))
 def test_k_center_always_takes_the_farthest(seed: int, n: int, d: int) -> None:
     rng = np.random.default_rng(seed)
-    points = rng.integers(100, size=(n, d)).astype(np.float32)  # whole numbers, whose distances have no rounding
+    points = rng.integers(100, size=(n, d)).astype(np.float32)  # integers, whose distances have no rounding
     points[:, 0] = rng.permutation(100)[:n]  # no two alike
     first, count = int(rng.integers(n)), int(rng.integers(1, n + 1))
     chosen = k_center(points, count, first)
@@ -221,16 +221,16 @@ def test_k_center_does_not_repeat_itself() -> None:
 def test_a_sample_is_of_the_stream_and_does_not_depend_on_how_it_is_cut(cuts: list[int], size: int) -> None:
     total = sum(cuts)
     numbers = np.arange(total, dtype=np.float32)[:, None]
-    whole, cut = Reservoir(size, 1, 5), Reservoir(size, 1, 5)
-    whole.update(numbers)
+    complete, cut = Reservoir(size, 1, 5), Reservoir(size, 1, 5)
+    complete.update(numbers)
     for part in np.split(numbers, np.cumsum(cuts)):
         cut.update(part)
-    held = sorted(whole.sample[:, 0].tolist())
+    held = sorted(complete.sample[:, 0].tolist())
     assert held == sorted(cut.sample[:, 0].tolist())
-    assert len(set(held)) == len(held) == whole.held == min(size, total)
-    assert whole.seen == total
+    assert len(set(held)) == len(held) == complete.held == min(size, total)
+    assert complete.seen == total
     if total:
-        assert whole.sample[whole.first] == cut.sample[cut.first]
+        assert complete.sample[complete.first] == cut.sample[cut.first]
 
 
 def test_a_sample_is_fair() -> None:
@@ -363,17 +363,17 @@ def test_what_is_not_normal_scores_higher_and_is_not_fitted_on(name: str) -> Non
 @pytest.mark.parametrize("name", ALL)
 def test_scores_do_not_depend_on_company(name: str) -> None:
     scorer, images = fitted(name), patches(40, 1)
-    whole = scorer.score(images)
+    complete = scorer.score(images)
     for size in (1, 7, 33):
         components = [scorer.score(x) for x in images.split(size)]
-        torch.testing.assert_close(torch.cat([p.image for p in components]), whole.image, rtol=1e-5, atol=1e-7)
-        if whole.map is not None:
+        torch.testing.assert_close(torch.cat([p.image for p in components]), complete.image, rtol=1e-5, atol=1e-7)
+        if complete.map is not None:
             torch.testing.assert_close(
-                torch.cat([p.map for p in components if p.map is not None]), whole.map, rtol=1e-5, atol=1e-7
+                torch.cat([p.map for p in components if p.map is not None]), complete.map, rtol=1e-5, atol=1e-7
             )
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(scorer.score(images[order]).image, whole.image[order], rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(fitted(name, size=33).score(images).image, whole.image, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(scorer.score(images[order]).image, complete.image[order], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(fitted(name, size=33).score(images).image, complete.image, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -1,4 +1,4 @@
-"""Parts of the score of an inversion: each against its formula, whatever the neighbours; combined, calibrated, kept."""
+"""Components of the score of an inversion: each against its formula, for any other images; combined, calibrated, kept."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_the_differences_of_images(style: Any, effnet: Any) -> None:
 
 
 def test_whose_perceptual_distance_it_is(style: Any, plain: Any, effnet: Any) -> None:
-    """The inverter's own, unless told otherwise; where it has one, that is what it makes small."""
+    """The inverter's own, unless an option says otherwise; where it has one, it minimises that."""
     images = pictures(2)
     assert "effnet_lite0" not in scorer_of(plain, "z").score(images).components
     found = scorer_of(style, "w", theirs=effnet).score(images)
@@ -225,11 +225,11 @@ def test_scores_do_not_depend_on_the_batch(
 ) -> None:
     scorer = calibrated(plain if space == "z" else style, space, noise, **options)
     images = pictures(7)
-    whole = scorer.score(images)
+    complete = scorer.score(images)
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
     for size in (1, 3, 7):
         again = [scorer.score(part) for part in images[order].split(size)]
-        for name, expected in {"score": whole.image, "map": whole.map, **whole.components}.items():
+        for name, expected in {"score": complete.image, "map": complete.map, **complete.components}.items():
             got = torch.cat([{"score": p.image, "map": p.map, **p.components}[name] for p in again])
             torch.testing.assert_close(got, expected[order], rtol=1e-5, atol=1e-6, msg=f"{name}, batches of {size}")
 

@@ -32,8 +32,8 @@ def patches(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(folder: Path, share: float, seed: int = SEED) -> tuple[PatchSet, PatchSet]:
-    whole = load_patches(DataConfig(path=str(folder)), 32)
-    return whole, contaminated(whole, whole.select("train", 0), share, seed)
+    complete = load_patches(DataConfig(path=str(folder)), 32)
+    return complete, contaminated(complete, complete.select("train", 0), share, seed)
 
 
 @pytest.fixture(scope="module")
@@ -54,16 +54,16 @@ def by_hand(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_so_many_are_replaced(patches: Path) -> None:
     label = {row["image"]: (row["split"], row["label"]) for row in index(patches)}
-    whole, picked = drawn(patches, SHARE)
+    complete, picked = drawn(patches, SHARE)
     found = [label[name] for name in picked.manifest.image]
     assert (found.count(("train", "0")), found.count(("train", "1"))) == (35, 5)  # 12.5 % of 40
     assert len(set(picked.manifest.image)) == 40
     assert set(picked.manifest.label.tolist()) == {0}
-    order = whole.manifest.image
+    order = complete.manifest.image
     assert picked.manifest.image == sorted(picked.manifest.image, key=order.index)
     at = [order.index(name) for name in picked.manifest.image]
-    assert (picked.images == whole.images[at]).all()
-    assert picked.manifest.group == [whole.manifest.group[i] for i in at]
+    assert (picked.images == complete.images[at]).all()
+    assert picked.manifest.group == [complete.manifest.group[i] for i in at]
 
 
 def test_drawn_by_seed_and_nested(patches: Path) -> None:
@@ -81,7 +81,7 @@ def test_drawn_by_seed_and_nested(patches: Path) -> None:
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize("config", ["mean_color", "vae"])
 def test_trained_on_what_was_drawn(cli: Any, patches: Path, by_hand: Path, config: str, tmp_path: Path) -> None:
-    """The run equals one on a set in which those images are simply called normal; thresholds and figures rest on the same images."""
+    """The run equals one on a set in which those images are simply called normal; thresholds and metrics depend on the same images."""
     source = tmp_path / "vae.yaml" if config == "vae" else config
     (tmp_path / "vae.yaml").write_text(yaml.safe_dump(VAE))
     words = ["train", source, "-o", f"training.seed={SEED}", "-o", "resolution=32"]

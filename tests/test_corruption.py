@@ -86,17 +86,17 @@ def test_patches_are_corrupted_alike_in_every_batch(tiny: Any) -> None:
 
 @pytest.mark.usefixtures("fast")
 def test_scored_images_alone_are_corrupted(cli: Any, trained: Any, scored: Path, tmp_path: Path) -> None:
-    """Scores are those of a set whose test files are JPEGs; all that is told of validation is as it is without."""
+    """Scores are those of a set whose test files are JPEGs; everything about validation is as without."""
     words = ["--threshold", "fpr:0.2", "--out", tmp_path / "scores"]
     result = cli("score", trained.encoder, "-o", "scoring.corruption.jpeg=20", *words)
     assert result.exit_code == 0, result.output
-    told = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    described = json.loads((tmp_path / "scores" / "scores.json").read_text())
     clean = json.loads((scored / "scores.json").read_text())
-    assert told["corruption"] == {"haematoxylin": 0.0, "eosin": 0.0, "blur": 0.0, "jpeg": 20}
+    assert described["corruption"] == {"haematoxylin": 0.0, "eosin": 0.0, "blur": 0.0, "jpeg": 20}
     assert clean["corruption"] is None
-    assert "jpeg20" in told["label"]
-    assert any("corrupted before they were scored: jpeg20" in warning for warning in told["warnings"])
-    assert told["thresholds"] == clean["thresholds"]
+    assert "jpeg20" in described["label"]
+    assert any("corrupted before they were scored: jpeg20" in warning for warning in described["warnings"])
+    assert described["thresholds"] == clean["thresholds"]
     named = {"model"}  # the column that tells the two apart
     for name in ("scores_validation.csv", "mean_color_validation.csv"):
         here, there = (

@@ -104,7 +104,7 @@ def test_half_a_fold(wrong: list[str]) -> None:
         load_config("mean_color", wrong)
 
 
-# ---------------------------------------------------------------- figures
+# ---------------------------------------------------------------- metrics
 
 
 def test_every_image_is_tested_once_by_a_model_that_has_not_seen_its_group(
@@ -130,12 +130,12 @@ def test_the_figures_are_those_of_the_files(mean_color: Path) -> None:
     found = json.loads((mean_color / "metrics.json").read_text())["models"]["mean_color/mean_color"]
     labels, scores, decided = [], [], []
     areas = []
-    for fold, figures in enumerate(found["folds"], 1):
+    for fold, metrics in enumerate(found["folds"], 1):
         folder = mean_color / f"fold-{fold}" / "scores"
         truth, own, flagged, _ = columns(folder / "scores.csv")
         areas.append(roc_auc_score(truth, own))
-        assert figures["auroc"]["value"] == pytest.approx(areas[-1])
-        assert figures["accuracy"]["value"] == pytest.approx(np.mean(flagged == truth))
+        assert metrics["auroc"]["value"] == pytest.approx(areas[-1])
+        assert metrics["accuracy"]["value"] == pytest.approx(np.mean(flagged == truth))
         labels.append(truth)
         scores.append(standardised(folder))
         decided.append(flagged)
@@ -160,7 +160,7 @@ def test_the_external_set_is_scored_by_every_model(mean_color: Path, trained: An
     truth = columns(folders[0] / "scores.csv")[0]
     assert all(columns(folder / "scores.csv")[3] == everything.image for folder in folders), "all splits of it"
     each = [roc_auc_score(truth, columns(folder / "scores.csv")[1]) for folder in folders]
-    assert [figures["auroc"]["value"] for figures in found["folds"]] == pytest.approx(each)
+    assert [metrics["auroc"]["value"] for metrics in found["folds"]] == pytest.approx(each)
     together = np.mean([standardised(folder) for folder in folders], axis=0)
     assert found["pooled"]["auroc"]["value"] == pytest.approx(roc_auc_score(truth, together))
     most = np.sum([columns(folder / "scores.csv")[2] for folder in folders], axis=0) >= 2
@@ -272,9 +272,9 @@ def test_what_is_done_is_not_done_again(cli: Any, mean_color: Path, labelled_pat
         name: json.loads((folder / "metrics.json").read_text())["models"]
         for name, folder in (("a", mean_color), ("b", out))
     }
-    for model, figures in models["b"].items():
-        assert figures == {key: value for key, value in models["a"][model].items() if key != "external"}
-    # Another rule needs no scoring anew.
+    for model, metrics in models["b"].items():
+        assert metrics == {key: value for key, value in models["a"][model].items() if key != "external"}
+    # Another rule needs no new scoring.
     assert again(cli, out, labelled_patches, "--threshold", "quantile:0.5").exit_code == 0
     found = json.loads((out / "metrics.json").read_text())["models"]["mean_color/mean_color"]["pooled"]
     assert found["specificity"]["value"] < models["b"]["mean_color/mean_color"]["pooled"]["specificity"]["value"]

@@ -53,10 +53,10 @@ def test_the_figures_are_those_of_the_file(scored: Path) -> None:
 
 
 def test_the_tables(scored: Path) -> None:
-    figures = rows(scored / "metrics.csv")
-    assert [r["model"] for r in figures] == ["tiny_izi_f/izi_f", "mean_color"]
+    metrics = rows(scored / "metrics.csv")
+    assert [r["model"] for r in metrics] == ["tiny_izi_f/izi_f", "mean_color"]
     value = json.loads((scored / "metrics.json").read_text())["mean_color"]["auroc"]["value"]
-    assert figures[1]["AUROC"].startswith(f"{value:.3f} [")
+    assert metrics[1]["AUROC"].startswith(f"{value:.3f} [")
     assert (scored / "metrics.md").read_text().splitlines()[0].startswith("| model")
     latex = (scored / "metrics.tex").read_text()
     assert latex.startswith(r"\begin{tabular}")
@@ -65,7 +65,7 @@ def test_the_tables(scored: Path) -> None:
 
 @pytest.mark.usefixtures("fast")
 def test_a_threshold_set_again(cli: Any, scored: Path, tmp_path: Path) -> None:
-    """Without scoring anew, on the validation scores: for the baseline on its own."""
+    """Without scoring again, on the validation scores: for the baseline on its own."""
     arguments = ("--out", tmp_path, "--resamples", 100)
     assert cli("evaluate", scored, "--threshold", "quantile:0.5", *arguments).exit_code == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())

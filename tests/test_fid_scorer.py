@@ -103,15 +103,15 @@ def test_nothing_is_said_of_enough_images(monkeypatch: pytest.MonkeyPatch, capsy
 def test_scores_do_not_depend_on_company_nor_on_the_batches_of_the_fit() -> None:
     train, images = patches(80, 0), patches(40, 1)
     scorer = fitted(train)
-    whole = scorer.score(images).image
+    complete = scorer.score(images).image
     for size in (1, 7, 33):
         torch.testing.assert_close(
-            torch.cat([scorer.score(x).image for x in images.split(size)]), whole, rtol=1e-6, atol=0
+            torch.cat([scorer.score(x).image for x in images.split(size)]), complete, rtol=1e-6, atol=0
         )
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(scorer.score(images[order]).image, whole[order], rtol=1e-6, atol=0)
+    torch.testing.assert_close(scorer.score(images[order]).image, complete[order], rtol=1e-6, atol=0)
     for size in (1, 33, 80):
-        torch.testing.assert_close(fitted(train, size).score(images).image, whole, rtol=1e-5, atol=0)
+        torch.testing.assert_close(fitted(train, size).score(images).image, complete, rtol=1e-5, atol=0)
 
 
 def test_the_network_sees_the_bytes_of_a_file() -> None:

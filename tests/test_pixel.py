@@ -1,4 +1,4 @@
-"""Pixel-level figures against scikit-learn, threshold sweeps and values by hand."""
+"""Pixel-level metrics against scikit-learn, threshold sweeps and values by hand."""
 
 from __future__ import annotations
 

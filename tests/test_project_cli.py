@@ -122,7 +122,7 @@ def test_the_files(cli: Any, nets: dict[str, Any], model: Path, patches: Path, t
 def test_the_curve_says_what_was_found(
     cli: Any, model: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step saw another image, with noise on its latent: both figures are named, the table's and the curve's."""
+    """The last step saw another image, with noise on its latent: both numbers are in the title."""
     titles = []
 
     @contextmanager
@@ -157,7 +157,7 @@ def test_generate_makes_the_reconstruction_of_a_latent(cli: Any, model: Path, pa
     bare, turned = {"w": found["w"]}, {k: -v if k.startswith("noise_") else v for k, v in found.items()}
     for name, held in {"bare": bare, "turned": turned}.items():
         np.savez(tmp_path / f"{name}.npz", **held)
-        assert off(tmp_path / f"{name}.npz") > 3  # and not taken for the picture that is there already
+        assert off(tmp_path / f"{name}.npz") > 3  # and not reused from the image that is there already
     assert off(latent) <= 1
     assert cli("generate", model, "--latents", latent, "--out", tmp_path / "all", "--npz").exit_code == 0
     assert off(tmp_path / "all" / "images.npz") <= 1
@@ -257,7 +257,7 @@ def test_an_interrupted_batch_goes_on(
         write(path, *rest)
 
     command = ["project", model, patches, *QUICK, "--out"]
-    assert cli(*command, tmp_path / "whole").exit_code == 0
+    assert cli(*command, tmp_path / "complete").exit_code == 0
     monkeypatch.setattr(job, "_write_latent", stopping)
     assert cli(*command, tmp_path / "out").exit_code == 130
     assert [row["folder"] for row in rows(tmp_path / "out")] == written == ["0"]
@@ -268,7 +268,7 @@ def test_an_interrupted_batch_goes_on(
     assert result.exit_code == 0, result.output
     assert written == ["0", "1", "2"]
     assert "1 image done already" in result.stderr
-    for a, b in zip(rows(tmp_path / "out"), rows(tmp_path / "whole"), strict=True):
+    for a, b in zip(rows(tmp_path / "out"), rows(tmp_path / "complete"), strict=True):
         assert [a[k] for k in ("image", "folder", "distance", "steps")] == [
             b[k] for k in ("image", "folder", "distance", "steps")
         ]

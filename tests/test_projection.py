@@ -1,4 +1,4 @@
-"""The search for the closest image: against a plain transcription of the original, its parts against their definitions."""
+"""The search for the closest image: against a plain transcription of the original, its steps against their definitions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def search(nets: dict[str, Any], name: str = "w", **options: Any) -> Any:
     return registry.build("inverter", name, {"micro_batch": 2, **options}, nets=nets, device=CPU)
 
 
-# ---------------------------------------------------------------- the parts
+# ---------------------------------------------------------------- the steps
 
 
 def maps_of(sides: list[int], count: int = 3) -> list[Tensor]:
@@ -89,7 +89,7 @@ def test_mean_and_spread_of_w(nets: dict[str, Any]) -> None:
 
 
 def test_adam_of_rows_at_different_steps() -> None:
-    """Each row as torch.optim.Adam has it, also one that begins anew."""
+    """Each row as torch.optim.Adam has it, also one that starts again."""
     rng = torch.Generator().manual_seed(0)
     values = torch.randn(3, 5, generator=rng)
     singles = [torch.nn.Parameter(row.clone()) for row in values]
@@ -132,7 +132,7 @@ def test_when_a_loss_has_settled() -> None:
     assert schedule.after(800, flat) == 801
 
 
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- end to end
 
 
 def plain_search(
@@ -280,7 +280,7 @@ def test_random_numbers_follow_the_seed_and_the_pixels(nets: dict[str, Any]) -> 
 
 @pytest.mark.usefixtures("quick")
 def test_restarts_keep_the_closest_of_the_clusters(nets: dict[str, Any]) -> None:
-    """With a rate of nearly zero the result is the start, so the best centre of all can be told."""
+    """With a rate of nearly zero the result is the start, so the best centre of all is known."""
     G = nets["gan"].G
     for layer in G.synthesis.layers:
         layer.noise_strength.data.zero_()

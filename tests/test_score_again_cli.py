@@ -36,7 +36,7 @@ def test_an_interrupted_scoring_goes_on(
     from gan_uad.scoring.gan_inversion import GanInversionScorer
 
     monkeypatch.setattr("gan_uad.detection.rows.CHUNK", 8 if inverter == "izi_f" else 1000)
-    whole = GanInversionScorer.measure
+    complete = GanInversionScorer.measure
     command = ["score", trained.encoder, copied(trained, tmp_path / "p", step=2), "--inverter", inverter, *RULE]
     command += ["-o", "scoring.options.steps=2", "-o", "scoring.options.micro_batch=4"] if inverter == "anogan" else []
     command += ["-o", "scoring.calibration_images=20", "-o", f"scoring.options.combine={combine}"]
@@ -46,7 +46,7 @@ def test_an_interrupted_scoring_goes_on(
         calls.append(len(images))
         if len(calls) == 6:  # three chunks of validation images, then the third of the scored ones
             raise KeyboardInterrupt
-        return whole(self, images)
+        return complete(self, images)
 
     monkeypatch.setattr(GanInversionScorer, "measure", stopping)
     result = cli(*command, "--out", tmp_path / "out", *(["--maps"] if first_maps else []))
@@ -96,7 +96,7 @@ def test_other_scores_are_left_alone(cli: Any, trained: Any, scored: Path, tmp_p
 
 @pytest.mark.usefixtures("fast")
 def test_training_data_that_moved(cli: Any, trained: Any, tmp_path: Path) -> None:
-    """Scores without a threshold, and it says so; told where the data is now, the threshold is back."""
+    """Scores without a threshold, and a note; with the new path of the data, the threshold is back."""
     run = shutil.copytree(trained.encoder, tmp_path / "run")
     config, tensors = read_model(run)
     config["config"]["data"]["path"] = str(tmp_path / "gone")
@@ -136,7 +136,7 @@ def test_a_run_knows_its_data_from_everywhere(
 
 @pytest.mark.usefixtures("fast")
 def test_a_set_that_changed_since_training(cli: Any, trained: Any, tmp_path: Path) -> None:
-    """Splits that are made here are dealt anew when images come or go: what was trained on may then be tested on."""
+    """Splits that are made here change when images come or go: training images may then be tested on."""
     plain = tmp_path / "plain"
     (plain / "normal").mkdir(parents=True)
     for row in index(trained.patches)[:12]:

@@ -123,9 +123,9 @@ def test_a_set_without_splits_where_the_training_data_are_gone(cli: Any, trained
     assert cli("train", "mean_color", "--data", tmp_path / "mine", *words).exit_code == 0
     (tmp_path / "mine").rename(tmp_path / "gone")
     run = tmp_path / "runs" / "00000-mean_color"
-    whole = cli("score", run, tmp_path / "theirs", "--out", tmp_path / "all")
-    assert whole.exit_code == 0, whole.output
-    assert "--split test" in whole.stderr
+    complete = cli("score", run, tmp_path / "theirs", "--out", tmp_path / "all")
+    assert complete.exit_code == 0, complete.output
+    assert "--split test" in complete.stderr
     assert {r["threshold"] for r in rows(tmp_path / "all" / "scores.csv")} == {""}
     one = cli("score", run, tmp_path / "theirs", *RULE, "--split", "test", "--out", tmp_path / "test")
     assert one.exit_code == 0, one.output
@@ -399,7 +399,7 @@ def test_a_scorer_that_learns_is_fitted_on_train_normals(
 
 
 def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any, tmp_path: Path) -> None:
-    """The same images scored, no validation: where scores of other normals lie, none are added and none taken over."""
+    """The same images scored, no validation: where scores of other normals lie, none are added and none are reused."""
     folder = copied(trained, tmp_path / "plain")
     for name, step in (("all", 1), ("half", 2)):
         root = shutil.copytree(trained.patches, tmp_path / name)

@@ -1,4 +1,4 @@
-"""The scoring interface: figures against formulas, one score an image whatever its neighbours, and scorers that come back whole."""
+"""The scoring interface: metrics against formulas, one score an image whatever its neighbours, and scorers that come back whole."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def patches(trained: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def images(patches: Any) -> Tensor:
-    return next(batches(patches.select("test").take(range(0, 40, 2)), 64))[0]  # 20: a whole micro-batch and a short one
+    return next(batches(patches.select("test").take(range(0, 40, 2)), 64))[
+        0
+    ]  # 20: a complete micro-batch and a truncated one
 
 
 @pytest.fixture(scope="module", params=["izi_f", "anogan", "mean_color"])
@@ -49,18 +51,18 @@ def make(name: str, trained: Any, patches: Any) -> Scorer:
 
 def test_scores_do_not_depend_on_the_batch(scorer: Scorer, images: Tensor) -> None:
     """Exact where one pass gives the score; a search may carry rounding on (it does not on x86, where all of it is exact)."""
-    whole = scorer.score(images)
+    complete = scorer.score(images)
     searched = getattr(getattr(scorer, "inverter", None), "spec", {}).get("name") == "anogan"
     tolerance = 1e-5 if searched else 0.0
     for size, count in ((1, 4), (3, 7), (16, 20), (17, 20)):
         pieces = [scorer.score(images[i : min(i + size, count)]) for i in range(0, count, size)]
-        for name, expected in {"score": whole.image, **whole.components}.items():
+        for name, expected in {"score": complete.image, **complete.components}.items():
             got = torch.cat([p.image if name == "score" else p.components[name] for p in pieces])
             torch.testing.assert_close(got, expected[:count], rtol=tolerance, atol=0, msg=f"{name}, batches of {size}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(scorer.score(images[order]).image, whole.image[order], rtol=tolerance, atol=0)
+    torch.testing.assert_close(scorer.score(images[order]).image, complete.image[order], rtol=tolerance, atol=0)
     strange = torch.cat([images[:1], torch.ones(15, 3, 32, 32)])
-    torch.testing.assert_close(scorer.score(strange).image[0], whole.image[0], rtol=tolerance, atol=0)
+    torch.testing.assert_close(scorer.score(strange).image[0], complete.image[0], rtol=tolerance, atol=0)
 
 
 def test_scores_are_repeatable_and_well_formed(scorer: Scorer, images: Tensor) -> None:

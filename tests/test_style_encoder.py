@@ -194,13 +194,13 @@ def test_the_losses_as_formulae(predict_noise: bool) -> None:
     made = G.synthesis(G.spread(w), drawn.noise).clamp(-1, 1)
     assert made.shape[0] == 2
     assert [tuple(maps.shape) for maps in drawn.noise] == [(2, *shape) for shape in G.synthesis.noise_shapes]
-    value, figures = job.loss(real, drawn)
+    value, metrics = job.loss(real, drawn)
     expected = by_hand(job, torch.cat([made, real[2:]]), w, 2)
     for name, term in expected.items():
-        torch.testing.assert_close(figures[name], term, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(metrics[name], term, rtol=1e-4, atol=1e-6)
         assert float(term.detach()) > 1e-3
-    assert figures.keys() == expected.keys()
-    exact = {**{name: figures[name] for name in expected}, "latent": figures["latent"] * 0.25}
+    assert metrics.keys() == expected.keys()
+    exact = {**{name: metrics[name] for name in expected}, "latent": metrics["latent"] * 0.25}
     total = sum(weight * term for weight, term in zip(weights.values(), exact.values(), strict=predict_noise))
     torch.testing.assert_close(value, total)
 
@@ -217,9 +217,9 @@ def test_the_centre_is_that_of_the_mapped_cloud() -> None:
 def test_normals_alone_and_generated_images_alone() -> None:
     real = random_images(4)
     alone = task(generated=0.0)
-    _, figures = alone.loss(real, alone.draw(4))
-    assert float(figures["latent"].detach()) == 0
-    torch.testing.assert_close(figures["pixel"], by_hand(alone, real, torch.zeros(0, 6), 0)["pixel"])
+    _, metrics = alone.loss(real, alone.draw(4))
+    assert float(metrics["latent"].detach()) == 0
+    torch.testing.assert_close(metrics["pixel"], by_hand(alone, real, torch.zeros(0, 6), 0)["pixel"])
     made = task(generated=1.0)
     assert torch.equal(
         made.loss(real, made.draw(4))[0], task(generated=1.0).loss(-real, task(generated=1.0).draw(4))[0]
@@ -233,35 +233,35 @@ def test_passes_do_not_change_a_step(micro_batch: int) -> None:
     for passes_of in (None, micro_batch):
         job = task(generated=0.34)
         job.micro_batch = passes_of
-        figures = job.step(real, 0)
-        found.append((figures, torch.cat([p.grad.flatten() for p in job.E.parameters()])))
-    for name, figure in found[0][0].items():
-        torch.testing.assert_close(found[1][0][name], figure, rtol=1e-4, atol=1e-5)
+        metrics = job.step(real, 0)
+        found.append((metrics, torch.cat([p.grad.flatten() for p in job.E.parameters()])))
+    for name, metric in found[0][0].items():
+        torch.testing.assert_close(found[1][0][name], metric, rtol=1e-4, atol=1e-5)
     # Rounding may turn a leaky ReLU over.
     assert float((found[1][1] - found[0][1]).norm()) < 1e-2 * float(found[0][1].norm())
 
 
 def test_processes_share_what_one_would_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = task(generated=0.5).draw(10)
+    complete = task(generated=0.5).draw(10)
     for rank in range(2):
         monkeypatch.setattr(distributed, "world", lambda rank=rank: distributed.World(rank, 2))
         share = task(generated=0.5).draw(5)
-        assert share.share == whole.share == 0.5
-        assert torch.equal(share.z, whole.z[rank::2])
-        same(share.noise, [maps[rank::2] for maps in whole.noise])
+        assert share.share == complete.share == 0.5
+        assert torch.equal(share.z, complete.z[rank::2])
+        same(share.noise, [maps[rank::2] for maps in complete.noise])
 
 
 def test_the_judge_takes_medians_over_validation_normals(tiny: Any) -> None:
     job = task()
     patches = load_patches(DataConfig(path=str(tiny.patches)), 32)
-    figures = job.validator(patches).validate(0)
+    metrics = job.validator(patches).validate(0)
     normals = to_tensor(patches.select(label=0).gather(range(20)))
     E = job.networks()["encoder"]
     with torch.no_grad():
         made = job.gan.G.synthesis(*E(normals)).clamp(-1, 1)
         distance, pixel = job.perceptual(normals, made), (normals - made).square().mean((1, 2, 3))
-    assert figures["val_perceptual"] == pytest.approx(float(distance.sort().values[9]), rel=1e-4)
-    assert figures["val_pixel"] == pytest.approx(float(pixel.sort().values[9]), rel=1e-4)
+    assert metrics["val_perceptual"] == pytest.approx(float(distance.sort().values[9]), rel=1e-4)
+    assert metrics["val_pixel"] == pytest.approx(float(pixel.sort().values[9]), rel=1e-4)
     with pytest.raises(UserError, match="no normal image among the 4"):
         job.validator(patches.select(label=1))
 
@@ -419,9 +419,9 @@ def test_a_resumed_run_ends_bit_for_bit_as_an_uninterrupted_one(runs: Runs, tiny
     assert tiny.train(runs.generator, tmp_path, "--resume", total_kimg=0.008).exit_code == 0
     result = tiny.train(tmp_path / "00000-style_encoder", tmp_path, "--resume", total_kimg=0.032, eval_kimg=0.016)
     assert result.exit_code == 0, result.output
-    mine, whole = state(tmp_path / "00000-style_encoder"), state(runs.style_encoder)
-    mine.pop("validation"), whole.pop("validation")  # the first part ended with a validation of its own
-    same(mine, whole)
+    mine, complete = state(tmp_path / "00000-style_encoder"), state(runs.style_encoder)
+    mine.pop("validation"), complete.pop("validation")  # the first part ended with a validation of its own
+    same(mine, complete)
 
 
 def test_what_does_not_fit_is_one_line(runs: Runs, tiny: Any, tmp_path: Path) -> None:

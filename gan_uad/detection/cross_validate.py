@@ -52,7 +52,7 @@ def cross_validate(
     about = _about(config, folds)
     if external is not None:
         _check_external(config, external)
-    claim(folder, "folds.json", about, "folds of another configuration or data set")
+    claim(folder, "folds.json", about, "a cross-validation")
     for fold in range(1, folds + 1):
         place = make_folder(folder / f"fold-{fold}")
         with alone(place / ".lock"):  # waits for another process at this fold

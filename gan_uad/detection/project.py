@@ -79,7 +79,7 @@ def project(
     records = _records(out)
     if not records:  # nothing was finished there: another model or setting may use the folder
         (out / SUMMARY).unlink(missing_ok=True)
-    claim(out, SUMMARY, {"key": settings["key"]}, "projections by another model, inverter or setting")
+    claim(out, SUMMARY, {"key": settings["key"]}, "projections")
     pictures = _placed(found, records)
     given = {picture.image for picture in pictures}
     others = [record for record in records.values() if record["image"] not in given]

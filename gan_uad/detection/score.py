@@ -82,7 +82,7 @@ def score(
         "corruption": corruption.model_dump(mode="json") if corruption.words else None,
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
-    claim(folder, "scores.json", {"key": key}, "scores of another model, data set or setting", "scores.csv")
+    claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
     if normals is not None:
         fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
     write_json(folder / "scores.json", settings)
