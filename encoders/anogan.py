@@ -18,8 +18,8 @@ class AnoGANInverter(Inverter):
     """Minimise (1 − λ)·Σ|x − G(z)| + λ·Σ|f(x) − f(G(z))| over z with Adam, starting at z ~ N(0, 1).
 
     `norm` "l1" is AnoGAN's residual; "l2" is the squared one that Štepec & Skočaj describe. The start depends only on `seed`
-    and the image's own pixels, and Adam works on each number by itself, so an image's neighbours change nothing.
-    The score is the loss of the reconstruction. (What is clamped there has no slope to follow, so the search looks at G(z) as it is.)
+    and the image's own pixels, and Adam treats each number alone, so images of a batch do not influence each other.
+    The score is the loss of the reconstruction, which is clamped. (The search is not: clamped values have no gradient.)
     """
 
     def __init__(
@@ -56,10 +56,12 @@ class AnoGANInverter(Inverter):
         steps = torch.full((len(images),), self.steps)
         return Inversion(z.detach(), self.reconstruct(z), steps, torch.stack(history))
 
-    def _loss(self, images: Tensor, target: Tensor, made: Tensor) -> Tensor:
-        # The features of the images stay the same through the search, so they are computed once.
+    def _loss(self, images: Tensor, target: Tensor, generated: Tensor) -> Tensor:
+        # The features of the images stay the same during the search: compute them once.
         return self.distance.total(
-            self.distance.components(images, made, lambda x: target if x is images else self.discriminator.features(x))
+            self.distance.components(
+                images, generated, lambda x: target if x is images else self.discriminator.features(x)
+            )
         )
 
     def _start(self, image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.scoring.base import check_images
+from gan_uad.scoring.base import check_images, padded
 from gan_uad.scoring.distance import ImageDistance
 
 
@@ -21,9 +21,9 @@ from gan_uad.scoring.distance import ImageDistance
 class Inversion:
     """What was found for N images.
 
-    `latent`: z `[N, z_dim]`, w `[N, w_dim]` or ws `[N, num_ws, w_dim]`, as `space` ("z", "w", "ws") says. `reconstruction`
-    `[N, 3, R, R]` in [-1, 1]. `steps` `[N]`: how many each image took. `loss_history` `[most steps, N]`: what the search minimised, NaN
-    after an image stopped. `noise`: one map `[N, 1, h, w]` for each layer that has one, or None where the search left them alone.
+    `latent`: z `[N, z_dim]`, w `[N, w_dim]` or ws `[N, num_ws, w_dim]`, by `space` ("z", "w", "ws"). `reconstruction` `[N, 3, R, R]` in
+    [-1, 1]. `steps` `[N]` of each image. `loss_history` `[most steps, N]`: what the search minimised, NaN after an image stopped.
+    `noise`: one map `[N, 1, h, w]` for each layer that has one, or None where the search did not change them.
     """
 
     latent: Tensor
@@ -34,20 +34,14 @@ class Inversion:
     space: str = "z"
 
     def take(self, rows: slice | Tensor) -> Inversion:
-        """That of some of the images."""
+        """The inversion of some of the images."""
         noise = None if self.noise is None else [maps[rows] for maps in self.noise]
-        return Inversion(
-            self.latent[rows],
-            self.reconstruction[rows],
-            self.steps[rows],
-            self.loss_history[:, rows],
-            noise,
-            self.space,
-        )
+        latent, reconstruction, steps = (values[rows] for values in (self.latent, self.reconstruction, self.steps))
+        return Inversion(latent, reconstruction, steps, self.loss_history[:, rows], noise, self.space)
 
     @classmethod
     def concatenate(cls, pieces: list[Inversion]) -> Inversion:
-        """Put the inversions of consecutive images together."""
+        """Join the inversions of consecutive images."""
         longest = max(len(p.loss_history) for p in pieces)
         history = [F.pad(p.loss_history, (0, 0, 0, longest - len(p.loss_history)), value=torch.nan) for p in pieces]
         maps = [p.noise for p in pieces if p.noise is not None]
@@ -63,9 +57,9 @@ class Inversion:
 
 @dataclass
 class SearchState:
-    """Images that are done: their numbers among those given, what was found, seconds that each of them took.
+    """Images that are done: their numbers among those given, what was found, and seconds per image.
 
-    `frames`: pictures `[F, 3, R, R]` of the way there, where the inverter was asked to keep some.
+    `frames`: images `[F, 3, R, R]` of the search, where the inverter was asked to keep some.
     """
 
     rows: list[int]
@@ -77,12 +71,12 @@ class SearchState:
 class Inverter(ABC):
     """Finds, for each image of a batch, a latent of a trained generator. The nets are frozen and in evaluation mode.
 
-    `nets` holds at least a `gan` with `G` and `D`. No image of a batch influences another's result: nets see micro-batches of one fixed
-    size, the last one padded. A method implements `_invert`, or `stream` where its images do not all take equally long.
+    `nets` holds at least a `gan` with `G` and `D`. No image of a batch influences another's result: nets get micro-batches of one fixed
+    size, the last one padded. A method implements `_invert`, or `stream` where images need different numbers of steps.
     """
 
     spec: dict[str, Any]
-    rests_on = ""  # pretrained weights other than `nets`, in words that tell them from others
+    rests_on = ""  # pretrained weights other than `nets`, in words that identify them
     space = "z"
 
     def __init__(self, nets: dict[str, Any], device: torch.device, distance: ImageDistance, micro_batch: int) -> None:
@@ -101,20 +95,20 @@ class Inverter(ABC):
         Raises `ValueError` for another shape or range, or NaN.
         """
         found = list(self.stream(images))
-        together = Inversion.concatenate([piece.inversion for piece in found])
+        joined = Inversion.concatenate([piece.inversion for piece in found])
         order = torch.tensor([row for piece in found for row in piece.rows])
-        return together if bool((order.diff() > 0).all()) else together.take(order.argsort())
+        return joined if bool((order.diff() > 0).all()) else joined.take(order.argsort())
 
     def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[SearchState]:
-        """As `invert`, but each image as soon as it is done; `progress` is told how many are, parts of one included."""
+        """As `invert`, but each image as soon as it is done; `progress` is called with the number done, fractions included."""
         check_images(images, self.generator.resolution)
         done = 0
-        for part in images.split(self.micro_batch):
+        for chunk in images.split(self.micro_batch):
             started = time.perf_counter()
-            found = self._invert(self.padded(part)).take(slice(len(part)))
-            seconds = (time.perf_counter() - started) / len(part)
-            yield SearchState(list(range(done, done + len(part))), found, seconds)
-            done += len(part)
+            found = self._invert(self.padded(chunk)).take(slice(len(chunk)))
+            seconds = (time.perf_counter() - started) / len(chunk)
+            yield SearchState(list(range(done, done + len(chunk))), found, seconds)
+            done += len(chunk)
             if progress is not None:
                 progress(done)
 
@@ -124,22 +118,22 @@ class Inverter(ABC):
 
     def padded(self, images: Tensor) -> Tensor:
         """At most `micro_batch` images, on `device` and filled up to that number with grey ones."""
-        return F.pad(images.to(self.device), (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(images)))
+        return padded(images.to(self.device), self.micro_batch)
 
     @torch.no_grad()
     def reconstruct(self, latent: Tensor) -> Tensor:
-        """The generator's images of latents, clamped to [-1, 1]: what is compared and shown. (StyleGAN2's lie beyond it here and there.)"""
+        """The generator's images of latents, clamped to [-1, 1], which StyleGAN2's exceed in places."""
         images: Tensor = self.generator(latent).clamp(-1, 1)
         return images
 
     @torch.no_grad()
     def measure(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """What the inverter makes small, per image `[N]`, for the reconstruction as it is returned; `measured` names it."""
+        """What the inverter minimises, per image `[N]`, for the reconstruction as it is returned; `measured` names it."""
         return self.distance.total(self.distance.components(images, reconstruction, self.discriminator.features))
 
     @property
     def measured(self) -> str:
-        """The name of what `measure` gives."""
+        """The name of what `measure` returns."""
         return "residual and discriminator features"
 
     def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor | None:

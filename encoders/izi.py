@@ -32,7 +32,7 @@ class EncoderTask(Task):
         self.shown: Tensor | None = None
 
     def check_fit(self) -> None:
-        """Raise `ValueError` unless the generator takes what the encoder gives."""
+        """Raise `ValueError` unless encoder and generator fit together."""
         if not hasattr(self.E, "z_dim"):
             raise ValueError(f"it trains an encoder into z, such as residual_encoder, not {self.E.spec['name']}")
         if (self.E.z_dim, self.E.resolution) != (self.gan.G.z_dim, self.gan.G.resolution):
@@ -42,21 +42,21 @@ class EncoderTask(Task):
             )
 
     def optimizer_of(self, lr: float) -> torch.optim.Optimizer:
-        """What trains the encoder."""
+        """The optimiser of the encoder."""
         return RMSpropTF(self.E.parameters(), lr)
 
     def draw(self, count: int) -> Any:
-        """Latents for a share of `count` images, from the whole batch's, of which `[slice]` gives a part; None where none are needed."""
+        """Latents for this process's `count` images of the batch; `[slice]` gives those of some. None where none are needed."""
         return None
 
     def loss(self, real: Tensor, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise for normal images (and latents as drawn), and its parts to log."""
+        """The scalar to minimise for normal images (and latents as drawn), and its terms to log."""
         raise NotImplementedError
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """G(E(x))."""
-        made: Tensor = self.gan.G(self.E(images))
-        return made
+        reconstruction: Tensor = self.gan.G(self.E(images))
+        return reconstruction
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One optimiser step."""
@@ -64,8 +64,8 @@ class EncoderTask(Task):
             self.shown = real[:32].clone()
         drawn = self.draw(len(real))
 
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value, metrics = self.loss(real[part], None if drawn is None else drawn[part])
+        def loss(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value, metrics = self.loss(real[rows], None if drawn is None else drawn[rows])
             return value, {"loss": value, **metrics}
 
         return self.optimise(self.optimizer, len(real), loss)
@@ -78,13 +78,13 @@ class EncoderTask(Task):
                 z = torch.randn(32, self.gan.G.z_dim, generator=torch.Generator().manual_seed(0)).to(self.device)
                 shown = self.gan.G(z)
             self.E.eval()
-            # A few at a time: beside a training there is little memory left.
-            again = torch.cat([self.reconstruct(part) for part in shown.split(4)])
+            # A few at a time: a training leaves little memory.
+            reconstructed = torch.cat([self.reconstruct(few) for few in shown.split(4)])
             self.E.train()
-        return torch.stack([shown, again], 1).flatten(0, 1)
+        return torch.stack([shown, reconstructed], 1).flatten(0, 1)
 
     def networks(self) -> dict[str, nn.Module]:
-        """The encoder, and the GAN that it belongs to: the file needs nothing beside it."""
+        """The encoder and its GAN, so that the file is complete."""
         return {"gan": self.gan, "encoder": self.E}
 
     def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
@@ -104,7 +104,7 @@ class EncoderTask(Task):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back; raises `UserError` when it is of another architecture."""
+        """Restore a state; raises `UserError` when it is of another architecture."""
         load_weights(self.gan, state["gan"], "the checkpoint")
         load_weights(self.E, state["encoder"], "the checkpoint")
         self.optimizer.load_state_dict(state["optimizer"])
@@ -123,9 +123,8 @@ class IziFTask(EncoderTask):
         self.distance = ImageDistance("l2", "mean", 1.0, kappa)
 
     def loss(self, real: Tensor, drawn: None) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `EncoderTask`."""
-        parts = self.distance.components(real, self.gan.G(self.E(real)), self.gan.D.features)
-        return self.distance.total(parts).mean(), {name: value.mean() for name, value in parts.items()}
+        terms = self.distance.components(real, self.gan.G(self.E(real)), self.gan.D.features)
+        return self.distance.total(terms).mean(), {name: value.mean() for name, value in terms.items()}
 
 
 @register("izi", kind="task")
@@ -133,7 +132,6 @@ class IziTask(EncoderTask):
     """izi: mean (x − G(E(x)))²."""
 
     def loss(self, real: Tensor, drawn: None) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `EncoderTask`."""
         return (real - self.gan.G(self.E(real))).square().mean(), {}
 
 
@@ -148,7 +146,7 @@ class ZizTask(EncoderTask):
         return distributed.share(z, here).to(self.device)
 
     def loss(self, real: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `EncoderTask`; `real` is not looked at."""
+        """See `EncoderTask`; `real` is not used."""
         with torch.no_grad():
             images = self.gan.G(drawn)
         return (drawn - self.E(images)).square().mean(), {}
@@ -158,7 +156,7 @@ class ZizTask(EncoderTask):
 @register("izi", kind="inverter")
 @register("ziz", kind="inverter")
 class EncoderInverter(Inverter):
-    """One forward pass of a trained encoder (however it was trained). The score is f-AnoGAN's: A_R + κ·A_D, means of squares."""
+    """One forward pass of a trained encoder, from any of the three trainings. The score is f-AnoGAN's: A_R + κ·A_D, means of squares."""
 
     def __init__(self, nets: dict[str, Any], device: torch.device, kappa: float = 1.0, micro_batch: int = 16) -> None:
         if "encoder" not in nets:

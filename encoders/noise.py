@@ -1,4 +1,4 @@
-"""Noise maps of a style-based generator that are searched for, and what keeps them noise (Karras et al. 2020, appendix D)."""
+"""Regularisation of the noise maps of a style-based generator in a search (Karras et al. 2020, appendix D)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LEAST = 8  # px: the coarsest octave
+MIN_SIDE = 8  # px: the coarsest octave
 
 
 def autocorrelation(maps: Sequence[Tensor]) -> Tensor:
@@ -18,7 +18,7 @@ def autocorrelation(maps: Sequence[Tensor]) -> Tensor:
     of the products with the map shifted by one pixel to the right and by one down (around the edges). An octave is the mean of 2×2
     pixels; as in the original programs, and unlike the paper's text, it is not multiplied by 2.
     """
-    # Octaves of all maps of one size are worked on together: a few large operations instead of many small ones.
+    # All maps of one size are treated at once: a few large operations instead of many small ones.
     by_side: dict[int, list[Tensor]] = {}
     for noise in maps:
         by_side.setdefault(noise.shape[-1], []).append(noise)
@@ -29,7 +29,7 @@ def autocorrelation(maps: Sequence[Tensor]) -> Tensor:
             noise = torch.cat(by_side.pop(side), 1)
             for axis in (2, 3):
                 total = total + (noise * noise.roll(1, axis)).mean((2, 3)).square().sum(1)
-            if side > LEAST:
+            if side > MIN_SIDE:
                 by_side.setdefault(side // 2, []).append(F.avg_pool2d(noise, 2))
         side //= 2
     return total

@@ -1,8 +1,8 @@
 """StyleGAN2's projection (Karras et al. 2020, appendix D), for all generators and a whole batch of images at once.
 
-From the paper and the original programs: the start is the mean w of 10,000 z, the spread of w is one number, w_std; Adam (0.9, 0.999) with
-learning rate 0.1, risen over the first 5 % and fallen over the last 25 % of 1000 steps; noise of 0.05 · w_std · max(0, 1 − t/0.75)² on w;
-noise maps are searched for too, under a regulariser of weight 1e5, and renormalised after each step.
+From the paper and the original programs: the start is the mean w of 10,000 z, the spread of w is one number, w_std. Adam (0.9, 0.999) has
+learning rate 0.1, which rises over the first 5 % and falls over the last 25 % of 1000 steps. Noise of 0.05 · w_std · max(0, 1 − t/0.75)² is
+added to w. Noise maps are searched for too, under a regulariser of weight 1e5, and renormalised after each step.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gan_uad.scoring.base import check_images
 from gan_uad.scoring.distance import ImageDistance
 
 SAMPLES, SAMPLES_SEED = 10_000, 123  # the original's z
-MOST_RESTARTS = 100  # clusters of those; more would be of few z each
+MAX_RESTARTS = 100  # clusters of those z; more would have few z each
 EXPLORE = 0.05  # of the spread of the latent
 NOISE_WEIGHT = 1e5
 COMPARED = 256  # px; larger images are compared at this size
@@ -42,17 +42,17 @@ def mapped_w(G: Any, count: int = SAMPLES) -> Tensor:
     """w `[count, w_dim]` of z ~ N(0, 1), the same in every call."""
     z = np.random.RandomState(SAMPLES_SEED).randn(count, G.z_dim).astype(np.float32)
     device = next(G.parameters()).device
-    return torch.cat([G.mapping(part.to(device)) for part in torch.from_numpy(z).split(1000)])
+    return torch.cat([G.mapping(some.to(device)) for some in torch.from_numpy(z).split(1000)])
 
 
 def w_statistics(w: Tensor) -> tuple[Tensor, float]:
-    """Of w `[N, w_dim]` the mean `[w_dim]`, and w_std = (Σ‖w − mean‖² / N)^½: one number, not one a dimension."""
+    """Mean `[w_dim]` of w `[N, w_dim]`, and w_std = (Σ‖w − mean‖² / N)^½: one number, not one per dimension."""
     mean = w.double().mean(0)
     return mean.to(w.dtype), float((w.double() - mean).square().sum(1).mean().sqrt())
 
 
 def w_centres(w: Tensor, count: int, seed: int) -> Tensor:
-    """The centres `[count, w_dim]` of that many clusters of w `[N, w_dim]` (k-means)."""
+    """The centres `[count, w_dim]` of `count` clusters of w `[N, w_dim]` (k-means)."""
     from sklearn.cluster import KMeans
 
     found = KMeans(count, n_init=1, random_state=seed % 2**32).fit(w.double().cpu().numpy())
@@ -63,16 +63,16 @@ class LatentSearch(Inverter):
     """Adam on latents and noise maps until the generator's image is close to the given one in a perceptual distance.
 
     `perceptual`: "vgg" (LPIPS; the reference) or "alex", which need weight files, or "efficientnet_lite0". `tol`: an image whose
-    distance goes down by less than this share over 5 % of the steps goes on with the fall of the learning rate (see `Schedule`), so
-    that it ends early; 0: never, the reference. `restarts` k > 1: from each of the centres of k clusters of w (in z: from k draws);
-    the closest image is kept. `micro_batch` images are searched for side by side; when one is done, the next takes its place. Random
-    numbers depend only on `seed` and the image's own pixels. `noise_weight`: of the maps' whiteness against the distance. The reference's
-    1e5 is for maps of up to 1024 px: white noise of n × n px has correlations whose square is about 1/n², so that small maps, as of a 64 px
-    generator, outweigh the distance by far and are hardly searched for at all; about 0.1 lets the search find them. `kappa`: see
+    distance falls by less than this share over 5 % of the steps skips to the fall of the learning rate (see `Schedule`) and ends early;
+    0, the reference: never. `restarts` k > 1: start from the centres of k clusters of w (in z: from k draws) and keep the closest image.
+    `micro_batch` images are searched for at once; when one is done, the next takes its slot. Random numbers depend only on `seed` and the
+    image's own pixels. `noise_weight`: weight of the whiteness of the noise maps against the distance. The reference's 1e5 is for maps of
+    up to 1024 px: white noise of n × n px has correlations whose square is about 1/n², so that on small maps, as of a 64 px generator,
+    the regulariser outweighs the distance by far and the maps hardly change; about 0.1 lets the search find them. `kappa`: see
     `EncoderInverter`.
 
-    `loss_history` is the distance at each step, of the image with noise on its latent and unclamped, without the regulariser.
-    Generators without noise maps are searched for their z alone.
+    `loss_history` is the distance at each step, of the unclamped image with noise on its latent, without the regulariser.
+    For generators without noise maps only z is searched.
     """
 
     explore = EXPLORE
@@ -96,19 +96,19 @@ class LatentSearch(Inverter):
             raise ValueError(f"noise_weight must not be negative, got {noise_weight}")
         if steps < 1 or not 0 < lr < math.inf:
             raise ValueError(f"steps must be at least 1 and lr above 0, got {steps} and {lr}")
-        if not 0 <= tol < 1 or not 1 <= restarts <= MOST_RESTARTS:
-            raise ValueError(f"tol must be in [0, 1) and restarts in [1, {MOST_RESTARTS}], got {tol} and {restarts}")
+        if not 0 <= tol < 1 or not 1 <= restarts <= MAX_RESTARTS:
+            raise ValueError(f"tol must be in [0, 1) and restarts in [1, {MAX_RESTARTS}], got {tol} and {restarts}")
         self.styled = style_based(nets["gan"].G)
         if self.space != "z" and not self.styled:
-            raise ValueError("this generator has no w (StyleGAN and StyleGAN2 have one): search in z, --inverter z")
+            raise ValueError("this generator has no w (only StyleGAN and StyleGAN2 have one): use --inverter z")
         super().__init__(nets, device, ImageDistance("l2", "mean", 1.0, kappa), micro_batch)
         self.schedule, self.restarts, self.seed = Schedule(steps, lr, tol), restarts, seed
         self.steps, self.noise_weight = steps, noise_weight
-        self.frames = 0  # pictures to keep of the way to each image
+        self.frames = 0  # images of the search to keep for each image
         try:
             found = perceptual_distance(perceptual)
         except UserError as error:
-            raise UserError(f"{error.message}: say perceptual={EMBEDDED}") from None
+            raise UserError(f"{error.message}: or use perceptual={EMBEDDED}") from None
         self.perceptual = found.to(device).to(memory_format=torch.channels_last)
         self.rests_on = self.perceptual.weights
         G = self.generator
@@ -137,33 +137,27 @@ class LatentSearch(Inverter):
             return self.w_mean_std[0][None]
         return w_centres(mapped_w(self.generator), self.restarts, self.seed)
 
-    def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        """Latents `[micro_batch, ...]` to start from, and noise maps `[micro_batch, 1, h, w]` or None (drawn for each image by its seed).
-
-        Not asked with several `restarts`.
-        """
-        return self._start_of(images, 0), None
-
-    def _start_of(self, images: Tensor, attempt: int) -> Tensor:
+    def start(self, images: Tensor, attempt: int = 0) -> tuple[Tensor, list[Tensor] | None]:
+        """Latents `[micro_batch, ...]` of an attempt's start, and noise maps `[micro_batch, 1, h, w]` or None (drawn per image)."""
         if self.space == "z":
             draws = [torch.randn(self.latent_shape, generator=self._rng(image, 2 * attempt)) for image in images]
-            return torch.stack(draws).to(self.device)
-        return self.centres[attempt].expand(len(images), *self.latent_shape)
+            return torch.stack(draws).to(self.device), None
+        return self.centres[attempt].expand(len(images), *self.latent_shape), None
 
     def _rng(self, image: Tensor, purpose: int) -> torch.Generator:
         return torch.Generator().manual_seed(pixel_seed(image, self.seed) + (purpose << 32))
 
     @torch.no_grad()
     def jobs(self, images: Tensor) -> Iterator[Job]:
-        """All there is to do, prepared a micro-batch at a time."""
+        """All jobs, prepared a micro-batch at a time."""
         for begin in range(0, len(images), self.micro_batch):
             count = len(images[begin : begin + self.micro_batch])
-            part = self.padded(images[begin : begin + self.micro_batch])
-            features = self.perceptual.features(_compared(part))
+            batch = self.padded(images[begin : begin + self.micro_batch])
+            features = self.perceptual.features(_compared(batch))
             for attempt in range(self.restarts):
-                latent, noise = self.start(part) if self.restarts == 1 else (self._start_of(part, attempt), None)
+                latent, noise = self.start(batch, attempt)
                 for i in range(count):
-                    rng = self._rng(part[i], 2 * attempt + 1)
+                    rng = self._rng(batch[i], 2 * attempt + 1)
                     if noise is None:
                         maps = [torch.randn(shape, generator=rng).to(self.device) for shape in self.noise_shapes]
                     else:
@@ -174,7 +168,7 @@ class LatentSearch(Inverter):
     # ------------------------------------------------------------------ the search
 
     def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[SearchState]:
-        """See `Inverter`: one image at a time. Raises `JobFailed` when the distance is no number any more."""
+        """See `Inverter`: one image at a time. Raises `JobFailed` when the distance is not finite."""
         check_images(images, self.generator.resolution)
         waiting = self.jobs(images)
         slots = Slots(self.micro_batch, next(waiting))
@@ -212,8 +206,8 @@ class LatentSearch(Inverter):
         with torch.enable_grad():
             values = slots.values.detach().requires_grad_()
             latent, noise = self._unpacked(values)
-            made = self._synthesize(latent + explored, noise)
-            distance = self.perceptual.distance(self._features(made), slots.targets)
+            generated = self._synthesize(latent + explored, noise)
+            distance = self.perceptual.distance(self._features(generated), slots.targets)
             loss = distance.sum()
             if noise is not None:
                 loss = loss + self.noise_weight * autocorrelation(noise).sum()
@@ -229,12 +223,12 @@ class LatentSearch(Inverter):
                     f"Use a lower lr than {self.schedule.lr:g}; if that does not help, the model is damaged"
                 )
             if self.frames and job.step >= len(job.frames) * self.steps / self.frames:
-                job.frames.append(made[place].detach().clamp(-1, 1).cpu())
+                job.frames.append(generated[place].detach().clamp(-1, 1).cpu())
             job.losses.append(found[place])
             job.step = self.schedule.after(job.step, job.losses)
 
     def _exploration(self, jobs: list[tuple[int, Job]]) -> Tensor:
-        """The noise on the latents `[S, ...]`, each image's of its own numbers."""
+        """The noise on the latents `[S, ...]`, from the random numbers of each image."""
         noise = torch.zeros(self.micro_batch, *self.latent_shape)
         for place, job in jobs:
             share = self.explore * self.schedule.exploration(job.step)
@@ -245,19 +239,19 @@ class LatentSearch(Inverter):
 
     @torch.no_grad()
     def _results(self, slots: Slots, over: list[tuple[int, Job]]) -> list[tuple[float, SearchState]]:
-        """For these jobs the distance reached and what was found, but for the seconds."""
+        """The distance reached and what was found for these jobs; seconds are filled in later."""
         if not over:
             return []
         latent, noise = self._unpacked(slots.values)
-        made = self.reconstruct(latent, noise)
-        distance = self.perceptual.distance(self._features(made), slots.targets).tolist()
+        reconstruction = self.reconstruct(latent, noise)
+        distance = self.perceptual.distance(self._features(reconstruction), slots.targets).tolist()
         results = []
         for place, job in over:
             here = slice(place, place + 1)
             maps = None if noise is None else [of_layer[here].clone() for of_layer in noise]
             steps, history = torch.tensor([len(job.losses)]), torch.tensor(job.losses)[:, None]
-            inversion = Inversion(latent[here].clone(), made[here].clone(), steps, history, maps, self.space)
-            frames = torch.stack([*job.frames, made[place].cpu()]) if self.frames else None
+            inversion = Inversion(latent[here].clone(), reconstruction[here].clone(), steps, history, maps, self.space)
+            frames = torch.stack([*job.frames, reconstruction[place].cpu()]) if self.frames else None
             results.append((distance[place], SearchState([job.row], inversion, 0.0, frames)))
         return results
 
@@ -275,13 +269,12 @@ class LatentSearch(Inverter):
 
     @property
     def measured(self) -> str:
-        """See `Inverter`."""
         return self.perceptual.name
 
     def _unpacked(self, values: Tensor) -> tuple[Tensor, list[Tensor] | None]:
         """Values `[S, P]` -> latents, and noise maps where the generator has any."""
         latent, *noise = values.split(self.sizes, 1)
-        maps = [part.unflatten(1, shape) for part, shape in zip(noise, self.noise_shapes, strict=True)]
+        maps = [values.unflatten(1, shape) for values, shape in zip(noise, self.noise_shapes, strict=True)]
         return latent.unflatten(1, self.latent_shape), maps or None
 
     def _synthesize(self, latent: Tensor, noise: list[Tensor] | None) -> Tensor:
@@ -290,8 +283,8 @@ class LatentSearch(Inverter):
             images: Tensor = G(latent)
             return images
         ws = latent if self.space == "ws" else G.spread(G.mapping(latent) if self.space == "z" else latent)
-        made: Tensor = G.synthesis(ws, "const" if noise is None else noise)
-        return made
+        generated: Tensor = G.synthesis(ws, "const" if noise is None else noise)
+        return generated
 
     def _features(self, images: Tensor) -> list[Tensor]:
         return self.perceptual.features(_compared(images), check=False)
@@ -312,7 +305,7 @@ class WSearch(LatentSearch):
 
 @register("w_plus", kind="inverter")
 class WPlusSearch(LatentSearch):
-    """A w for each layer (W+), and noise maps: closer, and less bound to what the generator would make by itself."""
+    """A w for each layer (W+), and noise maps: closer images, but less like those of the generator itself."""
 
     space = "ws"
 

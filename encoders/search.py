@@ -1,4 +1,4 @@
-"""What a search by gradients needs whose images are each at a step of their own: schedule, Adam by rows, and the list of jobs."""
+"""For a gradient search where each image is at its own step: schedule, Adam per row, and the list of jobs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Schedule:
     """Learning rate and exploration over `steps` steps (Karras et al. 2020, appendix D), and when to leave the main phase early.
 
     The rate rises linearly over the first 5 % and falls as a cosine over the last 25 %. `tol`: when the mean loss of the last 5 % of
-    the steps (at least 10) is lower by less than this share than that of as many before, the search goes on at the fall of the rate;
+    the steps (at least 10) is lower by less than this share than that of as many before, the search skips to the fall of the rate;
     0: never.
     """
 
@@ -33,7 +33,7 @@ class Schedule:
         return self.lr * fall * min(1.0, t / RAMP_UP)
 
     def exploration(self, step: int) -> float:
-        """What the noise on the latent is multiplied by: from 1 down to 0 at 75 %."""
+        """Factor of the noise on the latent: from 1 down to 0 at 75 %."""
         return max(0.0, 1 - step / self.steps / EXPLORED) ** 2
 
     @property
@@ -42,7 +42,7 @@ class Schedule:
         return math.ceil((1 - RAMP_DOWN) * self.steps)
 
     def after(self, step: int, losses: list[float]) -> int:
-        """The step that follows `step`, at whose end the losses since the start were these."""
+        """The step after `step`, given the losses since the start."""
         window = max(10, round(0.05 * self.steps))
         risen = math.ceil(RAMP_UP * self.steps)
         if self.tol and step < self.fall and step + 1 >= risen + 2 * window:
@@ -54,7 +54,7 @@ class Schedule:
 
 
 class RowAdam:
-    """Adam (Kingma & Ba 2015, as in `torch.optim.Adam`) for rows that are each at a step of their own."""
+    """Adam (Kingma & Ba 2015, as in `torch.optim.Adam`) for rows that are each at their own step."""
 
     def __init__(self, like: Tensor) -> None:
         """`like`: values `[S, P]`."""
@@ -62,7 +62,7 @@ class RowAdam:
         self.count = [0] * len(like)
 
     def reset(self, row: int) -> None:
-        """Forget what a row has seen."""
+        """Reset the moments of a row."""
         self.mean[row] = 0
         self.square[row] = 0
         self.count[row] = 0
@@ -82,7 +82,7 @@ class RowAdam:
 
 @dataclass
 class Job:
-    """One image searched for from one start, and how far that is."""
+    """The search for one image from one start, and its progress."""
 
     row: int
     attempt: int
@@ -96,9 +96,9 @@ class Job:
 
 
 class Slots:
-    """A batch of fixed size whose rows are the jobs at work; a job that is done makes room for the next.
+    """A batch of fixed size whose rows are the running jobs; the next job takes the slot of one that is done.
 
-    `values` `[S, P]`, `targets` features `[S, C, h, w]` of each layer. Rows without a job repeat the first one, and nobody looks at them.
+    `values` `[S, P]`, `targets` features `[S, C, h, w]` of each layer. Rows without a job repeat the first one and are not used.
     """
 
     def __init__(self, size: int, first: Job) -> None:
@@ -111,7 +111,7 @@ class Slots:
         self.put(0, first)
 
     def put(self, place: int, job: Job) -> None:
-        """Let a job begin."""
+        """Start a job in a slot."""
         self.jobs[place] = job
         self.values[place] = job.values
         for layer, target in zip(self.targets, job.target, strict=True):
@@ -119,11 +119,11 @@ class Slots:
         self.adam.reset(place)
 
     def fill(self, waiting: Iterator[Job]) -> None:
-        """Give the free places to the next jobs."""
+        """Start the next jobs in the free slots."""
         for place, job in enumerate(self.jobs):
             if job is None and (following := next(waiting, None)) is not None:
                 self.put(place, following)
 
     def at_work(self) -> list[tuple[int, Job]]:
-        """The jobs, each with its place."""
+        """The running jobs, each with its slot."""
         return [(place, job) for place, job in enumerate(self.jobs) if job is not None]

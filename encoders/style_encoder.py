@@ -1,6 +1,6 @@
 """An encoder into W or W+ of StyleGAN and StyleGAN2, alone or as the start of a short search.
 
-The way that Štepec & Skočaj (2020) name as future work. Trained on normal images and on generated ones, whose w is known.
+Štepec & Skočaj (2020) name it as future work. It is trained on normal images and on generated ones, whose w is known.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ NOISE_WEIGHT = 0.1
 
 @dataclass
 class Drawn:
-    """What generated images are made from: z `[K, z_dim]` and noise maps `[K, 1, h, w]` of each layer; their share of the batch."""
+    """The inputs of generated images: z `[K, z_dim]` and noise maps `[K, 1, h, w]` of each layer; their share of the batch."""
 
     z: Tensor
     noise: list[Tensor]
     share: float
 
-    def __getitem__(self, part: slice) -> Drawn:
+    def __getitem__(self, rows: slice) -> Drawn:
         """Those of a micro-batch."""
-        return Drawn(self.z[part], [maps[part] for maps in self.noise], self.share)
+        return Drawn(self.z[rows], [maps[rows] for maps in self.noise], self.share)
 
 
 @register("style_encoder", kind="task")
@@ -50,11 +50,11 @@ class StyleEncoderTask(EncoderTask):
 
     For each image, the sum of: `pixel_weight` · mean (x − y)²; `perceptual_weight` · the distance called `perceptual`;
     `feature_weight` · mean (f(x) − f(y))², f the discriminator's features; `spread_weight` · mean over layers of ‖ws − w_avg‖² / w_std².
-    The share `generated` of a batch is not of normals but of images made from z ~ N(0, 1) and fresh noise, which add
-    `latent_weight` · mean over layers of ‖ws − w‖² / w_std². Predicted noise maps are kept like white noise by `noise_weight` ·
-    `noise.autocorrelation`; without them, y has the layers' own fixed ones.
+    The share `generated` of a batch is not normal images but images generated from z ~ N(0, 1) and new noise, which add
+    `latent_weight` · mean over layers of ‖ws − w‖² / w_std². `noise_weight` · `noise.autocorrelation` keeps predicted noise maps like
+    white noise; without predicted maps, y has the layers' own fixed ones.
 
-    Adam; what is kept and judged is a moving average of half-life `ema_kimg`. The judge: median distance on validation normals.
+    Adam; the exported and validated encoder is a moving average of half-life `ema_kimg`. Validation: median distance on normals.
     """
 
     def __init__(
@@ -89,7 +89,6 @@ class StyleEncoderTask(EncoderTask):
         self.ema = EMA(self.E, ema_kimg)
 
     def check_fit(self) -> None:
-        """See `EncoderTask`."""
         E, G = self.E, self.gan.G
         if not style_based(G):
             raise ValueError(
@@ -97,89 +96,87 @@ class StyleEncoderTask(EncoderTask):
             )
         if not hasattr(E, "num_ws"):
             raise ValueError(f"it trains an encoder into w, such as style_encoder, not {E.spec['name']}")
-        for name, mine, theirs in (
+        for name, ours, theirs in (
             ("resolution", E.resolution, G.resolution),
             ("w_dim", E.w_dim, G.w_dim),
             ("num_ws", E.num_ws, G.synthesis.num_ws),
             ("noise maps", E.noise_shapes, G.synthesis.noise_shapes),
         ):
-            if mine is not None and mine != theirs:
-                raise ValueError(f"the encoder does not fit the generator: its {name} {mine}, the generator's {theirs}")
+            if ours is not None and ours != theirs:
+                raise ValueError(
+                    f"encoder and generator do not fit: {name} of the encoder {ours}, of the generator {theirs}"
+                )
 
     def optimizer_of(self, lr: float) -> torch.optim.Optimizer:
-        """See `EncoderTask`."""
         return torch.optim.Adam(self.E.parameters(), lr, self.betas, fused=True)
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
-        """See `EncoderTask`."""
         metrics = super().step(real, nimg)
-        whole = self.whole(real)
-        self.ema.update(whole, nimg + whole)
+        count = self.whole(real)  # over all processes
+        self.ema.update(count, nimg + count)
         return metrics
 
     def draw(self, count: int) -> Drawn:
-        """What the first of `count` images are replaced by, in this process: its share of those of the whole batch."""
+        """Inputs of the images that replace the first of `count` images in this process: its share of those of the batch."""
         here = distributed.world()
-        made = round(self.generated * count * here.size)
-        z = torch.randn(made, self.gan.G.z_dim, generator=self.rng)
+        total = round(self.generated * count * here.size)
+        z = torch.randn(total, self.gan.G.z_dim, generator=self.rng)
         # On the device, by a seed of their own: at high resolutions the CPU would take longer than the step.
         rng = torch.Generator(self.device).manual_seed(int(torch.randint(1 << 62, (), generator=self.rng)))
         noise = [
-            distributed.share(torch.randn(made, *shape, generator=rng, device=self.device), here)
+            distributed.share(torch.randn(total, *shape, generator=rng, device=self.device), here)
             for shape in self.gan.G.synthesis.noise_shapes
         ]
-        return Drawn(distributed.share(z, here).to(self.device), noise, made / (count * here.size))
+        return Drawn(distributed.share(z, here).to(self.device), noise, total / (count * here.size))
 
     def loss(self, real: Tensor, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
-        """See `EncoderTask`; of `real`, as many images as were drawn are replaced by generated ones."""
+        """See `EncoderTask`; the first images of `real` are replaced by generated ones."""
         G = self.gan.G
         with torch.no_grad():
             w = G.mapping(drawn.z)
-            made = G.synthesis(G.spread(w), drawn.noise).clamp(-1, 1)
-            images = torch.cat([made, real[len(made) :]])
+            images = torch.cat([G.synthesis(G.spread(w), drawn.noise).clamp(-1, 1), real[len(w) :]])
         code: Code = self.E(images)
-        parts = self.distances(images, self.synthesize(code))
-        parts["spread"] = w_distance(self.E, code.ws, self.E.w_avg)
+        terms = self.distances(images, self.synthesize(code))
+        terms["spread"] = w_distance(self.E, code.ws, self.E.w_avg)
         if code.noise is not None:
-            parts["noise"] = autocorrelation(code.noise)
-        metrics = {name: values.mean() for name, values in parts.items()}
-        # Over all images of the pass: the mean over a batch then does not depend on how it is cut.
+            terms["noise"] = autocorrelation(code.noise)
+        metrics = {name: values.mean() for name, values in terms.items()}
+        # Over all images of the pass, so that the mean over a batch does not depend on its split into micro-batches.
         metrics["latent"] = w_distance(self.E, code.ws[: len(w)], w[:, None]).sum() / len(images)
         value = torch.stack([self.weights[name] * metric for name, metric in metrics.items()]).sum()
         if drawn.share:
             metrics["latent"] = metrics["latent"] / drawn.share
         return value, metrics
 
-    def distances(self, images: Tensor, made: Tensor) -> dict[str, Tensor]:
-        """What an image and its reconstruction differ by, each `[N]`."""
+    def distances(self, images: Tensor, reconstruction: Tensor) -> dict[str, Tensor]:
+        """Distances of images to their reconstructions, each `[N]`."""
         D = self.gan.D
         with torch.no_grad():
             features = D.features(images)
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
                 seen = self.perceptual.features(images)
-            distance = self.perceptual.distance(seen, self.perceptual.features(made, check=False))
+            distance = self.perceptual.distance(seen, self.perceptual.features(reconstruction, check=False))
         return {
-            "pixel": (images - made).square().mean((1, 2, 3)),
+            "pixel": (images - reconstruction).square().mean((1, 2, 3)),
             "perceptual": distance,
-            "features": (features - D.features(made)).square().mean(1),
+            "features": (features - D.features(reconstruction)).square().mean(1),
         }
 
     def synthesize(self, code: Code) -> Tensor:
         """Images of what an encoder found."""
-        made: Tensor = self.gan.G.synthesis(code.ws, "const" if code.noise is None else code.noise)
-        return made
+        images: Tensor = self.gan.G.synthesis(code.ws, "const" if code.noise is None else code.noise)
+        return images
 
     def reconstruct(self, images: Tensor) -> Tensor:
         """See `EncoderTask`; by the averaged encoder."""
         return self.synthesize(self.ema.net(images)).clamp(-1, 1)
 
     def validator(self, patches: PatchSet) -> ReconstructionValidator:
-        """See `Task`."""
         return ReconstructionValidator(self, patches)
 
     def networks(self) -> dict[str, nn.Module]:
-        """The averaged encoder, and the GAN that it belongs to."""
+        """The averaged encoder and its GAN."""
         return {"gan": self.gan, "encoder": self.ema.net}
 
     def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
@@ -189,17 +186,15 @@ class StyleEncoderTask(EncoderTask):
         self.ema.net.load_state_dict(self.E.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        """See `EncoderTask`."""
         return {**super().state_dict(), "ema": self.ema.net.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `EncoderTask`."""
         super().load_state_dict(state)
         load_weights(self.ema.net, state["ema"], "the checkpoint")
 
 
 class ReconstructionValidator:
-    """Judges an encoder by the reconstructions of validation normals: medians of the perceptual and the pixel distance.
+    """Validates an encoder by its reconstructions of validation normals: medians of the perceptual and the pixel distance.
 
     In float32; processes share the images.
     """
@@ -210,15 +205,14 @@ class ReconstructionValidator:
         """Raises `UserError` when no patch is normal."""
         self.task, self.patches = task, patches.select(label=0)
         if len(self.patches) == 0:
-            raise UserError(f"{patches.source}: no normal image among the {len(patches)} validation images to judge by")
+            raise UserError(f"{patches.source}: no normal image among the {len(patches)} validation images")
 
     def validate(self, nimg: int) -> dict[str, float]:
-        """See `Judge`."""
         task = self.task
 
         def distances(images: Tensor) -> Tensor:
-            parts = task.distances(images, task.reconstruct(images))
-            return torch.stack([parts["perceptual"], parts["pixel"]], 1)
+            found = task.distances(images, task.reconstruct(images))
+            return torch.stack([found["perceptual"], found["pixel"]], 1)
 
         perceptual, pixel = per_image(self.patches, task.device, 2, distances).median(0).values.tolist()
         return {"val_perceptual": perceptual, "val_pixel": pixel}
@@ -234,9 +228,9 @@ def w_distance(E: Any, ws: Tensor, w: Tensor) -> Tensor:
 class StyleEncoderInverter(LatentSearch):
     """The encoder's w of each layer and noise maps, alone (`steps` 0) or as the start of a short search.
 
-    The search is that of `LatentSearch` without noise on the latents, which would only lead away from a good start, at a lower rate, and
-    with the encoder's own weight of the noise's whiteness (that of a search from random noise outweighs the distance by far: it
-    first wipes out what the encoder put there). The other options are those of `LatentSearch`.
+    The search is that of `LatentSearch` at a lower rate, without noise on the latents, which would only lead away from a good start, and
+    with the encoder's own `noise_weight` (that of a search from random noise outweighs the distance by far, and would first erase the
+    maps of the encoder). The other options are those of `LatentSearch`.
     """
 
     space = "ws"
@@ -265,14 +259,12 @@ class StyleEncoderInverter(LatentSearch):
         super().__init__(nets, device, max(steps, 1), lr, perceptual, tol, 1, seed, noise_weight, kappa, micro_batch)
         self.steps = steps
 
-    def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
-        """See `LatentSearch`."""
+    def start(self, images: Tensor, attempt: int = 0) -> tuple[Tensor, list[Tensor] | None]:
         with torch.no_grad():
             code: Code = self.nets["encoder"](images)
         return code
 
     def stream(self, images: Tensor, progress: Callable[[float], None] | None = None) -> Iterator[SearchState]:
-        """See `Inverter`."""
         if self.steps:
             return super().stream(images, progress)
         return Inverter.stream(self, images, progress)

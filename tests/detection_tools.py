@@ -1,4 +1,4 @@
-"""What the tests of image-level figures share."""
+"""What the tests of image-level metrics share."""
 
 from __future__ import annotations
 

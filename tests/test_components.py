@@ -1,4 +1,4 @@
-"""Parts of the score of an inversion: each against its formula, whatever the neighbours; combined, calibrated, kept."""
+"""Components of the score of an inversion: each against its formula, for any other images; combined, calibrated, kept."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from gan_uad.metrics.tails import Tail
 from gan_uad.scoring.base import PIXELS, Scorer, Scores, load_scorer
 from gan_uad.scoring.components import LatentCloud, painted, shell_distance, smoothed
 from gan_uad.scoring.distance import ImageDistance
+
+pytestmark = pytest.mark.numerical
 
 CPU = torch.device("cpu")
 STYLE = {"z_dim": 6, "w_dim": 6, "mapping_layers": 2, "channel_base": 64, "channel_max": 8}
@@ -123,7 +125,7 @@ def test_the_differences_of_images(style: Any, effnet: Any) -> None:
 
 
 def test_whose_perceptual_distance_it_is(style: Any, plain: Any, effnet: Any) -> None:
-    """The inverter's own, unless told otherwise; where it has one, that is what it makes small."""
+    """The inverter's own, unless an option says otherwise; where it has one, it minimises that."""
     images = pictures(2)
     assert "effnet_lite0" not in scorer_of(plain, "z").score(images).components
     found = scorer_of(style, "w", theirs=effnet).score(images)
@@ -159,7 +161,7 @@ def test_a_generator_that_maps_all_z_to_one_w(style: Any) -> None:
     with torch.no_grad():
         for parameter in collapsed.G.mapping.parameters():
             parameter.zero_()
-    with pytest.raises(UserError, match="hardly vary"):
+    with pytest.raises(UserError, match="almost the same w"):
         scorer_of(collapsed, "w").score(pictures(1))
 
 
@@ -223,11 +225,11 @@ def test_scores_do_not_depend_on_the_batch(
 ) -> None:
     scorer = calibrated(plain if space == "z" else style, space, noise, **options)
     images = pictures(7)
-    whole = scorer.score(images)
+    complete = scorer.score(images)
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
     for size in (1, 3, 7):
         again = [scorer.score(part) for part in images[order].split(size)]
-        for name, expected in {"score": whole.image, "map": whole.map, **whole.components}.items():
+        for name, expected in {"score": complete.image, "map": complete.map, **complete.components}.items():
             got = torch.cat([{"score": p.image, "map": p.map, **p.components}[name] for p in again])
             torch.testing.assert_close(got, expected[order], rtol=1e-5, atol=1e-6, msg=f"{name}, batches of {size}")
 
@@ -330,12 +332,12 @@ def test_combined_parts_come_back_from_a_file(style: Any, tmp_path: Path) -> Non
 
 
 def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
-    with pytest.raises(UserError, match="combine=max needs to know validation normals first"):
+    with pytest.raises(UserError, match="combine=max needs validation normals"):
         scorer_of(plain, "z", combine="max").score(pictures(1))
-    with pytest.raises(UserError, match="at least 10 validation normals, got 9"):
+    with pytest.raises(UserError, match=r"at least 10 .* got 9"):
         scorer_of(plain, "z", combine="max").fit([], [(pictures(9), torch.zeros(9))])
     lacking = scorer_of(plain, "z", combine="max", components=["l1", "noise"])
-    with pytest.raises(UserError, match="there is no noise here; what is measured is residual, features, l1"):
+    with pytest.raises(UserError, match=r"scoring.options.components: .*noise.*residual, features, l1"):
         lacking.fit([], [(pictures(10), torch.zeros(10))])
     scorer_of(plain, "z").fit([], [(pictures(2), torch.zeros(2))])
 
@@ -345,10 +347,10 @@ def test_what_was_not_calibrated_does_not_score(plain: Any) -> None:
     [
         ({"combine": "mean"}, "combine must be own, fisher or max"),
         ({"combine": "max", "components": []}, "at least one"),
-        ({"components": ["l1"]}, "the method's own score has its own"),
-        ({"combine": "max", "components": ["l11"]}, "no score component is called 'l11': did you mean"),
-        ({"combine": "max", "components": "l1"}, "option components: input should be a valid list"),
-        ({"perceptual": "squeeze"}, "perceptual must be none or one of vgg, alex, efficientnet_lite0"),
+        ({"components": ["l1"]}, "components .* combine=fisher or max"),
+        ({"combine": "max", "components": ["l11"]}, "'l11'.*'l1'"),
+        ({"combine": "max", "components": "l1"}, "option components"),
+        ({"perceptual": "squeeze"}, "perceptual .* vgg, alex, efficientnet_lite0"),
         ({"smooth": -0.5}, r"smooth must be in \[0, 100\]"),
         ({"smooth": math.nan}, r"smooth must be in \[0, 100\]"),
     ],
@@ -371,9 +373,7 @@ def test_options_find_their_owner(plain: Any, effnet: Any, tmp_path: Path) -> No
     assert (inverter.steps, inverter.seed, scorer.chunk) == (2, 7, 32)
     assert model.scorer().chunk is None
     assert scorer.rests_on == effnet.weights
-    with pytest.raises(
-        UserError, match=r"neither scorer gan_inversion nor inverter anogan has an option 'stepz'.*'steps'"
-    ):
+    with pytest.raises(UserError, match=r"gan_inversion.*anogan.*'stepz'.*'steps'"):
         model.scorer("anogan", stepz=2)
     seeds = [model.scorer("anogan", steps=2, seed=seed).score(pictures(1)).image for seed in (0, 0, 1)]
     assert torch.equal(seeds[0], seeds[1])

@@ -86,17 +86,17 @@ def test_patches_are_corrupted_alike_in_every_batch(tiny: Any) -> None:
 
 @pytest.mark.usefixtures("fast")
 def test_scored_images_alone_are_corrupted(cli: Any, trained: Any, scored: Path, tmp_path: Path) -> None:
-    """Scores are those of a set whose test files are JPEGs; all that is told of validation is as it is without."""
+    """Scores are those of a set whose test files are JPEGs; everything about validation is as without."""
     words = ["--threshold", "fpr:0.2", "--out", tmp_path / "scores"]
     result = cli("score", trained.encoder, "-o", "scoring.corruption.jpeg=20", *words)
     assert result.exit_code == 0, result.output
-    told = json.loads((tmp_path / "scores" / "scores.json").read_text())
+    described = json.loads((tmp_path / "scores" / "scores.json").read_text())
     clean = json.loads((scored / "scores.json").read_text())
-    assert told["corruption"] == {"haematoxylin": 0.0, "eosin": 0.0, "blur": 0.0, "jpeg": 20}
+    assert described["corruption"] == {"haematoxylin": 0.0, "eosin": 0.0, "blur": 0.0, "jpeg": 20}
     assert clean["corruption"] is None
-    assert "jpeg20" in told["label"]
-    assert any("corrupted before they were scored: jpeg20" in warning for warning in told["warnings"])
-    assert told["thresholds"] == clean["thresholds"]
+    assert "jpeg20" in described["label"]
+    assert any("corrupted before they were scored: jpeg20" in warning for warning in described["warnings"])
+    assert described["thresholds"] == clean["thresholds"]
     named = {"model"}  # the column that tells the two apart
     for name in ("scores_validation.csv", "mean_color_validation.csv"):
         here, there = (
@@ -117,28 +117,22 @@ def test_scored_images_alone_are_corrupted(cli: Any, trained: Any, scored: Path,
         numbers = [[float(row["score"]) for row in rows(tmp_path / f / name)] for f in ("scores", "by_hand")]
         assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
         assert numbers[0] != [float(row["score"]) for row in rows(scored / name)]
-    fails(
-        cli("score", trained.encoder, "-o", "scoring.corruption.jpeg=21", *words),
-        "scores of another model, data set or setting",
-    )
+    fails(cli("score", trained.encoder, "-o", "scoring.corruption.jpeg=21", *words), "--out")
 
 
 @pytest.mark.parametrize(
-    ("told", "message"),
+    ("setting", "message"),
     [
-        ("scoring.corruption.jpg=20", "unknown key 'scoring.corruption.jpg': did you mean 'jpeg'"),
-        ("scoring.corruption.jpeg=0", "scoring.corruption.jpeg: input should be greater than or equal to 1, got 0"),
-        (
-            "scoring.corruption={blur: -1}",
-            "scoring.corruption.blur: input should be greater than or equal to 0, got -1",
-        ),
+        ("scoring.corruption.jpg=20", "'jpeg'"),
+        ("scoring.corruption.jpeg=0", "scoring.corruption.jpeg"),
+        ("scoring.corruption={blur: -1}", "scoring.corruption.blur"),
     ],
 )
-def test_wrong_corruptions_are_refused(cli: Any, trained: Any, told: str, message: str, tmp_path: Path) -> None:
-    fails(cli("score", trained.encoder, "-o", told, "--out", tmp_path / "out"), message)
+def test_wrong_corruptions_are_refused(cli: Any, trained: Any, setting: str, message: str, tmp_path: Path) -> None:
+    fails(cli("score", trained.encoder, "-o", setting, "--out", tmp_path / "out"), message)
 
 
 def test_slides_are_scored_as_they_are(cli: Any, trained: Any, tmp_path: Path) -> None:
     (tmp_path / "slide.tif").write_bytes(b"")
     words = ["score-slide", trained.encoder, tmp_path / "slide.tif", "--out", tmp_path / "out"]
-    fails(cli(*words, "-o", "scoring.corruption.jpeg=20"), "slides are scored as they are")
+    fails(cli(*words, "-o", "scoring.corruption.jpeg=20"), "scoring.corruption")

@@ -1,4 +1,4 @@
-"""Image-level figures against scikit-learn, brute force and simulation."""
+"""Image-level metrics against scikit-learn, brute force and simulation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from sklearn import metrics as sk
 
 from gan_uad.metrics import detection as d
 from gan_uad.metrics.ranking import WeightedRanking
+
+pytestmark = pytest.mark.numerical
 
 
 @given(TIED)
@@ -61,20 +63,20 @@ def test_curve_points_enclose_the_areas():
         assert tpr == pytest.approx((scores[labels == 1] >= level).mean())
 
 
-@pytest.mark.parametrize("figure", [d.auroc, d.auprc, d.roc_points, d.pr_points, d.bootstrap_interval])
-def test_bad_input_is_refused_in_words(figure):
+@pytest.mark.parametrize("metric", [d.auroc, d.auprc, d.roc_points, d.pr_points, d.bootstrap_interval])
+def test_bad_input_is_refused_in_words(metric):
     with pytest.raises(ValueError, match="2 of 4 are NaN and 1 are infinite"):
-        figure([0, 1, 0, 1], [0.1, np.nan, np.nan, np.inf])
+        metric([0, 1, 0, 1], [0.1, np.nan, np.nan, np.inf])
     with pytest.raises(ValueError, match="no anomalous image"):
-        figure([0, 0], [0.1, 0.2])
+        metric([0, 0], [0.1, 0.2])
     with pytest.raises(ValueError, match="no normal image"):
-        figure([1, 1], [0.1, 0.2])
+        metric([1, 1], [0.1, 0.2])
     with pytest.raises(ValueError, match="1 of 3 are neither 0"):
-        figure([0, 1, -1], [0.1, 0.2, 0.3])
+        metric([0, 1, -1], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="one for each score"):
-        figure([0, 1], [0.1, 0.2, 0.3])
+        metric([0, 1], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="one-dimensional"):
-        figure([[0, 1]], [[0.1, 0.2]])
+        metric([[0, 1]], [[0.1, 0.2]])
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -92,15 +94,15 @@ def test_weighted_ranking_equals_sklearn_on_resampled_data(pairs, seed):
         np.testing.assert_allclose(ours(weights.astype(float)), expected, rtol=0, atol=1e-12)
 
 
-def slow_bootstrap(labels, scores, groups, strata, n, seed, figure):
-    """Image lists glued together group by group, the figure by scikit-learn."""
+def slow_bootstrap(labels, scores, groups, strata, n, seed, metric):
+    """Image lists glued together group by group, the metric by scikit-learn."""
     rng = np.random.default_rng(seed)
     drawn: list[list[int]] = [[] for _ in range(n)]
     for stratum in strata:
         for b, row in enumerate(rng.integers(0, len(stratum), (n, len(stratum)))):
             for index in row:
                 drawn[b] += [i for i, g in enumerate(groups) if g == stratum[index]]
-    return np.quantile([figure(labels[i], scores[i]) for i in drawn], [0.025, 0.975])
+    return np.quantile([metric(labels[i], scores[i]) for i in drawn], [0.025, 0.975])
 
 
 @pytest.mark.parametrize(("ours", "theirs"), [(d.auroc, sk.roc_auc_score), (d.auprc, sk.average_precision_score)])
@@ -148,7 +150,7 @@ def test_no_interval_rather_than_a_false_one():
     perfect = d.bootstrap_interval([0] * 12 + [1] * 12, np.arange(24))
     assert perfect.value == 1
     assert math.isnan(perfect.low)
-    assert "same figure" in perfect.note
+    assert "all resamples" in perfect.note
 
 
 def test_unknown_groups_are_said_to_be_unknown():

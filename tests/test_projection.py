@@ -1,4 +1,4 @@
-"""The search for the closest image: against a plain transcription of the original, its parts against their definitions."""
+"""The search for the closest image: against a plain transcription of the original, its steps against their definitions."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from gan_uad import http as download
 from gan_uad import registry
 from gan_uad.errors import JobFailed, UserError
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 
@@ -38,7 +40,7 @@ def search(nets: dict[str, Any], name: str = "w", **options: Any) -> Any:
     return registry.build("inverter", name, {"micro_batch": 2, **options}, nets=nets, device=CPU)
 
 
-# ---------------------------------------------------------------- the parts
+# ---------------------------------------------------------------- the steps
 
 
 def maps_of(sides: list[int], count: int = 3) -> list[Tensor]:
@@ -87,7 +89,7 @@ def test_mean_and_spread_of_w(nets: dict[str, Any]) -> None:
 
 
 def test_adam_of_rows_at_different_steps() -> None:
-    """Each row as torch.optim.Adam has it, also one that begins anew."""
+    """Each row as torch.optim.Adam has it, also one that starts again."""
     rng = torch.Generator().manual_seed(0)
     values = torch.randn(3, 5, generator=rng)
     singles = [torch.nn.Parameter(row.clone()) for row in values]
@@ -130,7 +132,7 @@ def test_when_a_loss_has_settled() -> None:
     assert schedule.after(800, flat) == 801
 
 
-# ---------------------------------------------------------------- the whole
+# ---------------------------------------------------------------- end to end
 
 
 def plain_search(
@@ -278,7 +280,7 @@ def test_random_numbers_follow_the_seed_and_the_pixels(nets: dict[str, Any]) -> 
 
 @pytest.mark.usefixtures("quick")
 def test_restarts_keep_the_closest_of_the_clusters(nets: dict[str, Any]) -> None:
-    """With a rate of nearly zero the result is the start, so the best centre of all can be told."""
+    """With a rate of nearly zero the result is the start, so the best centre of all is known."""
     G = nets["gan"].G
     for layer in G.synthesis.layers:
         layer.noise_strength.data.zero_()
@@ -307,7 +309,7 @@ def test_a_start_of_ones_own(nets: dict[str, Any]) -> None:
     class Own(LatentSearch):
         space = "ws"
 
-        def start(self, images: Tensor) -> tuple[Tensor, list[Tensor] | None]:
+        def start(self, images: Tensor, attempt: int = 0) -> tuple[Tensor, list[Tensor] | None]:
             return latent[:, : self.latent_shape[0]], maps
 
     found = Own(nets, CPU, steps=1, micro_batch=2).invert(made(nets, 1))
@@ -348,9 +350,9 @@ def test_with_a_real_network(nets: dict[str, Any]) -> None:
         ({"restarts": 0}, r"restarts in \[1, 100\]"),
         ({"restarts": 101}, r"restarts in \[1, 100\]"),
         ({"noise_weight": -0.1}, "noise_weight must not be negative"),
-        ({"kappa": float("nan")}, "must not be negative, NaN or infinite"),
+        ({"kappa": float("nan")}, "kappa"),
         ({"micro_batch": 0}, "micro_batch must be at least 1"),
-        ({"step": 5}, "did you mean 'steps'"),
+        ({"step": 5}, "'steps'"),
         ({"kappa": -1.0}, "kappa"),
     ],
 )
@@ -369,12 +371,12 @@ def test_numbers_that_are_none(nets: dict[str, Any], options: dict[str, Any]) ->
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("name", ["w", "w_plus"])
 def test_a_generator_without_w(name: str) -> None:
-    with pytest.raises(UserError, match=r"this generator has no w .* --inverter z"):
+    with pytest.raises(UserError, match="--inverter z"):
         search(toy("wgan_gp"), name)
 
 
 def test_an_unknown_distance(nets: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="must be one of vgg, alex, efficientnet_lite0, got 'resnet'"):
+    with pytest.raises(UserError, match=r"vgg, alex, efficientnet_lite0, .*'resnet'"):
         search(nets, perceptual="resnet")
 
 
@@ -406,5 +408,5 @@ def test_images_that_are_none(nets: dict[str, Any]) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_a_search_that_diverges_says_so(nets: dict[str, Any]) -> None:
-    with pytest.raises(JobFailed, match=r"diverged at step 3.*lower lr than 1e\+38"):
+    with pytest.raises(JobFailed, match=r"step 3.*lower lr than 1e\+38"):
         search(nets, steps=20, lr=1e38).invert(made(nets, 1))

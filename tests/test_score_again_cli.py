@@ -36,7 +36,7 @@ def test_an_interrupted_scoring_goes_on(
     from gan_uad.scoring.gan_inversion import GanInversionScorer
 
     monkeypatch.setattr("gan_uad.detection.rows.CHUNK", 8 if inverter == "izi_f" else 1000)
-    whole = GanInversionScorer.measure
+    complete = GanInversionScorer.measure
     command = ["score", trained.encoder, copied(trained, tmp_path / "p", step=2), "--inverter", inverter, *RULE]
     command += ["-o", "scoring.options.steps=2", "-o", "scoring.options.micro_batch=4"] if inverter == "anogan" else []
     command += ["-o", "scoring.calibration_images=20", "-o", f"scoring.options.combine={combine}"]
@@ -46,7 +46,7 @@ def test_an_interrupted_scoring_goes_on(
         calls.append(len(images))
         if len(calls) == 6:  # three chunks of validation images, then the third of the scored ones
             raise KeyboardInterrupt
-        return whole(self, images)
+        return complete(self, images)
 
     monkeypatch.setattr(GanInversionScorer, "measure", stopping)
     result = cli(*command, "--out", tmp_path / "out", *(["--maps"] if first_maps else []))
@@ -59,7 +59,7 @@ def test_an_interrupted_scoring_goes_on(
     calls[:] = [0] * 10  # no more stops
     result = cli(*command, "--maps", "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert ("searching once more for the 5 images of triplets.png" in result.stderr) == (inverter == "anogan")
+    assert ("5 images of triplets.png" in result.stderr) == (inverter == "anogan")
     continued = calls[10:]
     assert max(continued) <= 10  # of the pictures
     left = 12 if first_maps else 20  # what follows the first chunk, or all for want of maps; the validation was done
@@ -96,7 +96,7 @@ def test_other_scores_are_left_alone(cli: Any, trained: Any, scored: Path, tmp_p
 
 @pytest.mark.usefixtures("fast")
 def test_training_data_that_moved(cli: Any, trained: Any, tmp_path: Path) -> None:
-    """Scores without a threshold, and it says so; told where the data is now, the threshold is back."""
+    """Scores without a threshold, and a note; with the new path of the data, the threshold is back."""
     run = shutil.copytree(trained.encoder, tmp_path / "run")
     config, tensors = read_model(run)
     config["config"]["data"]["path"] = str(tmp_path / "gone")
@@ -104,15 +104,15 @@ def test_training_data_that_moved(cli: Any, trained: Any, tmp_path: Path) -> Non
     folder = copied(trained, tmp_path / "p", step=8)
     result = cli("score", run, folder, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert f"cannot be read (no such file or folder: {tmp_path / 'gone'})" in result.stderr
-    assert "no threshold was set and no decisions were made" in result.stderr
+    assert f"{tmp_path / 'gone'})" in result.stderr
+    assert "no threshold was set" in result.stderr
     found = rows(tmp_path / "out" / "scores.csv")
     assert {(r["threshold"], r["decision"]) for r in found} == {("", "")}
     assert not (tmp_path / "out" / "mean_color.csv").exists()
     there = ("-o", f"data.path={trained.patches}")
     assert cli("score", run, folder, *RULE, *there, "--out", tmp_path / "again").exit_code == 0
     assert rows(tmp_path / "again" / "scores.csv")[0]["threshold"] != ""
-    fails(cli("score", run, "--out", tmp_path / "none"), "no such file or folder")
+    fails(cli("score", run, "--out", tmp_path / "none"), str(tmp_path / "gone"))
 
 
 def read_model(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -136,7 +136,7 @@ def test_a_run_knows_its_data_from_everywhere(
 
 @pytest.mark.usefixtures("fast")
 def test_a_set_that_changed_since_training(cli: Any, trained: Any, tmp_path: Path) -> None:
-    """Splits that are made here are dealt anew when images come or go: what was trained on may then be tested on."""
+    """Splits that are made here change when images come or go: training images may then be tested on."""
     plain = tmp_path / "plain"
     (plain / "normal").mkdir(parents=True)
     for row in index(trained.patches)[:12]:
@@ -175,21 +175,21 @@ def test_odd_and_broken_images(cli: Any, trained: Any, tmp_path: Path) -> None:
     for file in folder.glob("*"):
         if file.name != "broken.png":
             file.unlink()
-    fails(cli("score", trained.encoder, folder, "--out", tmp_path / "b"), "none of 1 images can be used", "broken.png")
+    fails(cli("score", trained.encoder, folder, "--out", tmp_path / "b"), "broken.png")
 
 
 def test_sets_that_cannot_be_scored(cli: Any, trained: Any, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    fails(cli("score", trained.encoder, tmp_path / "empty"), "holds no images")
+    fails(cli("score", trained.encoder, tmp_path / "empty"), str(tmp_path / "empty"))
     torn = copied(trained, tmp_path / "torn", step=20)
     names = sorted(file.name for file in torn.iterdir())
     table = "image,group,label,split\n" + "".join(
         f"{n},p1,0,{s}\n" for n, s in zip(names, ("val", "test"), strict=True)
     )
     (torn / "index.csv").write_text(table)
-    fails(cli("score", trained.encoder, torn), "p1 in test and val", "two sides of the split")
+    fails(cli("score", trained.encoder, torn), "p1 in test and val")
     (torn / "index.csv").write_text(table.replace(",p1,", ",,"))
-    fails(cli("score", trained.encoder, torn, "--split", "train"), "no image in the train split")
+    fails(cli("score", trained.encoder, torn, "--split", "train"), "--split")
 
 
 @pytest.mark.usefixtures("fast")
@@ -199,9 +199,7 @@ def test_one_class_is_not_enough_for_youden(cli: Any, trained: Any, tmp_path: Pa
     splits = ["val"] * 4 + ["test"] * 4
     lines = [f"{n},,0,{s}" for n, s in zip(names, splits, strict=True)]
     (folder / "index.csv").write_text("\n".join(["image,group,label,split", *lines]))
-    fails(
-        cli("score", trained.encoder, folder, "--threshold", "youden", "--out", tmp_path / "out"), "no anomalous image"
-    )
+    fails(cli("score", trained.encoder, folder, "--threshold", "youden", "--out", tmp_path / "out"), "anomalous")
     assert cli("score", trained.encoder, folder, "--threshold", "quantile:1", "--out", tmp_path / "out").exit_code == 0
 
 
@@ -230,12 +228,12 @@ def test_models_that_cannot_score(cli: Any, trained: Any, tmp_path: Path) -> Non
     tensors["gan.G.blocks.0.conv1.weight"][:] = float("nan")
     save_file(tensors, nan, {"gan_uad": json.dumps(config)})
     for path, message in (
-        (truncated, "is not a safetensors file"),
-        (pickled, "Pickled checkpoints"),
-        (trained.encoder / "state.pt", "is not a safetensors file"),
-        (plain, "was not written by gan_uad"),
-        (tmp_path / "nothing", "no such run folder or model file"),
-        (nan, "NaN or infinity"),
+        (truncated, str(truncated)),
+        (pickled, str(pickled)),
+        (trained.encoder / "state.pt", "state.pt"),
+        (plain, str(plain)),
+        (tmp_path / "nothing", str(tmp_path / "nothing")),
+        (nan, "NaN"),
     ):
         fails(cli("score", path, trained.patches, "--out", tmp_path / "out"), message)
-    fails(cli("score", trained.generator, "--inverter", "izi_f"), "this model has no encoder; train one")
+    fails(cli("score", trained.generator, "--inverter", "izi_f"), "gan-uad train izi_f_64")

@@ -89,7 +89,7 @@ def test_a_plain_folder(cli: Any, trained: Any, scored: Path, tmp_path: Path) ->
         assert [row[k] for k in ("score", "threshold", "decision")] == [
             same[k] for k in ("score", "threshold", "decision")
         ]
-    fails(cli("evaluate", tmp_path / "out"), "scores.csv", "labelled images of both kinds")
+    fails(cli("evaluate", tmp_path / "out"), "scores.csv", "0 and 1")
     one = cli("score", trained.encoder, folder / found[0]["image"], *RULE, "--out", tmp_path / "one")
     assert one.exit_code == 0, one.output
     assert [r["score"] for r in rows(tmp_path / "one" / "scores.csv")] == [found[0]["score"]]
@@ -110,7 +110,7 @@ def test_another_labelled_set(cli: Any, trained: Any, scored: Path, tmp_path: Pa
         assert {r["threshold"] for r in found} == {rows(scored / "scores.csv")[0]["threshold"]}
     result = cli("evaluate", tmp_path / "out-set")
     assert result.exit_code == 0
-    assert "slides or patients unknown: interval over images, likely too narrow" in result.stdout
+    assert "slides or patients unknown" in result.stdout
 
 
 def test_a_set_without_splits_where_the_training_data_are_gone(cli: Any, trained: Any, tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_a_set_without_splits_where_the_training_data_are_gone(cli: Any, trained
     assert cli("train", "mean_color", "--data", tmp_path / "mine", *words).exit_code == 0
     (tmp_path / "mine").rename(tmp_path / "gone")
     run = tmp_path / "runs" / "00000-mean_color"
-    whole = cli("score", run, tmp_path / "theirs", "--out", tmp_path / "all")
-    assert whole.exit_code == 0, whole.output
-    assert "images are scored; with --split test the others set the threshold and mean colour" in whole.stderr
+    complete = cli("score", run, tmp_path / "theirs", "--out", tmp_path / "all")
+    assert complete.exit_code == 0, complete.output
+    assert "--split test" in complete.stderr
     assert {r["threshold"] for r in rows(tmp_path / "all" / "scores.csv")} == {""}
     one = cli("score", run, tmp_path / "theirs", *RULE, "--split", "test", "--out", tmp_path / "test")
     assert one.exit_code == 0, one.output
@@ -207,21 +207,20 @@ def test_another_inverter_takes_its_own_options(cli: Any, trained: Any, tmp_path
         assert list(rows(out / "scores.csv")[0]) == [name for name in HEADER if name != "latent"]
     first, last = ([float(r["score"]) for r in rows(tmp_path / s / "scores.csv")] for s in ("1", "5"))
     assert all(b < a for a, b in zip(first, last, strict=True))
-    kappa = "neither scorer gan_inversion nor inverter anogan has an option 'kappa'"
-    fails(cli(*base, "-o", "scoring.options.kappa=1"), kappa)
-    fails(cli(*base, "-o", "scoring.options.steps=2.5"), "option steps", "valid integer")
+    fails(cli(*base, "-o", "scoring.options.kappa=1"), "gan_inversion", "anogan", "'kappa'")
+    fails(cli(*base, "-o", "scoring.options.steps=2.5"), "option steps", "2.5")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-o", "training.batch=3"), "only be told data.* and scoring.*"),
-        (("-o", "data.corp=center"), "did you mean 'crop'"),
-        (("-o", "data.crop"), "expected key=value"),
-        (("-o", "data.split_seed=3"), "what was trained on would be tested on"),
-        (("-o", "scoring.options.kapa=1"), "did you mean 'kappa'"),
+        (("-o", "training.batch=3"), "training.batch=3"),
+        (("-o", "data.corp=center"), "'crop'"),
+        (("-o", "data.crop"), "key=value"),
+        (("-o", "data.split_seed=3"), "data.split_seed"),
+        (("-o", "scoring.options.kapa=1"), "'kappa'"),
         (("-o", "scoring.options.kappa=much"), "option kappa"),
-        (("--inverter", "anogen"), "did you mean 'anogan'"),
+        (("--inverter", "anogen"), "'anogan'"),
         (("--threshold", "fpr"), "fpr:ALPHA"),
         (("--threshold", "fpr:2"), "fpr:ALPHA"),
     ],
@@ -244,7 +243,7 @@ def test_a_crop_is_made(cli: Any, trained: Any, scored: Path, tmp_path: Path) ->
     assert result.exit_code == 0, result.output
     found = rows(tmp_path / "out" / "scores.csv")[0]
     assert (found["score"], found["threshold"]) == (known["score"], known["threshold"])
-    assert "the middle 32 px of each image are used, of 50x40 px in a.png (data.crop is center" in result.stderr
+    assert all(text in result.stderr for text in ("middle 32 px", "50x40 px in a.png", "data.crop is center"))
 
 
 def test_maps_and_segments(scored: Path, trained: Any) -> None:
@@ -289,7 +288,7 @@ def test_maps_and_segments(scored: Path, trained: Any) -> None:
 
 
 @pytest.mark.usefixtures("fast")
-def test_parts_combined_by_the_rarity_among_validation_normals(
+def test_components_combined_by_tail_probability_among_validation_normals(
     cli: Any, trained: Any, scored: Path, tmp_path: Path
 ) -> None:
     """−2 Σ log p from the files alone; of validation normals, p without the image itself; nothing rests on the test set."""
@@ -316,34 +315,35 @@ def test_parts_combined_by_the_rarity_among_validation_normals(
     assert described["label"] == "tiny_izi_f/izi_f-fisher"
     assert described["options"] == {"combine": "fisher", "components": ["l1", "features"]}
     assert described["inverter"] == {"name": "izi_f", "options": {"kappa": 1.0}}
-    fails(cli(*command, "--out", tmp_path / "out"), "holds scores of another model, data set or setting")
+    fails(cli(*command, "--out", tmp_path / "out"), str(tmp_path / "out"), "--out")
 
 
 @pytest.mark.usefixtures("fast")
-def test_combined_parts_need_validation_normals(cli: Any, trained: Any, tmp_path: Path) -> None:
+def test_combined_components_need_validation_normals(cli: Any, trained: Any, tmp_path: Path) -> None:
     fisher = ("-o", "scoring.options.combine=fisher", "--out", tmp_path / "out")
     few = ("-o", "scoring.calibration_images=9")
-    fails(cli("score", trained.encoder, *fisher, *few), "izi_f fisher rests on at least 10 validation normals")
+    fails(cli("score", trained.encoder, *fisher, *few), "izi_f fisher", "at least 10", "combine=own")
     folder, hidden = copied(trained, tmp_path / "plain", step=8), ("-o", f"data.path={tmp_path / 'gone'}")
-    fails(cli("score", trained.encoder, folder, *fisher, *hidden), "at least 10 validation normals, and 0 are at hand")
+    fails(cli("score", trained.encoder, folder, *fisher, *hidden), "at least 10", "and 0")
     for bad, message in (
-        ("components=[l1]", "parts are named for combine=fisher or max"),
-        ("combine=fischer", "combine must be own, fisher or max"),
-        ("perceptual=vgg19", "perceptual must be none or one of"),
-        ("smooth=-1", "smooth must be in [0, 100]"),
-        ("micro_bach=4", "did you mean 'micro_batch'"),
+        ("components=[l1]", "combine=fisher or max"),
+        ("combine=fischer", "own, fisher or max"),
+        ("perceptual=vgg19", "perceptual"),
+        ("smooth=-1", "[0, 100]"),
+        ("micro_bach=4", "'micro_batch'"),
     ):
         fails(cli("score", trained.encoder, "-o", f"scoring.options.{bad}", "--out", tmp_path / "out"), message)
     fails(
         cli("score", trained.encoder, *fisher, "-o", "scoring.options.components=[l3]"),
-        "no score component is called 'l3'",
+        "'l3'",
     )
     assert not (tmp_path / "out").exists()
     lacking = ("-o", "scoring.options.components=[noise]", "--max-images", 4)
     fails(
         cli("score", trained.encoder, *fisher, *lacking),
-        "there is no noise here",
-        "what is measured is residual, features",
+        "scoring.options.components",
+        "noise",
+        "residual, features",
     )
 
 
@@ -399,7 +399,7 @@ def test_a_scorer_that_learns_is_fitted_on_train_normals(
 
 
 def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any, tmp_path: Path) -> None:
-    """The same images scored, no validation: where scores of other normals lie, none are added and none taken over."""
+    """The same images scored, no validation: where scores of other normals lie, none are added and none are reused."""
     folder = copied(trained, tmp_path / "plain")
     for name, step in (("all", 1), ("half", 2)):
         root = shutil.copytree(trained.patches, tmp_path / name)
@@ -414,8 +414,8 @@ def test_the_normals_that_were_learnt_from_are_told_apart(cli: Any, trained: Any
     for _ in range(2):
         result = cli(*command, "-o", f"data.path={tmp_path / 'all'}")
         assert result.exit_code == 0, result.output
-        assert "no validation normals at hand" in result.stderr
-    fails(cli(*command, "-o", f"data.path={tmp_path / 'half'}"), "holds scores of another model, data set or setting")
+        assert "no validation normals are available" in result.stderr
+    fails(cli(*command, "-o", f"data.path={tmp_path / 'half'}"), str(tmp_path / "out"), "--out")
 
 
 @pytest.mark.usefixtures("thumbnails")
@@ -436,7 +436,7 @@ def test_other_weights_of_the_features_are_told_apart(
     for _ in range(2):
         assert cli(*command).exit_code == 0
     monkeypatch.setattr(Thumbnails, "weights", "others sha256:1")
-    fails(cli(*command), "holds scores of another model, data set or setting")
+    fails(cli(*command), str(tmp_path / "out"), "--out")
 
 
 @pytest.mark.usefixtures("thumbnails")
@@ -445,9 +445,9 @@ def test_a_scorer_that_learns_needs_normals(cli: Any, trained: Any, tmp_path: Pa
     run = shutil.copytree(trained.encoder, tmp_path / "run")
     folder = copied(trained, tmp_path / "plain")
     hidden = ("-o", f"data.path={tmp_path / 'gone'}")
-    fails(cli("score", run, folder, *fid, *hidden), "scorer fid learns from normal images", "train split")
-    fails(cli("score", run, *fid, "--inverter", "anogan"), "uses no inverter")
-    fails(cli("score", run, *fid, "-o", "scoring.options.featurs=vgg16"), "did you mean 'features'")
-    fails(cli("score", run, *fid, "-o", "scoring.options.net=vgg16"), "option net", "cannot be given")
-    fails(cli("score", run, "-o", "scoring.scorer=mean_color", "-o", "scoring.options.kappa=1"), "no option 'kappa'")
+    fails(cli("score", run, folder, *fid, *hidden), "scorer fid", "train split")
+    fails(cli("score", run, *fid, "--inverter", "anogan"), "--inverter")
+    fails(cli("score", run, *fid, "-o", "scoring.options.featurs=vgg16"), "'features'")
+    fails(cli("score", run, *fid, "-o", "scoring.options.net=vgg16"), "option net")
+    fails(cli("score", run, "-o", "scoring.scorer=mean_color", "-o", "scoring.options.kappa=1"), "'kappa'")
     assert not (tmp_path / "out").exists()

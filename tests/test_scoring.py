@@ -1,4 +1,4 @@
-"""The scoring interface: figures against formulas, one score an image whatever its neighbours, and scorers that come back whole."""
+"""The scoring interface: metrics against formulas, one score an image whatever its neighbours, and scorers that come back whole."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from gan_uad.data.patches import batches, load_patches
 from gan_uad.errors import UserError
 from gan_uad.scoring.base import Scorer, load_scorer
 
+pytestmark = pytest.mark.numerical
+
 OPTIONS: dict[str, dict[str, float]] = {"izi_f": {"kappa": 0.7, "smooth": 0}, "anogan": {"steps": 3, "smooth": 0}}
 
 
@@ -29,7 +31,9 @@ def patches(trained: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def images(patches: Any) -> Tensor:
-    return next(batches(patches.select("test").take(range(0, 40, 2)), 64))[0]  # 20: a whole micro-batch and a short one
+    return next(batches(patches.select("test").take(range(0, 40, 2)), 64))[
+        0
+    ]  # 20: a complete micro-batch and a truncated one
 
 
 @pytest.fixture(scope="module", params=["izi_f", "anogan", "mean_color"])
@@ -47,18 +51,18 @@ def make(name: str, trained: Any, patches: Any) -> Scorer:
 
 def test_scores_do_not_depend_on_the_batch(scorer: Scorer, images: Tensor) -> None:
     """Exact where one pass gives the score; a search may carry rounding on (it does not on x86, where all of it is exact)."""
-    whole = scorer.score(images)
+    complete = scorer.score(images)
     searched = getattr(getattr(scorer, "inverter", None), "spec", {}).get("name") == "anogan"
     tolerance = 1e-5 if searched else 0.0
     for size, count in ((1, 4), (3, 7), (16, 20), (17, 20)):
         pieces = [scorer.score(images[i : min(i + size, count)]) for i in range(0, count, size)]
-        for name, expected in {"score": whole.image, **whole.components}.items():
+        for name, expected in {"score": complete.image, **complete.components}.items():
             got = torch.cat([p.image if name == "score" else p.components[name] for p in pieces])
             torch.testing.assert_close(got, expected[:count], rtol=tolerance, atol=0, msg=f"{name}, batches of {size}")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(scorer.score(images[order]).image, whole.image[order], rtol=tolerance, atol=0)
+    torch.testing.assert_close(scorer.score(images[order]).image, complete.image[order], rtol=tolerance, atol=0)
     strange = torch.cat([images[:1], torch.ones(15, 3, 32, 32)])
-    torch.testing.assert_close(scorer.score(strange).image[0], whole.image[0], rtol=tolerance, atol=0)
+    torch.testing.assert_close(scorer.score(strange).image[0], complete.image[0], rtol=tolerance, atol=0)
 
 
 def test_scores_are_repeatable_and_well_formed(scorer: Scorer, images: Tensor) -> None:
@@ -206,9 +210,9 @@ def test_a_scorer_comes_back_from_its_file(
 def test_what_is_no_scorer_file(trained: Any, tmp_path: Path) -> None:
     (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
     for path, message in (
-        (tmp_path / "missing", "is no scorer file"),
-        (tmp_path / "pickle", "is no scorer file"),
-        (trained.encoder / "model.safetensors", "was not written by a scorer's save"),
+        (tmp_path / "missing", "missing"),
+        (tmp_path / "pickle", "pickle"),
+        (trained.encoder / "model.safetensors", "model.safetensors"),
     ):
         with pytest.raises(UserError, match=message):
             load_scorer(path)

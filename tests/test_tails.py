@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from gan_uad.metrics.calibration import tail_probability
 from gan_uad.metrics.tails import Tail, combine
 
+pytestmark = pytest.mark.numerical
+
 
 def window_of(known: list[float]) -> float:
     ranked = sorted(known)
@@ -189,7 +191,7 @@ def test_the_combinations() -> None:
     np.testing.assert_allclose(combine(np.log(p), "max"), [-math.log(0.2), -math.log(0.01), 0], atol=1e-12)
     for bad, how, message in (
         (np.log(p), "mean", "fisher or max"),
-        (np.log(p)[0], "max", r"\[parts, N\]"),
+        (np.log(p)[0], "max", r"\[components, N\]"),
         (-np.log(p) - 1, "max", "up to 0"),
         (np.full((1, 1), np.nan), "fisher", "up to 0"),
     ):

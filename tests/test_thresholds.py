@@ -16,6 +16,8 @@ from sklearn.calibration import calibration_curve
 from gan_uad.metrics import detection as d
 from gan_uad.metrics.thresholds import RULES, conformal_threshold
 
+pytestmark = pytest.mark.numerical
+
 
 @given(TIED)
 @QUICK
@@ -58,7 +60,7 @@ def test_infinite_conformal_threshold_flags_nothing_and_says_what_it_needs():
     threshold = d.fit_threshold("fpr", range(18), groups=[f"s{i}" for i in range(18)], alpha=0.05)
     assert math.isinf(threshold.value)
     assert not threshold.decide([1e300]).any()
-    assert "18 groups cannot promise 0.05, at least 19 are needed" in threshold.note
+    assert all(text in threshold.note for text in ("18 groups", "0.05", "at least 19"))
     assert d.fit_threshold("fpr", range(19), alpha=0.05).value == 18
     assert d.fit_threshold("fpr", range(9), alpha=0.1).value == 8  # 9 weights of 1/10 add up to less than 0.9 in floats
     assert d.fit_threshold("fpr", range(79), alpha=0.05).value == 75
@@ -155,7 +157,7 @@ def test_threshold_texts(text, expected):
     ["", "fpr", "fpr:0", "fpr:1", "fpr:x", "quantile:1.1", "youden:1", "youden:", "manual:nan", "otsu", "manual:inf"],
 )
 def test_bad_threshold_texts_list_the_forms(text):
-    with pytest.raises(ValueError, match="the forms are") as error:
+    with pytest.raises(ValueError, match="fpr:ALPHA") as error:
         d.parse_threshold(text)
     assert all(form in str(error.value) for _, form in RULES.values())
 

@@ -1,4 +1,4 @@
-"""`gan-uad cross-validate CONFIG --folds K`: K trainings, each tested on the groups that it has not seen, and on an external set.
+"""`gan-uad cross-validate CONFIG --folds K`: K trainings, each tested on groups that it has not seen, and on an external set.
 
 folds/NAME/  folds.json  metrics.json .md .csv .tex  roc.png  confusion.png  reliability.png (of a classifier)
              fold-1/00000-NAME (its run)  fold-1/scores  fold-1/external-SET   fold-2/...
@@ -17,6 +17,7 @@ from gan_uad.data.manifest import Manifest
 from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import open_source
 from gan_uad.detection.folds import report
+from gan_uad.detection.patch_sets import SPLIT_SETTINGS
 from gan_uad.detection.score import score
 from gan_uad.detection.score_file import SCORES, description_of
 from gan_uad.errors import UserError
@@ -25,9 +26,7 @@ from gan_uad.model import load_model
 from gan_uad.run import Run
 from gan_uad.training.train import train
 
-OWN = ("data.folds", "data.fold")
-FREE = ("threads", "device")  # settings of `training` that folds may differ in
-SAME = ("split_fractions", "split_seed", "folds", "fold")  # those of `data` that say what a run has not seen
+MAY_DIFFER = ("threads", "device")  # settings of `training` that folds may differ in
 
 
 def cross_validate(
@@ -41,11 +40,11 @@ def cross_validate(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Train and score the configuration `source` once a fold, and write the figures; returns the folder of it all.
+    """Train and score the configuration `source` once per fold, and write the metrics; returns the output folder.
 
-    The groups of the whole set are dealt into folds (`data.split_seed`), whatever splits it brings. A fold that was trained and scored
-    by an earlier call is taken as it is, one that was interrupted goes on; several processes may run the same command. In an override,
-    `{fold}` stands for the number of the fold. `external`: a set that every fold's model scores too.
+    The groups of the complete set are split into folds (`data.split_seed`), whatever splits it brings. A fold that an earlier call
+    finished is kept, an interrupted one is resumed; several processes may run the same command. In an override, `{fold}` stands for the
+    number of the fold. `external`: a set that the model of every fold scores too.
     """
     _check(overrides)
     config = _configured(source, overrides, data, folds, 1)
@@ -53,10 +52,10 @@ def cross_validate(
     about = _about(config, folds)
     if external is not None:
         _check_external(config, external)
-    claim(folder, "folds.json", about, "folds of another configuration or data set")
+    claim(folder, "folds.json", about, "a cross-validation")
     for fold in range(1, folds + 1):
         place = make_folder(folder / f"fold-{fold}")
-        with alone(place / ".lock"):  # whoever else has this fold is waited for
+        with alone(place / ".lock"):  # waits for another process at this fold
             console.say(f"fold {fold} of {folds}: {place}")
             config = _configured(source, overrides, data, folds, fold)
             _one(source, _overrides_of(overrides, folds, fold), config, place, external, threshold)
@@ -74,7 +73,7 @@ def _configured(source: str, overrides: tuple[str, ...], data: str | None, folds
     config = load_config(source, _overrides_of(overrides, folds, fold))
     path = data or config.data.path
     if path is None:
-        raise UserError("nothing to learn from: name a folder, zip, .npz or .h5 of patches with --data")
+        raise UserError("there are no patches to train on: give a folder, zip, .npz or .h5 of patches with --data")
     config.data.path = str(Path(path).expanduser().resolve())
     return config
 
@@ -83,51 +82,50 @@ def _check(overrides: tuple[str, ...]) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("cross-validate runs in one process, not under torchrun")
     for override in overrides:
-        if override.partition("=")[0] in OWN:
-            raise UserError(f"-o {override}: --folds says that")
+        if override.partition("=")[0] in ("data.folds", "data.fold"):
+            raise UserError(f"-o {override}: leave it out, --folds sets it")
 
 
 def _about(config: RunConfig, folds: int) -> dict[str, Any]:
-    """What tells these folds from others. Raises `UserError` where some fold could not be tested."""
+    """What identifies these folds. Raises `UserError` where some fold could not be tested."""
     path = str(config.data.path)
     opened = open_source(path, config.data)
     for fold in range(1, folds + 1):
-        dealt, _ = split_manifest(opened, config.data.model_copy(update={"fold": fold}))
-        _check_kinds(dealt, "test", f"{path}: fold {fold} of {folds}", "take fewer folds")
-    told = config.model_dump(mode="json")
-    told["training"] = {key: value for key, value in told["training"].items() if key not in FREE}
+        manifest, _ = split_manifest(opened, config.data.model_copy(update={"fold": fold}))
+        _check_labels(manifest, "test", f"{path}: fold {fold} of {folds}", "use fewer --folds")
+    settings = config.model_dump(mode="json")
+    settings["training"] = {key: value for key, value in settings["training"].items() if key not in MAY_DIFFER}
     rows = opened.manifest
-    return {
-        "folds": folds,
-        "config": told,
-        "data": digest(opened.fingerprint(), rows.image, rows.label.tolist(), rows.group),
-    }
+    data = digest(opened.fingerprint(), rows.image, rows.label.tolist(), rows.group)
+    return {"folds": folds, "config": settings, "data": data}
 
 
-def _check_kinds(manifest: Manifest, split: str | None, context: str, advice: str) -> None:
+def _check_labels(manifest: Manifest, split: str | None, context: str, advice: str) -> None:
     for label, name in ((0, "normal"), (1, "anomalous")):
         if not len(manifest.where(split, label)):
-            raise UserError(f"{context} has no {name} image, so nothing can be tested on it: {advice}")
+            raise UserError(f"{context} has no {name} image, and a test needs both labels: {advice}")
 
 
 def _check_external(config: RunConfig, external: str) -> None:
-    """Raise `UserError` before hours of work for an external set that is none."""
+    """Raise `UserError`, before any training, for an external set that cannot be used."""
     if Path(external).resolve() == Path(str(config.data.path)).resolve():
-        raise UserError(f"--external {external} is the set that the folds are made of")
-    _check_kinds(open_source(external, config.data.of(external)).manifest, None, external, "it needs labels of both")
+        raise UserError(f"--external {external} is the set of the folds: give another one")
+    _check_labels(
+        open_source(external, config.data.of(external)).manifest, None, external, "give another --external set"
+    )
 
 
 def _one(
-    source: str, told: tuple[str, ...], config: RunConfig, place: Path, external: str | None, threshold: str | None
+    source: str, overrides: tuple[str, ...], config: RunConfig, place: Path, external: str | None, threshold: str | None
 ) -> None:
-    """Train and score one fold, as far as that is still to be done."""
+    """Train and score one fold, where that is not done already."""
     wanted = {"scores": None} if external is None else {"scores": None, _external(external): external}
     missing = {name: data for name, data in wanted.items() if not _scored(place / name, data or config.data.path)}
     if not missing:
         console.say("done already")
         return
-    _check_honest(config)
-    run = train(source, told, config.data.path, None, place, resume=Run.latest(place, config.name) is not None)
+    _check_start(config)
+    run = train(source, overrides, config.data.path, None, place, resume=Run.latest(place, config.name) is not None)
     assert run is not None
     device = config.training.device
     for name, data in missing.items():
@@ -135,8 +133,8 @@ def _one(
         score(str(run.folder), data, place / name, split, threshold=threshold, device=device)
 
 
-def _check_honest(config: RunConfig) -> None:
-    """Raise `UserError` for a run to start from that has seen images of the test fold."""
+def _check_start(config: RunConfig) -> None:
+    """Raise `UserError` where the run to start from has seen images of the test fold."""
     for key, run in (
         ("generator", config.generator),
         ("init_from", config.init_from),
@@ -146,7 +144,7 @@ def _check_honest(config: RunConfig) -> None:
             continue
         theirs = load_model(str(run)).config.data
         same = theirs.path is not None and Path(theirs.path).resolve() == Path(str(config.data.path)).resolve()
-        if same and any(getattr(theirs, name) != getattr(config.data, name) for name in SAME):
+        if same and any(getattr(theirs, name) != getattr(config.data, name) for name in SPLIT_SETTINGS):
             raise UserError(
                 f"{key}={run} was trained on images of the test fold: give a run of the same fold, such as "
                 f"-o {key}=folds/NAME/fold-{{fold}}/00000-NAME"
@@ -154,7 +152,7 @@ def _check_honest(config: RunConfig) -> None:
 
 
 def _external(data: str) -> str:
-    """Name of the folder of scores of an external set."""
+    """Name of the folder for the scores of an external set."""
     return f"external-{Path(data).stem}"
 
 

@@ -1,6 +1,6 @@
-"""Anomaly maps of a scored folder as files, the masks cut from them, and their figures where annotations exist.
+"""Anomaly maps of a scored folder as files, their thresholded masks, and their metrics where annotations exist.
 
-maps/000012.png   16-bit, value / 2048 in the unit that scores.json tells   segments/000012.png  0 or 255   truth/000012.png  0 or 255
+maps/000012.png   16-bit, value / 2048 in the unit given in scores.json   segments/000012.png  0 or 255   truth/000012.png  0 or 255
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which patches `gan-uad score` scores, which set the threshold, and what a trained run may be told anew for it."""
+"""Which patches `gan-uad score` scores, which set the threshold, and which settings of a trained run can be overridden."""
 
 from __future__ import annotations
 
@@ -11,33 +11,28 @@ from gan_uad.data.patches import PatchSet, contaminated, load_patches, some
 from gan_uad.errors import UserError
 from gan_uad.model import Model, inverter_of
 
-DEALT_BY = (
-    "split_fractions",
-    "split_seed",
-    "folds",
-    "fold",
-    "normal_classes",
-)  # settings that decide which image is in which split
+# Settings of `data` that decide which image is in which split.
+SPLIT_SETTINGS = ("split_fractions", "split_seed", "folds", "fold", "normal_classes")
 
 
 @dataclass
 class ScoreSets:
-    """What is scored, what sets the threshold (None: nothing at hand), and which normals the baseline (`train`) and scorers learn from."""
+    """What is scored, what sets the threshold (None: not available), and which normals the baseline (`train`) and scorers learn from."""
 
     target: PatchSet
     validation: PatchSet | None
     train: PatchSet | None
     learnt_from: PatchSet | None  # train, contaminated as the training of the run was (`data.contamination`)
-    warnings: list[str]  # why figures of these scores would flatter
+    warnings: list[str]  # why metrics of these scores would be too good
 
 
 def overridden_config(model: Model, overrides: tuple[str, ...], inverter: str | None) -> RunConfig:
-    """The run's configuration with what the user says now. Another scorer or inverter than the run's starts from its own defaults."""
+    """The run's configuration with the user's overrides. Another scorer or inverter than the run's starts from its own defaults."""
     for override in overrides:
         if not override.startswith(("data.", "scoring.")):
-            raise UserError(f"-o {override}: a trained run can only be told data.* and scoring.* anew")
+            raise UserError(f"-o {override}: only data.* and scoring.* can be overridden for a trained run")
         if override.startswith("data.contamination"):
-            raise UserError(f"-o {override}: images are contaminated in training; a trained run stays as it is")
+            raise UserError(f"-o {override}: it applies to training, and this run is trained already")
     if inverter is not None:
         overrides = (*overrides, f"scoring.inverter={inverter}")
     name, raw = model.name, model.config.model_dump(mode="json")
@@ -52,21 +47,20 @@ def overridden_config(model: Model, overrides: tuple[str, ...], inverter: str | 
 def choose_sets(
     model: Model, trained_on: DataConfig, data: str | None, split: str | None, max_images: int | None, seed: int
 ) -> ScoreSets:
-    """The images of `split` (or at most `max_images` of them), and the validation and train images of the set to judge them by.
+    """The images of `split` (or at most `max_images` of them), and the validation and train images to compare them with.
 
-    Those are the scored set's own where it is what the run was trained on, or brings its splits; else the training data's. Where
-    these are not at hand, they are the other splits of the scored set, if one split of it was asked for.
+    These are the scored set's own where the run was trained on it, or where it brings its splits; else the training data's. Where the
+    training data are not available, they are the other splits of the scored set, if one split of it was asked for.
     """
     own = model.config.data
     path = data or own.path
     if path is None:
-        raise UserError("nothing to score: name a folder, zip, .npz or .h5 of patches after the run")
+        raise UserError("there is nothing to score: give a folder, zip, .npz or .h5 of patches after the run")
     same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
-    for key in DEALT_BY if same else ():
+    for key in SPLIT_SETTINGS if same else ():
         if getattr(own, key) != getattr(trained_on, key):
             raise UserError(
-                f"-o data.{key}: these are the patches that the run was trained on; dealt anew, what was trained on "
-                "would be tested on"
+                f"-o data.{key}: the run was trained on these patches; with other splits it would be tested on training images"
             )
     target = _load(own.of(path), model.resolution)
     chosen = split or ("test" if same or target.brings_splits else "all")
@@ -86,8 +80,8 @@ def choose_sets(
         reference = target
     if reference is None:
         if chosen == "all" and held_out:
-            told = "with --split test the others set the threshold and mean colour"
-            console.say(f"note: all {len(target):,} images are scored; {told}")
+            advice = "with --split test the other splits set the threshold and mean colour"
+            console.say(f"note: all {len(target):,} images are scored; {advice}")
         return ScoreSets(picked, None, None, None, warnings)
     validation = some(reference.select("val"), model.config.scoring.calibration_images, seed)
     train = reference.select("train", label=0)
@@ -102,23 +96,22 @@ def choose_sets(
 
 
 def _warnings(model: Model, trained_on: DataConfig, target: PatchSet, chosen: str) -> list[str]:
-    """What makes figures of the run's own patches better than they are."""
+    """Why metrics of the run's own patches would be too good."""
     found = []
     if chosen in {"train", "all"}:
-        found.append("the model was trained on some of the scored images: its figures are better than on new ones")
+        found.append("the model was trained on some of the scored images: its metrics are better than on new ones")
     if chosen in {"val", "all"}:
         found.append("the threshold was set on some of the scored images themselves")
     unchanged = target.fingerprint == model.train_data or model.config.data != trained_on
     if not (target.brings_splits or unchanged):
         found.append(
-            f"{target.source} has changed since the training: its splits may have moved, and images that were trained on "
-            "may be among those scored"
+            f"{target.source} has changed since the training: its splits may differ, and training images may be among those scored"
         )
     return found
 
 
 def _reference(trained_on: DataConfig, resolution: int) -> PatchSet | None:
-    """The set that the run was trained on, as it was prepared for that, if it is still there."""
+    """The set that the run was trained on, prepared as for the training; None where it cannot be read."""
     if trained_on.path is None:
         return None
     try:

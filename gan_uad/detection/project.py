@@ -1,11 +1,9 @@
-"""`gan-uad project`: the closest image that a generator can make, with its latent: a folder of files for each input image."""
+"""`gan-uad project`: find the closest image that a generator can make, with its latent; one folder of files per input image."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import inspect
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -17,30 +15,29 @@ import numpy as np
 import torch
 
 from gan_uad import console, registry
-from gan_uad.config import DataConfig, resolve
+from gan_uad.config import PREPROCESSING, DataConfig, resolve
 from gan_uad.data.images import BadImage, Pixels, decode, preprocess
 from gan_uad.data.patches import to_tensor, to_uint8
 from gan_uad.data.sources import ENDINGS, Folder
+from gan_uad.detection.rows import name_skipped
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.files import atomic, make_folder, write_json, write_text
-from gan_uad.model import Model, inverter_of, load_model
+from gan_uad.files import atomic, claim, csv_text, make_folder, read_json, write_json, write_text
+from gan_uad.model import Model, file_digest, inverter_of, load_model
 from gan_uad.networks.sampling import style_based
 from gan_uad.plotting.pictures import image_grid, triplets
 from gan_uad.plotting.projection import loss_curve, search_animation
-from gan_uad.run import model_file
 
-CHUNK = 256  # images in memory as the network takes them
+CHUNK = 256  # prepared images in memory
 FRAMES = 48  # of a GIF
-LISTED = 10  # broken images named at the end; projections.json has all
-SHOWN_DIFFERENCE = 1.0  # top of the colour scale, the same in all pictures; the largest possible is 2
+MAX_DIFFERENCE = 1.0  # top of the colour scale, the same in all pictures; the largest possible is 2
 SUMMARY, TABLE, RECORD = "projections.json", "projections.csv", "projection.json"
 COLUMNS = ("image", "folder", "distance", "l2", "steps", "seconds")
 
 
 @dataclass(frozen=True)
 class Query:
-    """An input image as the network takes it, and the folder inside `out` that its files go to."""
+    """An input image, prepared for the network, and the folder inside `out` for its files."""
 
     image: str
     pixels: Pixels
@@ -48,7 +45,7 @@ class Query:
 
     @property
     def digest(self) -> str:
-        """Of the pixels."""
+        """SHA-256 of the pixels."""
         return hashlib.sha256(self.pixels.tobytes()).hexdigest()[:16]
 
 
@@ -64,30 +61,32 @@ def project(
 ) -> Path:
     """Find each image of `images` (files, or folders of them) with the generator of `run`; returns `out`.
 
-    `inverter` None: what the run is set to or trained, else "w" with StyleGAN and StyleGAN2, else AnoGAN's search in z. `options`:
-    key=value of the inverter. For each image a folder with reconstruction.png, latent.npz, side_by_side.png, loss.png of a search
-    and, with `gif`, progress.gif. projections.csv has a row for each, and for those of earlier calls. Run again after an interruption,
-    it goes on with the images left.
+    `inverter` None: the one that the run is set to or trained, else "w" with StyleGAN and StyleGAN2, else AnoGAN's search in z.
+    `options`: key=value of the inverter. Writes a folder per image with reconstruction.png, latent.npz, side_by_side.png, loss.png of a
+    search and, with `gif`, progress.gif. projections.csv has a row per image, those of earlier calls too. A call after an interruption
+    resumes with the remaining images.
     """
     model = load_model(run, prepare(device))
     search = make_inverter(model, inverter, options, seed)
     if gif:
         if not (hasattr(search, "frames") and search.steps):
             raise UserError(
-                f"--gif shows a search by w, w_plus, z or style_encoder; {search.spec['name']} keeps no pictures"
+                f"--gif needs a search, which {search.spec['name']} is not: use --inverter w, w_plus, z or style_encoder"
             )
         search.frames = FRAMES
     found, skipped = read_images(images, model.config.data, model.resolution)
     settings = _settings(run, model, search)
-    records = _records(make_folder(out))
-    _claim(records, settings["key"], out)
+    records = _records(out)
+    if not records:  # nothing was finished there: another model or setting may use the folder
+        (out / SUMMARY).unlink(missing_ok=True)
+    claim(out, SUMMARY, {"key": settings["key"]}, "projections")
     pictures = _placed(found, records)
     given = {picture.image for picture in pictures}
     others = [record for record in records.values() if record["image"] not in given]
     done = {p.image: r for p in pictures if (r := _finished(out, p, records, settings["key"], gif)) is not None}
     todo = [picture for picture in pictures if picture.image not in done]
     if done:
-        console.say(f"{_images(len(done))} there already")
+        console.say(f"{_images(len(done))} done already")
     _advise(search, len(todo))
 
     def summarise() -> None:
@@ -102,29 +101,26 @@ def project(
     finally:
         summarise()
     console.say(f"{_images(len(done))} -> {out}/{TABLE}")
-    for image, reason in skipped[:LISTED]:
-        console.say(f"skipped: {image}: {reason}")
-    if len(skipped) > LISTED:
-        console.say(f"skipped: {len(skipped) - LISTED} more, all in {SUMMARY}")
+    name_skipped(skipped, SUMMARY)
     return out
 
 
 def make_inverter(model: Model, name: str | None, options: tuple[str, ...], seed: int) -> Any:
-    """The inverter called `name` (None: see `project`) with the run's options for it, told anew by `options`. Raises `UserError`."""
+    """The inverter called `name` (None: see `project`) with the run's options for it, overridden by `options`. Raises `UserError`."""
     G, configured = model.generator, inverter_of(model)
     searched = model.config.scoring.inverter is None and "encoder" not in model.networks
     chosen = name or ("w" if searched and style_based(G) else configured)
     takes = inspect.signature(registry.find("inverter", chosen)).parameters
     raw = model.config.model_dump(mode="json")
     kept = raw["scoring"]["options"] if chosen == configured else {}
-    # Those of the scorer, which are among them, do not matter here.
+    # The options of the scorer, which are among them, have no use here.
     raw["scoring"]["options"] = {key: value for key, value in kept.items() if key in takes}
     if "seed" in takes:
         raw["scoring"]["options"]["seed"] = seed
     elif seed:
         raise UserError(f"--seed {seed}: {chosen} draws no random numbers")
-    told = [f"scoring.options.{option}" for option in options]
-    wanted = resolve(raw, told, default_name=model.name, context="-o").scoring.options
+    overrides = [f"scoring.options.{option}" for option in options]
+    wanted = resolve(raw, overrides, default_name=model.name, context="-o").scoring.options
     return registry.build("inverter", chosen, wanted, nets=model.networks, device=model.device)
 
 
@@ -132,9 +128,9 @@ def make_inverter(model: Model, name: str | None, options: tuple[str, ...], seed
 
 
 def read_images(inputs: list[Path], data: DataConfig, resolution: int) -> tuple[list[Query], list[tuple[str, str]]]:
-    """All images of these files and folders as the run prepares its own, each once, and those that cannot be used, with the reason.
+    """All images of these files and folders, each once, prepared as the run's own, and those that cannot be used, with the reason.
 
-    What is done to images of another size is said. Raises `UserError` for a path that is not there, or when no image is left.
+    Prints how images of another size are prepared. Raises `UserError` for a missing path, and when no image is left.
     """
     pictures: dict[str, Query] = {}
     skipped: list[tuple[str, str]] = []
@@ -175,16 +171,16 @@ def _listed(inputs: list[Path]) -> Iterator[tuple[str, Folder, str]]:
 
 def _rule(width: int, height: int, data: DataConfig, resolution: int) -> str:
     side = (data.crop_size or resolution) if data.crop == "center" else min(width, height)
-    steps = [] if (width, height) == (side, side) else [f"the middle {side} px are cut out"]
+    steps = [] if (width, height) == (side, side) else [f"the middle {side} px are used"]
     if side != resolution:
         steps.append(f"resized to {resolution} px ({data.resize})")
     return ", ".join(steps)
 
 
 def _placed(pictures: list[Query], records: dict[str, dict[str, Any]]) -> list[Query]:
-    """Give each image its folder: that of an earlier call, else by its name, with a number where another image has that."""
+    """Give each image its folder: that of an earlier call, else one by its name, numbered where another image has it."""
     mine = {record["image"]: folder for folder, record in records.items()}
-    taken = {SUMMARY, TABLE, *records}
+    used = {SUMMARY, TABLE, *records}
     placed = []
     for picture in pictures:
         folder = mine.get(picture.image)
@@ -192,48 +188,38 @@ def _placed(pictures: list[Query], records: dict[str, dict[str, Any]]) -> list[Q
             # An image called "..png" or "...png" must not lead out of its folder.
             folder = stem = Path(picture.image).stem.strip(".") or "image"
             number = 1
-            while folder in taken:
+            while folder in used:
                 number += 1
                 folder = f"{stem}-{number}"
-            taken.add(folder)
+            used.add(folder)
         placed.append(Query(picture.image, picture.pixels, folder))
     return placed
 
 
-# ---------------------------------------------------------------- what is there already
+# ---------------------------------------------------------------- what earlier calls finished
 
 
 def _settings(run: str, model: Model, search: Any) -> dict[str, Any]:
-    with open(model_file(run), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    prepared = model.config.data.model_dump(mode="json", include={"crop", "crop_size", "resize", "grayscale"})
-    parts = [digest, search.spec, search.rests_on, prepared, model.resolution]
+    prepared = model.config.data.model_dump(mode="json", include=set(PREPROCESSING))
+    hashed = [file_digest(run), search.spec, search.rests_on, prepared, model.resolution]
     return {
-        "key": hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest(),
+        "key": hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
         "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "resolution": model.resolution,
         "inverter": search.spec, "distance": search.measured, "weights": search.rests_on, "prepared": prepared,
     }  # fmt: skip
 
 
-def _claim(records: dict[str, dict[str, Any]], key: str, out: Path) -> None:
-    """Refuse a folder in which something else was finished; what merely failed there does not count."""
-    if any(record.get("key") != key for record in records.values()):
-        raise UserError(
-            f"{out} holds projections by another model, inverter or setting; choose another folder with --out"
-        )
-
-
 def _records(out: Path) -> dict[str, dict[str, Any]]:
-    """What earlier calls finished, folder -> record."""
-    records = {path.parent.name: _json(path) for path in sorted(out.glob(f"*/{RECORD}"))}
-    return {folder: record for folder, record in records.items() if record.keys() >= set(COLUMNS)}
+    """The records that earlier calls finished, folder -> record."""
+    found = {path.parent.name: read_json(path) for path in sorted(out.glob(f"*/{RECORD}"))}
+    return {folder: record for folder, record in found.items() if isinstance(record, dict) and {*COLUMNS} <= {*record}}
 
 
 def _finished(
     out: Path, picture: Query, records: dict[str, dict[str, Any]], key: str, gif: bool
 ) -> dict[str, Any] | None:
     record = records.get(picture.folder, {})
-    same = record.get("key") == key and record.get("pixels") == picture.digest
+    same = (record.get("key"), record.get("pixels")) == (key, picture.digest)
     return record if same and (not gif or (out / picture.folder / "progress.gif").is_file()) else None
 
 
@@ -241,21 +227,13 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _advise(search: Any, count: int) -> None:
     places = search.micro_batch
     work = count * getattr(search, "restarts", 1)
     if getattr(search, "steps", 0) and 0 < work < places:
         console.say(
-            f"note: the search works on {places} images side by side, and there {'is' if work == 1 else 'are'} {work}: "
-            f"-o micro_batch={work} is faster (other rounding, so another result in its last digits)"
+            f"note: the search works on {places} images at once, and only {work} {'is' if work == 1 else 'are'} left: "
+            f"-o micro_batch={work} is faster (the last digits of the results may differ)"
         )
 
 
@@ -268,36 +246,37 @@ def _projected(
     """Each image with its record, as soon as its files are written."""
     before = bar.start_done
     for begin in range(0, len(todo), CHUNK):
-        part = todo[begin : begin + CHUNK]
-        images = to_tensor(np.stack([picture.pixels for picture in part]))
+        chunk = todo[begin : begin + CHUNK]
+        images = to_tensor(np.stack([picture.pixels for picture in chunk]))
         for found in search.stream(images, lambda done, begin=begin: bar.update(before + begin + done)):
             rows = torch.tensor(found.rows)
             reconstructions = found.inversion.reconstruction
-            # In a batch of one size, like all that nets see: how many were found together must not show in the last digits.
+            # In a batch of fixed size, so that the last digits do not depend on how many were found together.
             distance = search.measure(search.padded(images[rows]), search.padded(reconstructions)).tolist()
             for i, row in enumerate(found.rows):
-                record = {"key": key, "image": part[row].image, "pixels": part[row].digest, "folder": part[row].folder}
+                query = chunk[row]
+                record = {"key": key, "image": query.image, "pixels": query.digest, "folder": query.folder}
                 record |= {"distance": distance[i], "seconds": round(found.seconds, 3)}
                 frames = None if found.frames is None else to_uint8(found.frames)
-                yield part[row], _write(out, part[row], record, found.inversion.take(slice(i, i + 1)), frames, search)
+                yield query, _write(out, query, record, found.inversion.take(slice(i, i + 1)), frames, search)
 
 
 def _write(out: Path, picture: Query, record: dict[str, Any], found: Any, frames: Any, search: Any) -> dict[str, Any]:
-    """All files of one image; the record comes last and says that the others are whole."""
+    """Write all files of one image; the record comes last and says that the others are complete."""
     if not (found.latent.isfinite().all() and found.reconstruction.isfinite().all()):
         raise JobFailed(
             f"{picture.image}: the latent or image found is not finite: the model is damaged, or lr too high"
         )
     folder = make_folder(out / picture.folder)
-    made = to_uint8(found.reconstruction.cpu())
+    closest = to_uint8(found.reconstruction.cpu())
     difference = (to_tensor(picture.pixels[None]) - found.reconstruction.cpu()).float()
-    image_grid(made, folder / "reconstruction.png")
+    image_grid(closest, folder / "reconstruction.png")
     losses = found.loss_history[:, 0].cpu().numpy()
     losses = losses[np.isfinite(losses)]
     record |= {"l2": float(difference.square().mean()), "steps": int(found.steps[0])}
     _write_latent(folder / "latent.npz", found, losses, record["distance"], search.spec["options"].get("seed", 0))
     shown = difference.abs().mean(1).numpy()
-    triplets(picture.pixels[None], made, shown, folder / "side_by_side.png", vmax=SHOWN_DIFFERENCE)
+    triplets(picture.pixels[None], closest, shown, folder / "side_by_side.png", vmax=MAX_DIFFERENCE)
     if len(losses):
         loss_curve(losses, search.measured, record["distance"], folder / "loss.png")
     if frames is not None:
@@ -311,16 +290,12 @@ def _write_latent(path: Path, found: Any, losses: Any, distance: float, seed: in
     arrays = {found.space: found.latent.cpu().numpy()}
     for i, maps in enumerate(found.noise or []):
         arrays[f"noise_{i:02d}"] = maps.cpu().numpy()
-    told = {"space": found.space, "seed": seed, "steps": int(found.steps[0]), "distance": distance}
+    about = {"space": found.space, "seed": seed, "steps": int(found.steps[0]), "distance": distance}
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, loss=losses, **arrays, **{name: np.array(v) for name, v in told.items()})
+        np.savez(file, allow_pickle=False, loss=losses, **arrays, **{name: np.array(v) for name, v in about.items()})
 
 
 def _write_summary(out: Path, settings: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for row in rows:
-        writer.writerow([f"{row[name]:.9g}" if isinstance(row[name], float) else row[name] for name in COLUMNS])
-    write_text(out / TABLE, text.getvalue())
+    cells = [[f"{row[name]:.9g}" if isinstance(row[name], float) else row[name] for name in COLUMNS] for row in rows]
+    write_text(out / TABLE, csv_text(COLUMNS, cells))
     write_json(out / SUMMARY, settings | {"images": [{name: row[name] for name in COLUMNS} for row in rows]})

@@ -1,13 +1,11 @@
-"""What is measured of each image, as rows: kept while a scoring runs, read back after an interruption, written as CSV."""
+"""The measurements of images as rows: kept while a scoring runs, read again after an interruption, written as CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,12 +14,14 @@ from torch import Tensor
 from gan_uad import console
 from gan_uad.data.patches import PatchSet, batches
 from gan_uad.errors import UserError
-from gan_uad.files import write_text
+from gan_uad.files import csv_text, write_text
 from gan_uad.metrics.detection import Threshold
 from gan_uad.scoring.base import Scores
 
 CHUNK = 64  # images between two writes of the partial results, where they are measured quickly
-Row = dict[str, Any]  # score and parts of an image, by name
+N_NAMED = 10  # broken images named on the terminal
+Row = dict[str, Any]  # score and components of an image, by name
+Images = TypeVar("Images")
 
 
 def resumed(
@@ -32,36 +32,54 @@ def resumed(
     chunk: int | None,
     rows_of: Callable[[Tensor, int], list[Row]],
 ) -> list[Row]:
-    """What `rows_of(images, number of the first)` gives for all patches, chunk by chunk, each chunk kept in `partial` as soon as done."""
+    """`resumed_values` of all patches; `rows_of(images, number of the first)` gives the rows of a chunk."""
     chunk = chunk or CHUNK
 
     def chunks(start: int) -> Iterator[Tensor]:
         return (images for images, _ in batches(patches.take(np.arange(start, len(patches))), chunk))
 
-    return resumed_from(chunks, len(patches), partial, header, what, chunk, rows_of)
+    return resumed_values(chunks, len(patches), partial, header, what, chunk, rows_of)
 
 
-def resumed_from(
-    chunks: Callable[[int], Iterator[Tensor]],
+def resumed_values(
+    chunks: Callable[[int], Iterable[Images]],
     total: int,
     partial: Path,
     header: dict[str, Any],
     what: str,
     chunk: int,
-    rows_of: Callable[[Tensor, int], list[Row]],
+    values_of: Callable[[Images, int], list[Any]],
     unit: str = "images",
-) -> list[Row]:
-    """As `resumed`, of `total` images that `chunks(number of the first)` gives, `chunk` at a time from a multiple of it on."""
-    rows = _partial_rows(partial, header, chunk)
-    write_text(partial, "".join(json.dumps(row) + "\n" for row in [header, *rows]))
-    with console.progress(what, total, unit, done=len(rows)) as bar, open(partial, "a", encoding="utf-8") as file:
-        for images in chunks(len(rows)):
-            new = rows_of(images, len(rows))
-            file.write("".join(json.dumps(row) + "\n" for row in new))
+) -> list[Any]:
+    """One JSON value for each of `total` images, computed chunk by chunk, and each chunk kept in the file `partial` as soon as it is done.
+
+    `chunks(start)` iterates over the images from number `start` on, `chunk` at a time; `values_of(images, start)` gives their values.
+    A later call with the same `header` resumes after the last complete chunk, so that a search meets the same micro-batches as in an
+    uninterrupted call. `what` names the work in the progress bar.
+    """
+    values = _kept(partial, header)
+    if len(values) < total:
+        values = values[: len(values) // chunk * chunk]
+    write_text(partial, "".join(json.dumps(value) + "\n" for value in [header, *values]))
+    with console.progress(what, total, unit, done=len(values)) as bar, open(partial, "a", encoding="utf-8") as file:
+        for images in chunks(len(values)) if len(values) < total else ():
+            new = values_of(images, len(values))
+            file.write("".join(json.dumps(value) + "\n" for value in new))
             file.flush()
-            rows += new
-            bar.update(len(rows))
-    return rows
+            values += new
+            bar.update(len(values))
+    return values
+
+
+def _kept(partial: Path, header: dict[str, Any]) -> list[Any]:
+    """The values that an earlier call with the same header wrote, up to the first incomplete line."""
+    values = []
+    for line in partial.read_text(encoding="utf-8").splitlines() if partial.is_file() else []:
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:  # the line that was being written when the process was killed
+            break
+    return values[1:] if values and values[0] == header else []
 
 
 def read_back(rows: list[Row]) -> Scores:
@@ -74,23 +92,8 @@ def read_back(rows: list[Row]) -> Scores:
     )
 
 
-def _partial_rows(partial: Path, header: dict[str, Any], chunk: int) -> list[Row]:
-    """The rows of whole chunks: a search that goes on then meets the same micro-batches as an uninterrupted one."""
-    if not partial.is_file():
-        return []
-    rows = []
-    for line in partial.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # the line that was being written when the process was killed
-            break
-    if not rows or rows.pop(0) != header:
-        return []
-    return rows[: len(rows) // chunk * chunk]
-
-
 def as_rows(scores: Scores) -> list[Row]:
-    """`{score, parts...}` of each image. Raises `UserError` where one is not finite."""
+    """`{score, components...}` of each image. Raises `UserError` where one is not finite."""
     columns = {"score": scores.image, **scores.components}
     for name, values in columns.items():
         if not bool(values.isfinite().all()):
@@ -108,15 +111,20 @@ def written_numbers(values: Tensor) -> list[float]:
 
 
 def write_csv(path: Path, patches: PatchSet, rows: list[Row], model: str, threshold: Threshold | None) -> None:
-    """`image, group, label, score, <parts>, model, threshold, decision` (decision: score > threshold)."""
-    components = [name for name in rows[0] if name != "score"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "group", "label", "score", *components, "model", "threshold", "decision"])
-    manifest = patches.manifest
+    """`image, group, label, score, <components>, model, threshold, decision` (decision: score > threshold)."""
+    names = ["score", *(name for name in rows[0] if name != "score")]
+    manifest, lines = patches.manifest, []
     for image, group, label, row in zip(manifest.image, manifest.group, manifest.label, rows, strict=True):
         decision = "" if threshold is None else int(row["score"] > threshold.value)
         value = "" if threshold is None else repr(threshold.value)
-        numbers = [f"{row[name]:.9g}" for name in ("score", *components)]
-        writer.writerow([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
-    write_text(path, text.getvalue())
+        numbers = [f"{row[name]:.9g}" for name in names]
+        lines.append([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
+    write_text(path, csv_text(["image", "group", "label", *names, "model", "threshold", "decision"], lines))
+
+
+def name_skipped(skipped: list[tuple[str, str]], file: str) -> None:
+    """Print which images were skipped and why, the first of them; `file` is the one that has all."""
+    for name, reason in skipped[:N_NAMED]:
+        console.say(f"skipped: {name}: {reason}")
+    if len(skipped) > N_NAMED:
+        console.say(f"skipped: {len(skipped) - N_NAMED} more, all in {file}")

@@ -1,4 +1,4 @@
-"""`gan-uad score`: from a trained run and a set of patches to `scores.csv`, the baseline beside it, and pictures."""
+"""`gan-uad score`: from a trained run and a set of patches to `scores.csv`, the baseline beside it, and examples."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from gan_uad import console
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.detection.maps import pixel_threshold, write_maps, write_masks, write_segments
 from gan_uad.detection.patch_sets import ScoreSets, choose_sets, overridden_config
-from gan_uad.detection.rows import CHUNK, Row, as_rows, read_back, resumed, write_csv, written_numbers
+from gan_uad.detection.rows import CHUNK, Row, as_rows, name_skipped, read_back, resumed, write_csv, written_numbers
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, write_json
-from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
+from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold, strict_json
 from gan_uad.model import load_model, make_scorer
 from gan_uad.run import model_file
-from gan_uad.scoring.base import Scorer, Scores
+from gan_uad.scoring.base import Scorer
 from gan_uad.scoring.mean_color import MeanColorScorer
 from gan_uad.training.fit import fit_on
 
-SHOWN = 5  # pictures of each kind in triplets.png
-LISTED = 10  # broken images named at the end; scores.json has all
-RAREST = 4.0  # the top of the colour scale of calibrated maps: one of 10,000 pixels of normals
+N_EXAMPLES = 5  # images of each label in triplets.png
+MAP_MAX = 4.0  # the top of the colour scale of calibrated maps: one of 10,000 pixels of normals
 MAPS = {
     True: "-log10 of the probability that a pixel of a normal image has such a value, by validation normals",
     False: "in the scorer's own unit: there were no maps of validation normals to calibrate on",
@@ -51,17 +50,21 @@ def score(
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Score a set of patches; returns the folder with `scores.csv`. Run again after an interruption, it goes on.
+    """Score a set of patches; returns the folder with `scores.csv`. A call after an interruption resumes.
 
-    `split`: train, val, test or all; default: test where the source brings splits or is what the run was trained on, else all.
-    `maps` writes anomaly maps, and masks cut where a map exceeds `pixel_quantile` of the pixels of validation normals.
-    Maps, combined parts and the threshold of the decisions rest on the validation split of the scored set, or else of the set that the
-    run was trained on.
+    `split`: train, val, test or all; default: test where the source brings splits or the run was trained on it, else all.
+    `maps` writes anomaly maps, and masks where a map exceeds `pixel_quantile` of the pixels of validation normals.
+    Maps, combined components and the threshold of the decisions depend on the validation split of the scored set, or else of the set
+    that the run was trained on.
     """
     model = load_model(run, prepare(device))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
-    parsed = _parsed(threshold or config.scoring.threshold)
+    rule = threshold or config.scoring.threshold
+    try:
+        parsed = parse_threshold(rule)
+    except ValueError as error:
+        raise UserError(f"--threshold {rule}: {error}") from None
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
     found_by = getattr(scorer, "inverter", None)
@@ -79,7 +82,7 @@ def score(
         "corruption": corruption.model_dump(mode="json") if corruption.words else None,
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
-    claim(folder, "scores.json", {"key": key}, "scores of another model, data set or setting", "scores.csv")
+    claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
     if normals is not None:
         fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
     write_json(folder / "scores.json", settings)
@@ -96,8 +99,7 @@ def _score_all(
     maps: bool,
     pixel_quantile: float,
 ) -> None:
-    key = settings["key"]
-    label = settings["label"]
+    key, label = settings["key"], settings["label"]
     validation, pixels = None, None
     if sets.validation is not None:
         validation, pixels = calibrate(scorer, sets.validation, folder / ".validation.jsonl", key)
@@ -110,92 +112,78 @@ def _score_all(
         settings["pixel_threshold"] = _segment(sets, folder, pixels, pixel_quantile)
     thresholds = {"scores.csv": fitted, "mean_color.csv": _baseline(sets, folder, rule)}
     _pictures(scorer, sets.target, rows, folder)
-    settings["thresholds"] = {name: _json_threshold(found) for name, found in thresholds.items() if found is not None}
+    settings["thresholds"] = {
+        name: strict_json(asdict(found)) for name, found in thresholds.items() if found is not None
+    }
     write_json(folder / "scores.json", settings)
     for partial in (".validation.jsonl", ".scores.jsonl"):
         (folder / partial).unlink(missing_ok=True)
     console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
     if fitted is None:
-        console.say("note: no validation normals at hand, so no threshold was set and no decisions were made")
+        console.say("note: no validation normals are available, so no threshold was set and no decisions were made")
     for warning in sets.warnings:
         console.say(f"warning: {warning}")
-    _list_skipped(sets.target)
-
-
-def _list_skipped(patches: PatchSet) -> None:
-    for name, reason in patches.skipped[:LISTED]:
-        console.say(f"skipped: {name}: {reason}")
-    if len(patches.skipped) > LISTED:
-        console.say(f"skipped: {len(patches.skipped) - LISTED} more, all in scores.json")
-
-
-def _parsed(rule: str) -> tuple[str, dict[str, Any]]:
-    try:
-        return parse_threshold(rule)
-    except ValueError as error:
-        raise UserError(f"--threshold {rule}: {error}") from None
+    name_skipped(sets.target.skipped, "scores.json")
 
 
 def _default_folder(run: str, data: str, method: str, split: str | None) -> Path:
     parent = Path(run) if Path(run).is_dir() else Path(run).parent
-    return parent / "scores" / "-".join(part for part in (Path(data).stem, split, method) if part)
+    return parent / "scores" / "-".join(filter(None, (Path(data).stem, split, method)))
 
 
 def _method(scorer: Scorer) -> list[str]:
-    """How it is scored, in words for a folder and a table: the inverter or scorer, and how parts are combined."""
+    """The method, for the name of a folder and a table: the inverter or scorer, and how components are combined."""
     found_by = getattr(scorer, "inverter", None)
     combined = scorer.spec["options"].get("combine", "own")
     return [(scorer if found_by is None else found_by).spec["name"], *([] if combined == "own" else [combined])]
 
 
 def _check_normals(scorer: Scorer, sets: ScoreSets) -> None:
-    """Raise `UserError` before hours of work where the validation normals will not do."""
+    """Raise `UserError`, before any work, for too few validation normals."""
     count = 0 if sets.validation is None else len(sets.validation.select(label=0))
     if count < scorer.least_normals:
         raise UserError(
-            f"{' '.join(_method(scorer))} rests on at least {scorer.least_normals} validation normals, and {count} are at hand: "
-            "give patches with a val split, put back those that the run was trained on, or leave the combination out"
+            f"{' '.join(_method(scorer))} needs at least {scorer.least_normals} validation normals, and {count} are available: "
+            "give patches with a val split, restore those that the run was trained on, or use combine=own"
         )
 
 
 def _normals(scorer: Scorer, sets: ScoreSets, name: str) -> PatchSet | None:
-    """What a scorer that learns is fitted on; None for one that has nothing to learn."""
+    """The normal images that a scorer is fitted on; None for one that needs no fit."""
     if not scorer.learns:
         return None
     if sets.learnt_from is None:
         raise UserError(
-            f"the scorer {name} learns from normal images, and none of a train split are at hand: "
-            "give patches with a train split, or put back those that the run was trained on"
+            f"the scorer {name} learns from normal images, and none of a train split are available: "
+            "give patches with a train split, or restore those that the run was trained on"
         )
     return sets.learnt_from
 
 
 def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:
     hashed = hashlib.sha256(model_file(run).read_bytes())
-    parts: list[Any] = [method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None]
-    if normals is not None:
-        parts.append(normals.fingerprint)
-    if rests_on:
-        parts.append(rests_on)
-    hashed.update(json.dumps(parts, sort_keys=True).encode())
+    keyed: list[Any] = [method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None]
+    keyed += [] if normals is None else [normals.fingerprint]
+    keyed += [rests_on] if rests_on else []
+    hashed.update(json.dumps(keyed, sort_keys=True).encode())
     return hashed.hexdigest()
 
 
 def calibrate(
     scorer: Scorer, patches: PatchSet, partial: Path, key: str
 ) -> tuple[list[Row], NDArray[np.floating[Any]] | None]:
-    """Measure validation images and calibrate on the normal ones; `{score, parts...}` of each, and pixels of the normals' maps.
+    """Measure validation images and calibrate on the normal ones; `{score, components...}` of each, and pixels of the normals' maps.
 
-    The rows in `partial` are what was measured. All that follows rests on them, so that it does not matter which of them an earlier call
+    `partial` keeps what was measured. The calibration uses the kept rows, so the result does not depend on which of them an earlier call
     has written.
     """
 
     def rows_of(images: Tensor, start: int) -> list[Row]:
         sampled = scorer.measure(images).sampled()
-        rows = as_rows(sampled)
-        for i, row in enumerate(rows):
-            row["pixels"] = {name: written_numbers(maps[i]) for name, maps in sampled.maps.items()}
-        return rows
+        return [
+            {**row, "pixels": {name: written_numbers(maps[i]) for name, maps in sampled.maps.items()}}
+            for i, row in enumerate(as_rows(sampled))
+        ]
 
     rows = resumed(patches, partial, {"key": key}, "scoring validation images", scorer.chunk, rows_of)
     measured = read_back(rows)
@@ -207,14 +195,16 @@ def calibrate(
 
 
 def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps: Path | None) -> list[Row]:
-    """One `{score, parts...}` an image, in order; what an interrupted call left in `partial` is taken over."""
+    """`{score, components...}` of each image, in order; resumes from what an interrupted call left in `partial`."""
 
     def rows_of(images: Tensor, start: int) -> list[Row]:
         measured = scorer.measure(images)
-        as_rows(measured)  # NaN of a broken model is told as such, before anything is made of it
+        as_rows(measured)  # reports the NaN of a broken model before anything is computed from it
         scores = scorer.calibrated(measured)
         if maps is not None:
-            write_maps(_maps_of(scores), start, maps)
+            if scores.map is None:
+                raise UserError("this scorer makes no maps; leave --maps out")
+            write_maps(scores.map.numpy(), start, maps)
         return as_rows(scores)
 
     return resumed(patches, partial, {"key": key, "maps": maps is not None}, "scoring", scorer.chunk, rows_of)
@@ -235,9 +225,9 @@ def _threshold(rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows:
 
 
 def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -> Threshold | None:
-    """Mean colour, fitted on the same train normals and scored on the same images: what any detector must beat."""
+    """The baseline that any detector must beat: mean colour, fitted on the same train normals and scored on the same images."""
     if sets.train is None or len(sets.train) < 4:
-        console.say("note: no train normals at hand, so the mean-colour baseline is missing")
+        console.say("note: no train normals are available, so the mean-colour baseline is missing")
         return None
     scorer = MeanColorScorer()
     scorer.fit(batches(sets.train, 256))
@@ -256,26 +246,14 @@ def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -
     return fitted
 
 
-def _json_threshold(threshold: Threshold) -> dict[str, Any]:
-    values = asdict(threshold)
-    return values | {"value": str(threshold.value) if np.isinf(threshold.value) else threshold.value}
-
-
-def _maps_of(scores: Scores) -> NDArray[np.floating[Any]]:
-    if scores.map is None:
-        raise UserError("this scorer makes no maps; leave --maps out")
-    maps: NDArray[np.floating[Any]] = scores.map.numpy()
-    return maps
-
-
 def _segment(sets: ScoreSets, folder: Path, pixels: NDArray[np.floating[Any]] | None, quantile: float) -> float | None:
-    """Threshold the maps where pixels of validation normals tell how; put the annotations beside them where there are any."""
+    """Threshold the maps by pixels of validation normals where there are any, and write the annotations beside them."""
     truth = _truth(sets.target)
     if truth is not None:
         write_masks(truth, folder / "truth")
     if pixels is None:
         console.say(
-            "note: no validation normals at hand, so the maps are in the scorer's own unit and were not cut into masks"
+            "note: no validation normals are available, so the maps are in the scorer's own unit and no masks were written"
         )
         return None
     value = pixel_threshold(pixels, quantile)
@@ -295,17 +273,17 @@ def _truth(patches: PatchSet) -> NDArray[np.bool_] | None:
 
 
 def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) -> None:
-    """triplets.png (maps.png of a scorer that reconstructs nothing): images spread evenly over the ranks of each label."""
+    """Draw triplets.png (maps.png of a scorer without reconstructions): images spread evenly over the ranks of each label."""
     from gan_uad.plotting.pictures import triplets
 
     values, labels = np.array([row["score"] for row in rows]), patches.manifest.label
     picked: list[int] = []
     for label in sorted(set(labels.tolist())):
         ranked = np.flatnonzero(labels == label)[np.argsort(values[labels == label], kind="stable")]
-        picked += ranked[np.unique(np.linspace(0, len(ranked) - 1, SHOWN).round().astype(int))].tolist()
+        picked += ranked[np.unique(np.linspace(0, len(ranked) - 1, N_EXAMPLES).round().astype(int))].tolist()
     images = patches.gather(picked)
-    if scorer.chunk and hasattr(scorer, "inverter"):  # others too have chunks, and search for nothing
-        console.say(f"searching once more for the {len(picked)} images of triplets.png")
+    if scorer.chunk and hasattr(scorer, "inverter"):  # scorers without a search have chunks too
+        console.say(f"searching again for the {len(picked)} images of triplets.png")
     scores = scorer.score(to_tensor(images))
     if scores.map is None:
         return
@@ -313,8 +291,8 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) 
     captions = [f"{names[int(labels[i])]}\n{values[i]:.4g}" for i in picked]
     masks = _truth(patches.take(picked))
     calibrated = scorer.map_tails is not None
-    vmax = RAREST if calibrated else float(np.quantile(scores.map.numpy(), 0.995))
-    made = None if scores.reconstruction is None else to_uint8(scores.reconstruction)
-    what = "−log10 p of normals" if calibrated else "map" if made is None else "difference"
-    path = folder / ("maps.png" if made is None else "triplets.png")
-    triplets(images, made, scores.map.numpy(), path, captions, vmax, masks, what)
+    vmax = MAP_MAX if calibrated else float(np.quantile(scores.map.numpy(), 0.995))
+    closest = None if scores.reconstruction is None else to_uint8(scores.reconstruction)
+    what = "−log10 p of normals" if calibrated else "map" if closest is None else "difference"
+    path = folder / ("maps.png" if closest is None else "triplets.png")
+    triplets(images, closest, scores.map.numpy(), path, captions, vmax, masks, what)

@@ -14,7 +14,7 @@ import torch
 from gan_uad import registry
 from gan_uad.config import DataConfig, data_config, resolve, trained_model
 from gan_uad.data.patches import PatchSet
-from gan_uad.detection.patch_sets import DEALT_BY
+from gan_uad.detection.patch_sets import SPLIT_SETTINGS
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.generation.feature_sets import FeatureSet
@@ -144,7 +144,7 @@ def choose_reals(candidate: Candidate, split: str | None, label: str | None) -> 
     patches = load_together(settings, candidate.resolution)
     own = None if model is None else model.config.data
     same = own is not None and _same(own, settings, patches, model)
-    for key in DEALT_BY if same else ():
+    for key in SPLIT_SETTINGS if same else ():
         if getattr(own, key) != getattr(settings, key):
             raise UserError(
                 f"-o data.{key}: {candidate.source} was trained on these patches; dealt anew, what was trained on would be held out"

@@ -1,8 +1,9 @@
-"""What every detection figure demands of labels, scores and groups, checked in one place."""
+"""Checks of labels, scores, groups and pairs of images that several metrics share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,13 +21,13 @@ def check_scores(scores: ArrayLike, what: str = "scores") -> FloatArray:
     if n_nan or n_inf:
         raise ValueError(
             f"{what}: {n_nan} of {values.size} are NaN and {n_inf} are infinite; "
-            "an image without a finite score cannot be ranked: leave it out and count it, or mend the scorer"
+            "an image without a finite score cannot be ranked: leave it out, or fix the scorer"
         )
     return values
 
 
 def check_labels(labels: ArrayLike, n: int, both_classes: bool = False) -> IntArray:
-    """Labels `[n]` of 0 (normal) and 1 (anomalous) as int64. ValueError for anything else or a lacking class."""
+    """Labels `[n]` of 0 (normal) and 1 (anomalous) as int64. ValueError for anything else or a missing class."""
     values = np.asarray(labels)
     if values.shape != (n,):
         raise ValueError(f"labels: expected {n}, one for each score, got shape {values.shape}")
@@ -40,7 +41,7 @@ def check_labels(labels: ArrayLike, n: int, both_classes: bool = False) -> IntAr
         for label, name in ((0, "normal"), (1, "anomalous")):
             if not (result == label).any():
                 raise ValueError(
-                    f"no {name} image (label {label}) among {n}: this figure compares the classes and needs both"
+                    f"no {name} image (label {label}) among {n}: this metric compares the classes and needs both"
                 )
     return result
 
@@ -58,3 +59,14 @@ def group_codes(groups: Sequence[str] | None, n: int) -> tuple[IntArray, int]:
     numbers: dict[tuple[str, str], int] = {}
     codes = np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
     return codes, sum(kind == "unknown" for kind, _ in keys)
+
+
+def check_pair(a: NDArray[Any], b: NDArray[Any]) -> None:
+    """Raise `ValueError` unless both are floats `[N, C, H, W]` of one shape, not empty and finite."""
+    if a.ndim != 4 or a.shape != b.shape or a.size == 0:
+        raise ValueError(f"two arrays [N, C, H, W] of one shape are compared, got {list(a.shape)} and {list(b.shape)}")
+    for images in (a, b):
+        if not np.issubdtype(images.dtype, np.floating):
+            raise ValueError(f"images must be floats, got {images.dtype}")
+        if not np.isfinite(images).all():
+            raise ValueError(f"{int((~np.isfinite(images)).sum())} values of the images are not finite")

@@ -14,15 +14,16 @@ from gan_uad.metrics.ranking import WeightedRanking, auprc, auroc
 Metric = Callable[[ArrayLike, ArrayLike], float]
 FEW_GROUPS = 10  # with fewer, cluster bootstraps are too narrow: Cameron, Gelbach & Miller 2008 (5 to 30 clusters)
 CELLS_PER_CHUNK = 4_000_000
+NO_SPREAD = "all resamples give the same value, so the bootstrap cannot tell how uncertain it is"
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its confidence interval.
+    """A metric and its confidence interval.
 
     `low` and `high` are NaN where no interval can be given; `note` then says why. `unit` is what was resampled, "group"
     or "image", and `n_units` how many there were. `optimistic` means that the true interval is likely wider.
-    `n_redrawn` counts resamples that lacked a class and were drawn again.
+    `n_redrawn` counts resamples without one of the classes, which were drawn again.
     """
 
     value: float
@@ -50,15 +51,14 @@ def bootstrap_interval(
 
     `labels [N]` of 0 and 1, both present; `scores [N]` finite; `groups [N]` names of patients or slides, '' unknown.
     Where no group holds both classes (slides that are all normal or all tumour), the groups of each class are resampled
-    apart, so that the numbers of groups stay as designed (Efron & Tibshirani 1993, ch. 8, two samples; Carpenter &
+    apart, so that the number of groups of each class stays as designed (Efron & Tibshirani 1993, ch. 8, two samples; Carpenter &
     Bithell 2000). Where some group holds both, all groups are resampled together and resamples that lack a class are
     drawn again (clustered ROC data: Rutter 2000, Acad Radiol 7:413). If no group is known, images are resampled and
     the interval is marked optimistic. No interval (NaN, with a note) is given where a class has fewer than two groups
     or where all resamples agree, as they do for a perfect separation: a width of zero would be false certainty.
     Deterministic in `seed`. ValueError for bad input; `auroc` and `auprc` are fast, any other metric is called n times.
     """
-    if n < 2 or not 0 < confidence < 1:
-        raise ValueError(f"bootstrap: n must be at least 2 and confidence in (0, 1), got {n} and {confidence}")
+    check_settings(n, confidence)
     values = check_scores(scores)
     classes = check_labels(labels, len(values), both_classes=True)
     codes, n_unknown = group_codes(groups, len(values))
@@ -71,10 +71,9 @@ def bootstrap_interval(
     if per_class.min() >= 2:
         counts, n_redrawn = _draw(holds, n, np.random.default_rng(seed))
         metrics = np.concatenate(list(_metrics(metric, classes, values, counts, codes)))
-        low, high = (float(q) for q in np.quantile(metrics, [(1 - confidence) / 2, (1 + confidence) / 2]))
-        if low == high:
-            low = high = float("nan")
-            notes.append("all resamples give the same figure, so the bootstrap cannot tell how uncertain it is")
+        low, high = percentiles(metrics, confidence)
+        if np.isnan(low):
+            notes.append(NO_SPREAD)
     return Interval(
         value=float(metric(classes, values)),
         low=low,
@@ -87,6 +86,18 @@ def bootstrap_interval(
         optimistic=n_unknown > 0 or bool(per_class.min() < FEW_GROUPS),
         note="; ".join(notes),
     )
+
+
+def check_settings(n: int, confidence: float) -> None:
+    """Raise `ValueError` for settings without meaning."""
+    if n < 2 or not 0 < confidence < 1:
+        raise ValueError(f"bootstrap: n must be at least 2 and confidence in (0, 1), got {n} and {confidence}")
+
+
+def percentiles(values: FloatArray, confidence: float) -> tuple[float, float]:
+    """(low, high) of the values of resamples; NaNs where all are equal."""
+    low, high = (float(q) for q in np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    return (low, high) if low != high else (float("nan"), float("nan"))
 
 
 def _group_notes(n_unknown: int, n: int, per_class: IntArray) -> list[str]:
@@ -109,18 +120,23 @@ def _draw(holds: np.ndarray, n: int, rng: np.random.Generator) -> tuple[IntArray
     """How often each group is drawn: counts `[n, G]` for `holds [2, G]` (the group has normal, anomalous images)."""
     n_units = holds.shape[1]
     if not holds.all(axis=0).any():
-        counts = np.zeros((n, n_units), dtype=np.int64)
-        for held in holds:
-            members = np.flatnonzero(held)
-            counts[:, members] = _resample(n, len(members), rng)
-        return counts, 0
+        return resample_apart(holds, n, rng), 0
     counts = _resample(n, n_units, rng)
     n_redrawn = 0
-    # This ends: a draw that takes a group of both classes is good, and 1 - (1 - 1/G)^G > 63 % of draws take one.
+    # This ends: a draw that holds a group of both classes is valid, and 1 - (1 - 1/G)^G > 63 % of draws hold one.
     while (lacking := np.flatnonzero((counts @ holds.T == 0).any(axis=1))).size:
         counts[lacking] = _resample(lacking.size, n_units, rng)
         n_redrawn += int(lacking.size)
     return counts, n_redrawn
+
+
+def resample_apart(holds: np.ndarray, n: int, rng: np.random.Generator) -> IntArray:
+    """Counts `[n, G]` as in `_draw`, the members of each row of `holds [K, G]` (bool, no member in two rows) resampled apart."""
+    counts = np.zeros((n, holds.shape[1]), dtype=np.int64)
+    for members in map(np.flatnonzero, holds):
+        if len(members):
+            counts[:, members] = _resample(n, len(members), rng)
+    return counts
 
 
 def _resample(n: int, size: int, rng: np.random.Generator) -> IntArray:

@@ -1,4 +1,4 @@
-"""Whether a probability means what it says: of a classifier (reliability), of a normal-only detector (p-values)."""
+"""Calibration of probabilities: of a classifier (reliability), of a normal-only detector (p-values)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gan_uad.metrics._inputs import FloatArray, IntArray, check_labels, check_sc
 
 
 class Reliability(NamedTuple):
-    """Per bin (arrays `[bins]`, NaN where the bin is empty) and over all: what was predicted, what was observed."""
+    """Predicted and observed share per bin (arrays `[bins]`, NaN where the bin is empty), and ECE and Brier score over all images."""
 
     predicted: FloatArray
     observed: FloatArray

@@ -1,4 +1,4 @@
-"""What decisions at one threshold are worth. A ratio without a denominator is NaN, never 0."""
+"""Metrics of decisions at one threshold. A ratio with denominator 0 is NaN, never 0."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from gan_uad.metrics._inputs import IntArray, check_labels
 CLASS_NAMES = ("normal", "anomalous")
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else float("nan")
+def _ratio(count: float, total: float) -> float:
+    return float(count / total) if total else float("nan")
 
 
 def confusion(labels: ArrayLike, decisions: ArrayLike) -> IntArray:
@@ -32,7 +32,7 @@ def confusion(labels: ArrayLike, decisions: ArrayLike) -> IntArray:
 
 
 def accuracy(labels: ArrayLike, decisions: ArrayLike) -> float:
-    """Share of right decisions."""
+    """Share of correct decisions."""
     matrix = confusion(labels, decisions)
     return _ratio(matrix[0, 0] + matrix[1, 1], matrix.sum())
 
@@ -65,30 +65,33 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
 
 
-def _class_report(right: int, decided: int, support: int) -> dict[str, float]:
+def f1(labels: ArrayLike, decisions: ArrayLike) -> float:
+    """2 tp / (2 tp + fp + fn); NaN where nothing is anomalous and nothing is flagged."""
+    (_, fp), (fn, tp) = confusion(labels, decisions)
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def _class_report(correct: int, decided: int, support: int) -> dict[str, float]:
     return {
-        "precision": _ratio(right, decided),
-        "recall": _ratio(right, support),
-        "f1": _ratio(2 * right, decided + support),
+        "precision": _ratio(correct, decided),
+        "recall": _ratio(correct, support),
+        "f1": _ratio(2 * correct, decided + support),
         "support": support,
     }
 
 
 def classification_report(labels: ArrayLike, decisions: ArrayLike, confidence: float = 0.95) -> dict[str, Any]:
-    """All figures of decisions at one threshold; the anomalous class is the positive one.
+    """All metrics of decisions at one threshold; the anomalous class is the positive one.
 
     Keys: accuracy, balanced_accuracy, precision, recall (= sensitivity), sensitivity, specificity, f1 in [0, 1] or NaN
     where undefined; confusion `[[tn, fp], [fn, tp]]`; classes: {normal, anomalous} each with precision, recall, f1,
-    support; wilson: (low, high) of accuracy, sensitivity and specificity, right only for independent images.
+    support; wilson: (low, high) of accuracy, sensitivity and specificity, valid only for independent images.
     F1 is 2 tp / (2 tp + fp + fn), so it is defined (0) when nothing is flagged. Inputs and errors as in `confusion`.
     """
     matrix = confusion(labels, decisions)
     (tn, fp), (fn, tp) = matrix.tolist()
     n = tn + fp + fn + tp
-    classes = {
-        CLASS_NAMES[0]: _class_report(tn, tn + fn, tn + fp),
-        CLASS_NAMES[1]: _class_report(tp, tp + fp, tp + fn),
-    }
+    classes = {CLASS_NAMES[0]: _class_report(tn, tn + fn, tn + fp), CLASS_NAMES[1]: _class_report(tp, tp + fp, tp + fn)}
     positive = classes["anomalous"]
     true_negative_rate = classes["normal"]["recall"]
     return {

@@ -1,4 +1,4 @@
-"""Image-level detection figures: the one place to import them from, and `evaluate`, which gathers them.
+"""Image-level detection metrics: the one place to import them from, and `evaluate`, which gathers them.
 
 Scores are float `[N]`, higher = more anomalous; labels are 0 normal, 1 anomalous; groups are names of patients or
 slides, '' where unknown. A decision is score > threshold, strictly.
@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from gan_uad.metrics._inputs import IntArray, check_labels, check_scores, group_codes
 from gan_uad.metrics.bootstrap import Interval, bootstrap_interval
 from gan_uad.metrics.calibration import pvalue_calibration, reliability, tail_probability
-from gan_uad.metrics.decisions import accuracy, classification_report, confusion, sensitivity, specificity, wilson
+from gan_uad.metrics.decisions import accuracy, classification_report, confusion, f1, sensitivity, specificity, wilson
 from gan_uad.metrics.ranking import auprc, auroc, pr_points, roc_points
 from gan_uad.metrics.thresholds import Threshold, fit_threshold, parse_threshold
 
@@ -30,7 +30,9 @@ __all__ = [
     "bootstrap_interval",
     "classification_report",
     "confusion",
+    "decision_metrics",
     "evaluate",
+    "f1",
     "fit_threshold",
     "parse_threshold",
     "pr_points",
@@ -44,6 +46,7 @@ __all__ = [
     "tail_probability",
     "wilson",
 ]
+RATES = {"accuracy": accuracy, "f1": f1, "sensitivity": sensitivity, "specificity": specificity}  # of decisions
 
 
 def evaluate(
@@ -55,29 +58,26 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Every figure of a test set `labels [N]`, `scores [N]`, `groups [N]` at a threshold set without it.
+    """All metrics of a test set `labels [N]`, `scores [N]`, `groups [N]` at a threshold set without it.
 
     Keys: `images` {normal, anomalous}; `groups` {known, normal, anomalous, mixed, images_without} (counts of known
     groups by what they hold); `auroc` and `auprc` (an Interval each, `auprc` with `chance`); `threshold`; `decisions`
     (`classification_report`, whose Wilson intervals take images for independent); `decision_intervals` (accuracy,
     sensitivity, specificity by bootstrap over groups, to be used instead; None where no group is known); `warnings`
-    (sentences). Strict JSON: undefined figures (NaN) are None, an infinite threshold is the string "inf". ValueError
+    (sentences). Strict JSON: undefined metrics (NaN) are None, an infinite threshold is the string "inf". ValueError
     for bad input or a single class.
     """
     values = check_scores(scores)
     classes = check_labels(labels, len(values), both_classes=True)
-    decided = threshold.decide(values).astype(np.float64)
+    decided = threshold.decide(values)
     settings: dict[str, Any] = {"n": n, "confidence": confidence, "seed": seed}
     group_counts = _count_groups(classes, groups)
     ranked = ranking_metrics(classes, values, groups, **settings)
     by_group = None
     if group_counts["known"]:
-        rates = {"accuracy": accuracy, "sensitivity": sensitivity, "specificity": specificity}
-        by_group = {
-            name: asdict(bootstrap_interval(classes, decided, groups, rate, **settings)) for name, rate in rates.items()
-        }
+        by_group = decision_metrics(classes, decided, groups, ("accuracy", "sensitivity", "specificity"), **settings)
     result = {
-        "images": {"normal": int((classes == 0).sum()), "anomalous": int((classes == 1).sum())},
+        "images": count_images(classes),
         "groups": group_counts,
         **ranked,
         "threshold": asdict(threshold),
@@ -99,12 +99,30 @@ def ranking_metrics(
     """`auroc` and `auprc` of a test set as in `evaluate`, without any threshold."""
     classes = check_labels(labels, len(np.asarray(scores)), both_classes=True)
     settings: dict[str, Any] = {"n": n, "confidence": confidence, "seed": seed}
-    area = bootstrap_interval(classes, scores, groups, auroc, **settings)
-    precision = bootstrap_interval(classes, scores, groups, auprc, **settings)
-    return {
-        "auroc": strict_json(asdict(area)),
-        "auprc": strict_json(asdict(precision) | {"chance": float(classes.mean())}),
-    }
+    area, precision = (asdict(bootstrap_interval(classes, scores, groups, m, **settings)) for m in (auroc, auprc))
+    return strict_json({"auroc": area, "auprc": precision | {"chance": float(classes.mean())}})
+
+
+def decision_metrics(
+    labels: ArrayLike,
+    decisions: ArrayLike,
+    groups: Sequence[str] | None,
+    names: Sequence[str] = tuple(RATES),
+    **settings: Any,
+) -> dict[str, Any]:
+    """Metrics (`names` among `RATES`) of decisions `[N]` (True: anomalous), each an Interval as strict JSON.
+
+    `settings`: `n`, `confidence` and `seed` of `bootstrap_interval`.
+    """
+    decided = np.asarray(decisions).astype(np.float64)
+    found = {name: bootstrap_interval(labels, decided, groups, RATES[name], **settings) for name in names}
+    return {name: strict_json(asdict(interval)) for name, interval in found.items()}
+
+
+def count_images(labels: ArrayLike) -> dict[str, int]:
+    """Number of images of each label."""
+    values = np.asarray(labels)
+    return {"normal": int((values == 0).sum()), "anomalous": int((values == 1).sum())}
 
 
 def _count_groups(labels: IntArray, groups: Sequence[str] | None) -> dict[str, int]:
@@ -125,7 +143,7 @@ def _warnings(area: dict[str, Any], threshold: Threshold) -> list[str]:
     if area["value"] < 0.5:
         warnings.append(
             f"AUROC {area['value']:.3f} is below 0.5: anomalous images score lower than normal ones. The direction of the "
-            "score is wrong for these images; the figure is reported as it is, not flipped"
+            "score is wrong for these images; it is reported as it is, not flipped"
         )
     if area["note"]:
         warnings.append(f"intervals: {area['note']}")

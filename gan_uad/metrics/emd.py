@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gan_uad.metrics._images import check_pair
-
-FloatArray = NDArray[np.float64]
+from gan_uad.metrics._inputs import FloatArray, check_pair
 
 
 def intensity_emd(a: NDArray[np.floating], b: NDArray[np.floating]) -> FloatArray:

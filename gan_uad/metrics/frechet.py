@@ -1,6 +1,6 @@
 """The Fréchet distance between Gaussians, and the Gaussian of a stream of features.
 
-It is called FID only where the features are those of the 2015 Inception (Heusel et al. 2017); see `features.base.FeatureNet.figure`.
+It is called FID only where the features are those of the 2015 Inception (Heusel et al. 2017); see `features.base.FeatureNet.metric`.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Moments:
     def update(self, features: Features) -> None:
         """Take in features `[n, dim]` of any float type, n ≥ 0. ValueError for another shape and for rows that are not finite."""
         checked = check_features(features, "features", 0, len(self.mean), self.n)
-        for _, part in blocks(checked):
-            values = part.astype(np.float64)
+        for _, block in blocks(checked):
+            values = block.astype(np.float64)
             mean = values.mean(axis=0)
             values -= mean
             self._join(len(values), mean, values)

@@ -1,4 +1,4 @@
-"""Free-response ROC: the share of lesions that is found, against the false alarms a slide that this costs."""
+"""Free-response ROC: the share of lesions found against the number of false alarms per slide."""
 
 from __future__ import annotations
 
@@ -10,16 +10,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gan_uad.metrics._inputs import FloatArray, IntArray
-from gan_uad.metrics.bootstrap import FEW_GROUPS, Interval
+from gan_uad.metrics.bootstrap import (
+    CELLS_PER_CHUNK,
+    FEW_GROUPS,
+    NO_SPREAD,
+    Interval,
+    check_settings,
+    percentiles,
+    resample_apart,
+)
 
-RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # mean false alarms a slide at which CAMELYON16 reads the curve
-CELLS_PER_CHUNK = 4_000_000
+RATES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # mean false alarms per slide at which CAMELYON16 reads the curve
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What was detected on one slide. `hits` `[lesions]`: the highest score of a detection inside each lesion, −inf where there is
-    none; empty for a slide without lesions. `alarms` `[m]`: the finite scores of the detections outside all lesions."""
+    """What was detected on one slide.
+
+    `hits` `[lesions]`: the highest score of a detection inside each lesion, −inf where there is none. `alarms` `[m]`: the finite scores
+    of the detections outside all lesions.
+    """
 
     hits: FloatArray
     alarms: FloatArray
@@ -34,7 +44,7 @@ class Marks:
 
 
 class FrocCurve(NamedTuple):
-    """At `thresholds[i]`, falling, detections with score ≥ it: `alarms[i]` false ones a slide, `sensitivity[i]` of the lesions found."""
+    """For detections with score ≥ `thresholds[i]` (falling): `alarms[i]` false ones per slide, `sensitivity[i]` of the lesions found."""
 
     alarms: FloatArray
     sensitivity: FloatArray
@@ -54,33 +64,28 @@ def froc_curve(slides: Sequence[Marks]) -> FrocCurve:
 
 
 def sensitivity_at(slides: Sequence[Marks], rates: Sequence[float] = RATES) -> FloatArray:
-    """Share of the lesions found `[rates]` at the lowest threshold with at most `rate` false alarms a slide.
+    """Share of the lesions found `[rates]` at the lowest threshold with at most `rate` false alarms per slide.
 
-    Nothing is interpolated: a rate that lies between two thresholds is held by the higher one. (Interpolated figures differ by
-    at most the step between two detections.) ValueError as in `froc_curve`, and for a negative rate.
+    Nothing is interpolated: for a rate between two thresholds the higher one is used. (Interpolated values differ by at most the step
+    between two detections.) ValueError as in `froc_curve`, and for a negative rate.
     """
     ones = np.ones((1, len(slides)))
     return _Pool(slides, rates).sensitivity(ones)[0]
 
 
 def froc_score(slides: Sequence[Marks], rates: Sequence[float] = RATES) -> float:
-    """Mean of `sensitivity_at`, the figure by which CAMELYON16 ranked localisation."""
+    """Mean of `sensitivity_at`: CAMELYON16 ranked localisation by it."""
     return float(sensitivity_at(slides, rates).mean())
 
 
 def froc_interval(
-    slides: Sequence[Marks],
-    rates: Sequence[float] = RATES,
-    n: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
+    slides: Sequence[Marks], rates: Sequence[float] = RATES, n: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
     """`froc_score` with its percentile bootstrap interval over slides; those with lesions and those without are resampled apart.
 
     NaNs with a note where fewer than two slides have lesions, or where all resamples agree. Errors as in `froc_curve`.
     """
-    if n < 2 or not 0 < confidence < 1:
-        raise ValueError(f"bootstrap: n must be at least 2 and confidence in (0, 1), got {n} and {confidence}")
+    check_settings(n, confidence)
     pool = _Pool(slides, rates)
     value = float(pool.sensitivity(np.ones((1, len(slides)))).mean())
     holding = np.array([len(marks.hits) > 0 for marks in slides])
@@ -88,23 +93,11 @@ def froc_interval(
     if count < 2:
         note = "only one slide has lesions: no interval can be given"
         return Interval(value, np.nan, np.nan, confidence, 0, 0, "slide", len(slides), True, note)
-    means = pool.sensitivity(_drawn(holding, n, np.random.default_rng(seed))).mean(1)
-    low, high = (float(q) for q in np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2]))
+    counts = resample_apart(np.stack([holding, ~holding]), n, np.random.default_rng(seed))
+    low, high = percentiles(pool.sensitivity(counts.astype(np.float64)).mean(1), confidence)
     note = f"only {count} slides have lesions: the interval is rough, likely too narrow" if count < FEW_GROUPS else ""
-    if low == high:
-        low = high = float("nan")
-        note = "all resamples give the same figure, so the bootstrap cannot tell how uncertain it is"
+    note = NO_SPREAD if np.isnan(low) else note
     return Interval(value, low, high, confidence, n, 0, "slide", len(slides), count < FEW_GROUPS, note)
-
-
-def _drawn(holding: NDArray[np.bool_], n: int, rng: np.random.Generator) -> FloatArray:
-    """How often each slide is drawn in each of n resamples, `[n, slides]`."""
-    counts = np.zeros((n, len(holding)))
-    for members in (np.flatnonzero(holding), np.flatnonzero(~holding)):
-        if len(members):
-            drawn = rng.integers(0, len(members), (n, len(members))) + len(members) * np.arange(n)[:, None]
-            counts[:, members] = np.bincount(drawn.ravel(), minlength=n * len(members)).reshape(n, len(members))
-    return counts
 
 
 def _pooled(slides: Sequence[Marks]) -> tuple[FloatArray, FloatArray]:
@@ -135,17 +128,17 @@ class _Pool:
         self.slide_of_alarm = np.repeat(slide, [len(marks.alarms) for marks in slides])[order]
 
     def sensitivity(self, counts: FloatArray) -> FloatArray:
-        """Counts `[B, slides]` → `[B, rates]`; every row must draw a slide with a lesion."""
+        """Counts `[B, slides]` → `[B, rates]`; every row must hold a slide with a lesion."""
         rows = max(1, CELLS_PER_CHUNK // max(1, len(self.alarms) + len(self.hits)))
-        found = [self._part(counts[start : start + rows]) for start in range(0, len(counts), rows)]
+        found = [self._of_rows(counts[start : start + rows]) for start in range(0, len(counts), rows)]
         return np.concatenate(found)
 
-    def _part(self, counts: FloatArray) -> FloatArray:
+    def _of_rows(self, counts: FloatArray) -> FloatArray:
         slides, lesions = counts.sum(1), counts[:, self.slide_of_hit]
         so_far = np.cumsum(counts[:, self.slide_of_alarm], axis=1)
         found: NDArray[np.float64] = np.empty((len(counts), len(self.rates)))
         for column, rate in enumerate(self.rates):
-            # The first alarm that is one too many: what scores no higher than it is not detected. Ties fall together.
+            # The first alarm beyond the rate: what scores no higher than it is not detected, nor is any equal to it.
             many = (so_far <= (rate * slides + 1e-9)[:, None]).sum(1)
             limit = np.append(self.alarms, -np.inf)[many]
             found[:, column] = (lesions * (self.hits > limit[:, None])).sum(1) / lesions.sum(1)

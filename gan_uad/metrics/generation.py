@@ -1,4 +1,4 @@
-"""Figures that judge a generator by features of its images: the one place to import them from.
+"""Metrics of a generator by features of its images: the one place to import them from.
 
 Features are float `[images, features]` of one network for all sets, in memory or memory-mapped, and finite.
 """

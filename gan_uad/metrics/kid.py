@@ -27,8 +27,8 @@ def kid(a: Features, b: Features, subsets: int = 100, size: int = 1000, seed: in
     """Kernel distance of features `[n, d]` and `[m, d]`, in memory or memory-mapped: unbiased MMD² with the kernel (x·y / d + 1)³.
 
     Unbiased: 0 on average, and so also below 0, where both sets come from one distribution. A set smaller than `size` gives subsets
-    of half the smaller set, since subsets of the whole set are all the same. Subsets and default seed are torch-fidelity's, so
-    that the figures agree up to its sums in single precision (here they are in double; the products are as precise as the features
+    of half the smaller set, since subsets of the complete set are all the same. Subsets and default seed are torch-fidelity's, so
+    that the values agree up to its sums in single precision (here they are in double; the products are as precise as the features
     are). ValueError for fewer than 4 images, other shapes, and features that are not finite.
     Source: Bińkowski et al. 2018, section 4 and appendix D.
     """

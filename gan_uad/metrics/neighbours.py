@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from gan_uad.metrics._features import Features, FloatArray, blocks, check_features
 
 TILE = 2048  # rows and columns of distances at a time: 32 MiB
-ROWS_TOLD = 256  # queries whose differences to their neighbours are held at a time
+ROWS_AT_ONCE = 256  # queries whose differences to their neighbours are held at a time
 # Of the squared lengths: below it a squared distance is rounding, and float32 features that far apart are alike.
 ALIKE = 1e-13
-# Of a squared radius: what rounding may take from an image that lies on the sphere, as one does wherever images repeat.
+# Share of a squared radius added for rounding: an image lies on the sphere wherever images repeat.
 ON_SPHERE = 1e-9
 
 
@@ -30,7 +30,7 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(real: Features, fake: Features, k: int = 3) -> PrecisionRecall:
-    """Improved precision and recall of features `[n, d]` and `[m, d]`, n, m > k; sizes may differ, but move both figures.
+    """Improved precision and recall of features `[n, d]` and `[m, d]`, n, m > k; both values depend on the sizes.
 
     An image is among a set when its distance to some image of the set is at most that one's distance to its own k-th nearest
     neighbour within the set, itself not counted. ValueError for too few images, other shapes, and features that are not finite.
@@ -79,7 +79,7 @@ class Memorisation:
     held_out_copies: int
 
     def closest(self, count: int) -> list[Pair]:
-        """The closest pairs, nearest first, at most one a training image: a generator that repeats one image fills one place."""
+        """The closest pairs, nearest first, at most one per training image, so that a repeated image fills one place."""
         order = np.argsort(self.fake_distance, kind="stable")
         _, firsts = np.unique(self.fake_index[order], return_index=True)
         chosen = order[np.sort(firsts)[:count]]
@@ -87,7 +87,7 @@ class Memorisation:
 
 
 def memorisation(train: Features, fake: Features, held_out: Features) -> Memorisation:
-    """Are generated images nearer to the training images than other real images of the same source are?
+    """Compare the distances of generated and of held-out real images to the training images.
 
     Features `[n, d]`, `[m, d]` and `[h, d]` of the training images, of generated ones, and of real ones that the generator never saw
     (other groups, as in every split here). Sizes may differ: both distances are to the same training set. ValueError for other shapes
@@ -131,11 +131,11 @@ def nearest(queries: Features, targets: Features, k: int, metric: str = "euclide
         least[rows], index[rows] = (np.take_along_axis(values, chosen, axis=1) for values in (known, numbers))
     # Lengths that cancel have left rounding in `least`; the differences themselves have none.
     found = np.empty_like(least)
-    for start, part in blocks(queries, ROWS_TOLD):
-        away = prepared(part.astype(np.float64))[:, None] - prepared(
-            np.asarray(targets[index[start : start + len(part)]], dtype=np.float64)
+    for start, block in blocks(queries, ROWS_AT_ONCE):
+        away = prepared(block.astype(np.float64))[:, None] - prepared(
+            np.asarray(targets[index[start : start + len(block)]], dtype=np.float64)
         )
-        found[start : start + len(part)] = np.einsum("nkd,nkd->nk", away, away)
+        found[start : start + len(block)] = np.einsum("nkd,nkd->nk", away, away)
     found.sort(axis=1)
     return found / 2 if metric == "cosine" else np.sqrt(found)
 
@@ -199,6 +199,6 @@ def _tiles(
 
 def _mean(features: Features) -> FloatArray:
     total = np.zeros(features.shape[1])
-    for _, part in blocks(features):
-        total += part.sum(axis=0, dtype=np.float64)
+    for _, block in blocks(features):
+        total += block.sum(axis=0, dtype=np.float64)
     return np.asarray(total / len(features))

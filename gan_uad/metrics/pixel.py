@@ -1,8 +1,6 @@
-"""Pixel-level figures: anomaly maps `[N, H, W]` (float, higher = more anomalous) against masks `[N, H, W]` (bool)."""
+"""Pixel-level metrics: anomaly maps `[N, H, W]` (float, higher = more anomalous) against masks `[N, H, W]` (bool)."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -32,7 +30,7 @@ def _check_masks(masks: ArrayLike, shape: tuple[int, ...]) -> BoolArray:
         raise ValueError("masks: expected booleans (True: anomalous pixel); binarise grey masks first")
     result = values.astype(bool)
     if not result.any():
-        raise ValueError(f"masks: no anomalous pixel in {len(result)} masks, the figure is undefined")
+        raise ValueError(f"masks: no anomalous pixel in {len(result)} masks, the metric is undefined")
     return result
 
 
@@ -103,26 +101,11 @@ def aupro(masks: ArrayLike, maps: ArrayLike, max_fpr: float = 0.3) -> float:
     return float(np.trapezoid(y, x) / max_fpr)
 
 
-def segment(maps: ArrayLike, threshold: float, min_area: int = 0) -> BoolArray:
-    """Bool masks `[N, H, W]`: pixels with value > threshold, without connected regions of fewer than `min_area` pixels.
-
-    Regions are of 8 neighbours, image by image. ValueError for NaN maps or threshold, or a negative area.
-    """
-    values = _check_maps(maps)
-    if np.isnan(threshold) or min_area < 0:
-        raise ValueError(f"segment: threshold {threshold} must be a number and min_area {min_area} not negative")
-    found = np.asarray(values > threshold)
-    if min_area > 1:
-        found = np.stack(list(_without_small(found, min_area)))
-    return found
-
-
-def _without_small(masks: BoolArray, min_area: int) -> Iterator[BoolArray]:
-    for mask in masks:
-        numbers, sizes = _regions(mask)
-        keep = sizes >= min_area
-        keep[0] = False
-        yield keep[numbers]
+def segment(maps: ArrayLike, threshold: float) -> BoolArray:
+    """Bool masks `[N, H, W]`: pixels with value > threshold. ValueError for NaN maps or threshold."""
+    if np.isnan(threshold):
+        raise ValueError("segment: the threshold is NaN")
+    return np.asarray(_check_maps(maps) > threshold)
 
 
 def _overlap(masks: ArrayLike, segments: ArrayLike) -> tuple[int, int, int]:
@@ -147,19 +130,3 @@ def iou(masks: ArrayLike, segments: ArrayLike) -> float:
     """Intersection over union (Jaccard 1912) in [0, 1] over all pixels of all images; as `dice` otherwise."""
     both, true, found = _overlap(masks, segments)
     return both / (true + found - both)
-
-
-def best_dice(masks: ArrayLike, maps: ArrayLike) -> tuple[float, float]:
-    """(Dice, threshold) at the threshold that is best for THESE masks: an upper bound, not a result.
-
-    It is the "best possible Dice" of the literature (Baur et al. 2021): it has seen the answers, so call it so in any
-    table. The threshold is for value > threshold; of equal Dice the highest is taken. Errors as in `pixel_auroc`.
-    """
-    truth, values = _check(masks, maps)
-    order = np.argsort(values, axis=None)[::-1]
-    ranked = values.ravel()[order]
-    last_of_level = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), ranked.size - 1)
-    metrics = 2 * np.cumsum(truth.ravel()[order])[last_of_level] / (truth.sum() + last_of_level + 1)
-    best = int(np.argmax(metrics))
-    below = last_of_level[best] + 1
-    return float(metrics[best]), float(ranked[below]) if below < ranked.size else -np.inf

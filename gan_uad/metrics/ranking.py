@@ -43,7 +43,7 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
 def auprc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Average precision in [0, 1]: sum over thresholds of (R_k - R_k-1) P_k, without interpolation.
 
-    Chance is the share of anomalous images, so figures of sets with other shares cannot be compared. Inputs and errors
+    Chance is the share of anomalous images, so values of sets with other shares cannot be compared. Inputs and errors
     as in `auroc`. Source: Davis & Goadrich 2006 on why not to interpolate; `sklearn.metrics.average_precision_score`.
     """
     from sklearn.metrics import average_precision_score
@@ -71,7 +71,7 @@ def pr_points(labels: ArrayLike, scores: ArrayLike) -> PrPoints:
 class WeightedRanking:
     """AUROC and AUPRC of many weightings of the same images, from one sort.
 
-    Integer weights are multiplicities, so a row of weights gives the figure of a bootstrap resample. A score level is
+    Integer weights are multiplicities, so a row of weights gives the metric of a bootstrap resample. A score level is
     a run of equal scores: images of one level are ties and count half, as in `auroc`.
     """
 

@@ -1,4 +1,4 @@
-"""A covariance that can be inverted however few the images are, from features that come in batches."""
+"""A covariance that can be inverted for any number of images, from features that come in batches."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class ShrinkageMoments:
         if self.moments.n == 0 and len(checked):
             self.origin = checked.mean(axis=0, dtype=np.float64)
         self.moments.update(checked)
-        for _, part in blocks(checked):
-            away = part - self.origin
+        for _, block in blocks(checked):
+            away = block - self.origin
             squared = np.einsum("nd,nd->n", away, away)
             self.cubes += squared @ away
             self.fourth += float(squared @ squared)
@@ -36,7 +36,7 @@ class ShrinkageMoments:
     def shrinkage(self) -> float:
         """The share in [0, 1] of the multiple of the identity. ValueError for fewer than 2 images.
 
-        Source: Ledoit & Wolf 2004, section 3.2 (β², δ²); the same figure as scikit-learn's `ledoit_wolf` of all features at once.
+        Source: Ledoit & Wolf 2004, section 3.2 (β², δ²); the same value as scikit-learn's `ledoit_wolf` of all features at once.
         """
         gaussian = self.gaussian()
         n, d = gaussian.n, gaussian.dim

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from gan_uad.metrics._images import check_pair
-
-FloatArray = NDArray[np.float64]
+from gan_uad.metrics._inputs import FloatArray, check_pair
 
 WINDOW, SIGMA = 11, 1.5  # px, section III.B
 K1, K2 = 0.01, 0.03
-# Channels that are in memory at once, in values: more than fit a cache would be slower.
+# Values of the images worked on at once: more than fit a cache would be slower.
 AT_ONCE = 1 << 18
 STRIP = 32  # rows of a blurred image that are computed together, from no more of the image than they need
 
@@ -22,8 +20,8 @@ def ssim(a: NDArray[np.floating], b: NDArray[np.floating], data_range: float = 2
     """SSIM `[N]` in [-1, 1] (1: equal) of images `[N, C, H, W]`, and its map `[N, H, W]`, both averaged over channels.
 
     Gaussian window of 11 px and σ 1.5, C1 = (0.01·L)², C2 = (0.03·L)², L the `data_range` (2 for images in [-1, 1]); population
-    variances. The figure is the mean over the places where the window lies wholly inside, as in the paper; the map goes on to the
-    edges by images mirrored there. In float64: the variances are small differences. Raises `ValueError` for images of fewer than 11 px,
+    variances. SSIM is the mean over the places where the window lies inside the image, as in the paper; the map reaches the edges, where
+    the images are mirrored. In float64: the variances are small differences. Raises `ValueError` for images of fewer than 11 px,
     other shapes, and values that are not finite.
     """
     check_pair(a, b)
@@ -36,8 +34,8 @@ def ssim(a: NDArray[np.floating], b: NDArray[np.floating], data_range: float = 2
     maps = np.empty((n, height, width))
     step = max(1, AT_ONCE // (channels * height * width))
     for start in range(0, n, step):
-        part = slice(start, start + step)
-        maps[part] = _of_channels(a[part].astype(np.float64), b[part].astype(np.float64), rows, columns, data_range)
+        block = slice(start, start + step)
+        maps[block] = _of_channels(a[block].astype(np.float64), b[block].astype(np.float64), rows, columns, data_range)
     edge = WINDOW // 2
     return maps[:, edge : height - edge, edge : width - edge].mean((1, 2)), maps
 

@@ -1,4 +1,4 @@
-"""How far out among normals a value lies, on one scale for figures of any unit, and how several such figures become one."""
+"""Tail probabilities: how far out among normals a value lies, on one scale for any unit, and how several of them are combined."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from gan_uad.metrics._inputs import FloatArray, check_scores
 
-LEAST = 10  # values: below, three of them would be most of what is called the tail
-BEYOND = 0.1  # share of the values that make the tail
-LEAST_BEYOND = 3
+MIN_NORMALS = 10  # with fewer values, the three of the tail would be a third of them or more
+TAIL_SHARE = 0.1  # share of the values that make the tail
+MIN_TAIL = 3
 WINDOWS = 512  # at most so many windows fit between the start of the tail and the middle of the values
 COMBINATIONS = ("fisher", "max")
 
@@ -23,16 +23,16 @@ class Tail:
 
     Up to `start`, which is about their 90 % quantile (at least three lie beyond), it is the conformal p-value
     (1 + #{values ≥ v}) / (n + 1) (Vovk et al. 2005), averaged over the `window` below v. The average is never below the p-value
-    itself, and it is continuous: a rounding error of v changes it by a rounding error, not by a whole step of 1 / (n + 1). It is
+    itself, and it is continuous: a rounding error of v changes it by a rounding error, not by a step of 1 / (n + 1). It is
     piecewise linear, so it is kept as its corners: `knots`, and the averaged count at each, `at_least`.
 
     Beyond `start`, where counting soon ends at 1 / (n + 1) for everything, it falls from there as exp(−(v − start) / `scale`), `scale`
     being the mean excess over `start`: peaks over a threshold with a generalised Pareto distribution of shape 0, whose likelihood the
-    mean excess maximises (Pickands 1975; Davison & Smith 1990). Continuous there and strictly falling, so two very anomalous images are
-    not tied; a model of the tail, so far beyond all values a score, not a frequency.
+    mean excess maximises (Pickands 1975; Davison & Smith 1990). It is continuous at `start` and falls strictly, so two
+    very anomalous images do not tie. Far beyond all values it is a score from a model of the tail, not a frequency.
 
-    Where the values at the end are all the same, `scale` is how far they lie above the mean, and where all values are, their size
-    (1 for 0): nothing tells what a departure means, and a rounding error shall not mean much.
+    Where the values of the tail are all the same, `scale` is how far they lie above the mean. Where all values are the same, it is
+    their size (1 for 0), so that a rounding error changes little.
     """
 
     values: FloatArray
@@ -44,13 +44,13 @@ class Tail:
 
     @classmethod
     def fit(cls, values: ArrayLike, window: float | None = None) -> Tail:
-        """From values `[n]` of normals, n ≥ 10, in any order. ValueError for fewer, and for NaN or infinite ones.
+        """Fit to values `[n]` of normals, n ≥ 10, in any order. ValueError for fewer, and for NaN or infinite ones.
 
-        `window`: that of a larger sample of which the values are a part; by default it follows from the values.
+        `window`: the one of a larger sample that holds these values; by default it follows from the values.
         """
         known = np.sort(check_scores(values, "values of normals"))
-        if len(known) < LEAST:
-            raise ValueError(f"values of normals: at least {LEAST} are needed for a tail, got {len(known)}")
+        if len(known) < MIN_NORMALS:
+            raise ValueError(f"values of normals: at least {MIN_NORMALS} are needed for a tail, got {len(known)}")
         beyond = _beyond(len(known))
         start = known[-beyond - 1]
         scale = _scale(known[-beyond:].mean() - start, known[-1], known.mean())
@@ -67,10 +67,10 @@ class Tail:
         return np.log((1 + self._count(inside)) / (len(self.values) + 1)) - (checked - inside) / self.scale
 
     def left_out_log_p(self, values: ArrayLike) -> FloatArray:
-        """`log_p` of values `[m]` that are among the fitted ones, each by the tail of all others: as of images not seen in fitting.
+        """Leave-one-out `log_p` of values `[m]` among the fitted ones: each by the tail of all others.
 
-        The window stays that of all values. A threshold set on the scores of the very images that the tails were fitted on would be too
-        low. ValueError for values that are not among the fitted ones.
+        A threshold set on scores of the images that the tails were fitted on would be too low. The window stays that of all values.
+        ValueError for values that are not among the fitted ones.
         """
         given = check_scores(values)
         known, n = self.values, len(self.values)
@@ -93,10 +93,10 @@ class Tail:
 
 
 def _window(known: FloatArray, start: float) -> float:
-    """How wide the counts are averaged: as wide as a few known values lie apart, and wider than the rounding of float32 kernels.
+    """Width over which counts are averaged: that of a few neighbouring values, and wider than the rounding of float32 kernels.
 
-    The mean distance from `start` of the values that are not of the tail, divided by n (by 512 at most). Far ones count as no more than
-    4 times as far as the 75 % quantile.
+    The mean distance from `start` of the values below the tail, divided by n (by 512 at most). Distances are cut at 4 times their 75 %
+    quantile.
     """
     below = start - known[: len(known) - _beyond(len(known))]
     typical = np.minimum(below, 4 * np.quantile(below, 0.75)).mean() / min(len(known), WINDOWS)
@@ -106,7 +106,7 @@ def _window(known: FloatArray, start: float) -> float:
 def _averaged_counts(known: FloatArray, window: float) -> tuple[FloatArray, FloatArray]:
     """The corners of the mean of #{known ≥ u} over u in [v − window, v], as v `[K]` and mean `[K]`; known is sorted.
 
-    Each known value x counts wholly up to v = x, not at all from v = x + window, and in part between.
+    Each known value x counts 1 up to v = x, 0 from v = x + window, and a share between.
     """
     if window == 0:  # all values are 0
         return known[:1], np.array([float(len(known))])
@@ -114,36 +114,38 @@ def _averaged_counts(known: FloatArray, window: float) -> tuple[FloatArray, Floa
     low, high = (np.searchsorted(known, edge, side="left") for edge in (knots - window, knots))
     centred = known - known[0]
     sums = np.concatenate([[0.0], np.cumsum(centred)])
-    part = (sums[high] - sums[low] - (high - low) * (knots - window - known[0])) / window
-    at_least = len(known) - high + np.clip(part, 0, high - low)
+    shares = (sums[high] - sums[low] - (high - low) * (knots - window - known[0])) / window
+    at_least = len(known) - high + np.clip(shares, 0, high - low)
     return knots, np.minimum.accumulate(at_least)
 
 
 def combine(log_p: ArrayLike, how: str) -> FloatArray:
-    """Logarithms of tail probabilities `[parts, N]` as one score `[N]` ≥ 0, higher = further out.
+    """Combine logarithms of tail probabilities `[components, N]` into one score `[N]` ≥ 0, higher = further out.
 
-    `fisher`: −2 Σ log p (Fisher 1925). Parts of one image depend on each other, so this is a score, and not χ² of 2 · parts degrees
-    of freedom: how often normals exceed it is to be told from the scores of validation normals. `max`: the largest −log p, for
-    anomalies that only one part sees. ValueError for another name or shape, and for NaN.
+    `fisher`: −2 Σ log p (Fisher 1925). Components of one image depend on each other, so this is a score and not χ²: set thresholds on
+    the scores of validation normals. `max`: the largest −log p, for anomalies that only one component shows. ValueError for another
+    name or shape, and for NaN.
     """
     values = np.asarray(log_p, dtype=np.float64)
     if how not in COMBINATIONS:
-        raise ValueError(f"parts are combined by {' or '.join(COMBINATIONS)}, not {how!r}")
+        raise ValueError(f"components are combined by {' or '.join(COMBINATIONS)}, not {how!r}")
     if values.ndim != 2 or not values.size or not (values <= 0).all():
-        raise ValueError(f"log_p: expected a non-empty [parts, N] of numbers up to 0, got shape {list(values.shape)}")
+        raise ValueError(
+            f"log_p: expected a non-empty [components, N] of numbers up to 0, got shape {list(values.shape)}"
+        )
     found: FloatArray = -2 * values.sum(0) if how == "fisher" else -values.min(0)
     return found
 
 
 def _beyond(n: int) -> int:
     """How many of n values make the tail."""
-    return max(LEAST_BEYOND, math.ceil(BEYOND * n))
+    return max(MIN_TAIL, math.ceil(TAIL_SHARE * n))
 
 
 def _scale(
     excess: NDArray[np.float64] | float, highest: NDArray[np.float64] | float, mean: NDArray[np.float64] | float
 ) -> NDArray[np.float64]:
-    """The mean excess, or what stands for it where there is none: equal values, but for the rounding of float32."""
+    """The mean excess, or its replacement where the values of the tail are equal but for the rounding of float32."""
     size = np.maximum(np.abs(highest), np.abs(mean))
     rounding = 1e-7 * size
     above = np.asarray(highest - mean)

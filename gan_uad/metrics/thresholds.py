@@ -1,7 +1,7 @@
-"""Thresholds that are set without the test set, and what each of them promises.
+"""Rules that set a threshold without the test set, and what each of them guarantees.
 
-Everywhere a decision is `score > threshold`, strictly: a score equal to the threshold is normal. With that, a conformal
-threshold keeps its promise under ties.
+A decision is always `score > threshold`, strictly: a score equal to the threshold is normal. So a conformal threshold keeps its
+guarantee under ties.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ RULES: dict[str, tuple[str | None, str]] = {
     "mean_std": ("k", "mean_std:K, e.g. mean_std:3"),
     "manual": ("value", "manual:VALUE, e.g. manual:0.7"),
 }
-ROUNDING = 1e-9  # without it nine normals, whose weights add up to 0.8999..., could not promise alpha 0.1
+ROUNDING = 1e-9  # without it nine normals, whose weights add up to 0.8999..., could not guarantee alpha 0.1
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """A threshold, how it was set and what may be said of it.
+    """A threshold, how it was set and what it guarantees.
 
     `value` may be infinite (nothing is flagged); `n` images of `n_groups` groups set it, both 0 for `manual`;
     `n_groups` is None where no group is known. `note` is a sentence for the report.
@@ -59,7 +59,7 @@ def parse_threshold(text: str) -> tuple[str, dict[str, float]]:
         _check_params(rule, params)
     except (KeyError, ValueError):
         forms = "; ".join(form for _, form in RULES.values())
-        raise ValueError(f"threshold {text!r} is not understood; the forms are: {forms}") from None
+        raise ValueError(f"threshold {text!r} is unknown; use one of: {forms}") from None
     return rule, params
 
 
@@ -86,7 +86,7 @@ def fit_threshold(
 
     `labels [N]`: 0 normal, 1 anomalous; None: all are normal. `groups [N]`: patients or slides, '' unknown.
     - `youden`: largest J = TPR - FPR on the validation ROC (Youden 1950); needs both classes. Of equal J the highest
-      threshold is taken (fewest false alarms). It lies halfway between the lowest flagged and the highest unflagged
+      threshold is used (fewest false alarms). It lies halfway between the lowest flagged and the highest unflagged
       score.
     - `fpr` (`alpha`): split-conformal on the normals, see `conformal_threshold`.
     - `quantile` (`q`): the empirical quantile of the normals, the smallest score that a share >= q does not exceed.
@@ -96,7 +96,7 @@ def fit_threshold(
     """
     _check_params(rule, params)
     if rule == "manual":
-        return Threshold(params["value"], rule, params, 0, 0, "threshold given by hand: nothing is promised of it")
+        return Threshold(params["value"], rule, params, 0, 0, "threshold given by hand: no guarantee on new images")
     values, classes, codes, n_unknown = _used(rule, scores, labels, groups)
     n_groups = len(np.unique(codes)) if n_unknown < len(values) else None
     if rule == "youden":
@@ -173,7 +173,9 @@ def _conformal_note(value: float, alpha: float, n: int, n_groups: int | None, n_
             note += f"; {n_unknown} images have no group and count as groups of their own, which weakens this"
     if math.isinf(value):
         needed = math.ceil(1 / alpha - 1 - ROUNDING)
-        note += f". INFINITE, nothing is flagged: {units} {unit} cannot promise {alpha:g}, at least {needed} are needed"
+        note += (
+            f". INFINITE, nothing is flagged: {units} {unit} cannot guarantee {alpha:g}, at least {needed} are needed"
+        )
     return note
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ from gan_uad.errors import UserError
 from gan_uad.files import atomic
 from gan_uad.metrics.tails import Tail
 
-Batches = Iterable[
-    tuple[Tensor, Tensor]
-]  # images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown)
+# Images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown).
+Batches = Iterable[tuple[Tensor, Tensor]]
 
-PIXELS = 128  # of each map of a validation normal, which tell how maps of normals look: 65,536 of 512 images
+PIXELS = 128  # sampled of each map of a validation normal to calibrate maps: 65,536 of 512 images
 
 
 @dataclass
 class Scores:
-    """Scores of N images, on the CPU. `image` `[N]`: higher = more anomalous. `map` `[N, H, W]`: where. `parts`: named `[N]`.
+    """Scores of N images, on the CPU.
 
-    `maps`: what `map` is made of, by name, in their own units: `[N, H, W]`, or a sample of their pixels `[N, P]`.
+    `image` `[N]`: higher = more anomalous. `components`: score components by name, `[N]` each. `map` `[N, H, W]`: the same per pixel.
+    `maps`: the maps that `map` is computed from, by name, in their own units: `[N, H, W]`, or a sample of their pixels `[N, P]`.
     """
 
     image: Tensor
@@ -42,53 +42,53 @@ class Scores:
 
     @classmethod
     def concatenate(cls, pieces: list[Scores]) -> Scores:
-        """Put the scores of consecutive images together."""
-        return cls(
-            torch.cat([p.image for p in pieces]),
-            {name: torch.cat([p.components[name] for p in pieces]) for name in pieces[0].components},
-            _cat([p.map for p in pieces]),
-            _cat([p.reconstruction for p in pieces]),
-            {name: torch.cat([p.maps[name] for p in pieces]) for name in pieces[0].maps},
-        )
+        """Join the scores of consecutive images."""
+        return cls._joined(pieces, torch.cat)
 
-    def first(self, count: int) -> Scores:
-        """The scores of the first `count` images."""
-        return self.take(slice(count))
+    @classmethod
+    def _joined(cls, pieces: list[Scores], join: Callable[[list[Any]], Tensor]) -> Scores:
+        def optional(values: list[Any]) -> Tensor | None:
+            return None if values[0] is None else join(values)
+
+        def named(values: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {name: join([value[name] for value in values]) for name in values[0]}
+
+        return cls(
+            join([p.image for p in pieces]),
+            named([p.components for p in pieces]),
+            optional([p.map for p in pieces]),
+            optional([p.reconstruction for p in pieces]),
+            named([p.maps for p in pieces]),
+        )
 
     def take(self, rows: slice | Tensor) -> Scores:
         """The scores of some of the images."""
-        return Scores(
-            self.image[rows],
-            {name: values[rows] for name, values in self.components.items()},
-            None if self.map is None else self.map[rows],
-            None if self.reconstruction is None else self.reconstruction[rows],
-            {name: maps[rows] for name, maps in self.maps.items()},
-        )
+        return self._joined([self], lambda values: values[0][rows])
 
     def sampled(self) -> Scores:
-        """Without pictures, and with some pixels of `maps` only, at the same random places of every image: what `calibrate` needs."""
+        """What `calibrate` needs: no images, and of `maps` some pixels only, at the same random places of every image."""
         return Scores(self.image, self.components, maps={name: _some_pixels(maps) for name, maps in self.maps.items()})
 
 
 class Scorer(ABC):
     """A detector of what is not normal.
 
-    Scores are deterministic and independent of the batch that an image comes in: images go through the model in micro-batches
-    of one fixed size, the last one padded. They come about in two steps: `measure` looks at an image alone, `calibrated` compares what it
-    measured with what `calibrate` saw of validation normals. Then also the maps are in one unit, whatever is measured: −log10 of the
-    probability that a pixel of a normal image has such a value, averaged over the maps of a scorer that has several.
+    Scores are deterministic and independent of the batch that an image comes in: images go through the model in micro-batches of one
+    fixed size, the last one padded. Scoring has two steps. `measure` looks at each image alone. `calibrated` compares its measurements
+    with those of the validation normals that `calibrate` saw. Calibrated maps have one unit for all scorers: −log10 of the probability
+    that a pixel of a normal image has such a value, averaged over the maps of a scorer that has several.
     """
 
     micro_batch = 16
-    chunk: int | None = None  # images that are measured between two looks at what is done; None: measuring is quick
-    resolution: int | None = None  # the only side that the networks take; None: any
-    least_normals = 0  # validation normals without which it cannot score
+    chunk: int | None = None  # images measured between two writes of the partial results; None: measuring is quick
+    resolution: int | None = None  # side of the images in px that the networks need; None: any
+    least_normals = 0  # validation normals that it needs to score
     spec: dict[str, Any]
-    rests_on: str = ""  # pretrained weights, in words that tell them from others
+    rests_on: str = ""  # the pretrained weights it uses, in words that identify them
     log_odds = False  # whether its scores are log P(anomalous) − log P(normal) of a classifier
     fitted = False  # by `fit` or `load_scorer`
     calibration: Tensor | None = None  # scores of validation normals, after `fit`
-    map_tails: dict[str, Tail] | None = None  # of the pixels of their maps, by the name of the map
+    map_tails: dict[str, Tail] | None = None  # tails of the pixels of their maps, by the name of the map
 
     def fit(self, train: Batches, validation: Batches | None = None) -> None:
         """Learn from normal images (label 1 is dropped); calibrate on the normals of `validation`, and keep their scores."""
@@ -112,12 +112,12 @@ class Scorer(ABC):
         return type(self).fit_normals is not Scorer.fit_normals and not self.fitted
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
-        """Learn from batches of normal images. Detectors whose networks are trained already have nothing to do here."""
+        """Learn from batches of normal images. Detectors with trained networks do nothing here."""
 
     def calibrate(self, normals: Scores) -> Tensor:
-        """Learn from what `measure` gave of validation normals, `sampled` or not; returns their scores `[N]`.
+        """Learn from the measurements of validation normals, `sampled` or not; returns their scores `[N]`.
 
-        Each score is as of an image that was not calibrated on, so that a threshold may be set on them.
+        Each is scored without itself (leave-one-out), so that a threshold may be set on these scores.
         """
         self.map_tails = {name: Tail.fit(normals.maps[name].numpy().ravel()) for name in sorted(normals.maps)} or None
         return normals.image
@@ -130,16 +130,15 @@ class Scorer(ABC):
         """Measure `[N, 3, R, R]` in [-1, 1] for any N ≥ 1. Raises `ValueError` on another shape or range, or on NaN."""
         check_images(images, self.resolution)
         pieces = []
-        for part in images.split(self.micro_batch):
-            padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(part)))
-            pieces.append(self.score_batch(padded).first(len(part)))
+        for chunk in images.split(self.micro_batch):
+            pieces.append(self.score_batch(padded(chunk, self.micro_batch)).take(slice(len(chunk))))
         found = Scores.concatenate(pieces)
         if found.map is not None and not found.maps:
             found.maps = {"map": found.map}
         return found
 
     def calibrated(self, measured: Scores) -> Scores:
-        """The scores of what `measure` gave, images and maps alike by what `calibrate` saw of normals, where it saw any."""
+        """The scores and maps of the measurements, by the normals that `calibrate` saw, where it saw any."""
         if self.map_tails is None:
             return measured
         neg_log10_p = [-tail.log_p(measured.maps[name].numpy()) / math.log(10) for name, tail in self.map_tails.items()]
@@ -150,7 +149,7 @@ class Scorer(ABC):
         return self.calibrated(self.measure(images))
 
     def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
-        """How far a set is from the validation normals: Wasserstein-1 distance between the two distributions of scores."""
+        """How far a set is from the validation normals: Wasserstein-1 distance between their distributions of scores."""
         from scipy.stats import wasserstein_distance
 
         if self.calibration is None:
@@ -165,14 +164,14 @@ class Scorer(ABC):
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
-        """What `save` must keep, beside `spec` and the calibration."""
+        """The tensors that `save` keeps, beside `spec` and the calibration."""
 
     @abstractmethod
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave."""
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Restore from the output of `tensors()`."""
 
     def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """Write the fitted scorer to one safetensors file with JSON metadata; with `about`, what a model file says of itself, to one."""
+        """Write the fitted scorer to one safetensors file with JSON metadata; with `about`, the metadata of a model file, as one."""
         from safetensors.torch import save_file
 
         tensors = {f"scorer.{k}": v.detach().cpu().contiguous().clone() for k, v in self.tensors().items()}
@@ -186,7 +185,7 @@ class Scorer(ABC):
 
 
 def load_scorer(path: Path, **given: Any) -> Scorer:
-    """Read a fitted scorer; `given` is what its constructor needs beside its options (an inverter, for instance)."""
+    """Read a fitted scorer; `given`: what its constructor needs beside its options, such as an inverter."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -194,7 +193,7 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
             text = (file.metadata() or {}).get("gan_uad_scorer")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no scorer file ({error})") from None
+        raise UserError(f"{path} is not a scorer file ({error})") from None
     if text is None:
         raise UserError(f"{path} was not written by a scorer's save")
     spec = old_names.spec("scorer", json.loads(text))
@@ -202,9 +201,14 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
     scorer.calibration = tensors.pop("calibration", None)
     tails = {name: tensors.pop(name).numpy() for name in sorted(tensors) if name.startswith("map_tail.")}
     scorer.map_tails = {name.removeprefix("map_tail."): Tail.fit(values) for name, values in tails.items()} or None
-    scorer.take({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
+    scorer.load_tensors({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
     scorer.fitted = True
     return scorer
+
+
+def padded(images: Tensor, size: int) -> Tensor:
+    """At most `size` images `[N, C, H, W]`, filled up to that number with images of zeros."""
+    return F.pad(images, (0, 0, 0, 0, 0, 0, 0, size - len(images)))
 
 
 def check_images(images: Tensor, resolution: int | None = None) -> None:
@@ -220,10 +224,6 @@ def check_images(images: Tensor, resolution: int | None = None) -> None:
 
 def _some_pixels(maps: Tensor) -> Tensor:
     pixels = maps.flatten(1)
-    # A regular grid would meet the lattice that some generators leave always at the same place.
+    # A regular grid would always hit the same phase of the lattice that some generators leave.
     chosen = torch.randperm(pixels.shape[1], generator=torch.Generator().manual_seed(0))[:PIXELS]
     return pixels[:, chosen]
-
-
-def _cat(pieces: list[Any]) -> Any:
-    return None if pieces[0] is None else torch.cat(pieces)

@@ -19,8 +19,8 @@ from gan_uad.scoring.grad_cam import enlarged, grad_cam
 class ClassifierScorer(Scorer):
     """The logit of "anomalous": log P(anomalous) − log P(normal), which is above 0 where the classifier says so.
 
-    The network is trained already; `fit` only keeps the scores of validation normals. Maps are Grad-CAM of the network's last ones, which
-    are coarse (2×2 at 64 px with DenseNet121 and the EfficientNets): larger images tell more. No reconstructions.
+    The network is trained already; `fit` only keeps the scores of validation normals. Maps are Grad-CAM of the network's last feature
+    maps, which are coarse (2×2 at 64 px with DenseNet121 and the EfficientNets). No reconstructions.
     """
 
     log_odds = True
@@ -33,9 +33,8 @@ class ClassifierScorer(Scorer):
 
     @torch.no_grad()
     def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`."""
         images = images.to(self.device, memory_format=torch.channels_last)
-        if not isinstance(self.net, Classifier):  # another package's, of which only the logits are known
+        if not isinstance(self.net, Classifier):  # from another package: only its logits are known
             logits = self.net(images).float().cpu()
             return Scores(logits[:, 1] - logits[:, 0])
         scores, heat = grad_cam(self.net.decide, self.net.maps(images))
@@ -49,16 +48,15 @@ class ClassifierScorer(Scorer):
         return accuracy_metrics(labels[known], self.score(images[known]).image)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The network's."""
+        """The weights of the network."""
         return dict(self.net.state_dict())
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `Scorer`."""
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.net.load_state_dict(tensors)
 
 
 def accuracy_metrics(labels: Tensor, scores: Tensor) -> dict[str, float]:
-    """Figures of calling every score above 0 anomalous, for labels `[N]` of 0 and 1."""
+    """Metrics of the decision score > 0, for labels `[N]` of 0 and 1."""
     report = classification_report(labels.numpy(), (scores > 0).numpy())
     low, high = report["wilson"]["accuracy"]
     metrics = {"accuracy": report["accuracy"], "accuracy_low": low, "accuracy_high": high}

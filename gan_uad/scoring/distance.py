@@ -1,4 +1,4 @@
-"""The difference between an image and its closest normal image: the same two terms for the search, the encoder and the score."""
+"""The difference between an image and its closest normal image: two terms, shared by the search, the encoder and the score."""
 
 from __future__ import annotations
 

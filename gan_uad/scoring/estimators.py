@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,71 +15,54 @@ from gan_uad.features.base import FeatureNet
 from gan_uad.features.weights import EMBEDDED
 from gan_uad.registry import register
 from gan_uad.scoring.base import Scores
-from gan_uad.scoring.features import VectorScorer, as_bytes, as_text, at_least, choice
+from gan_uad.scoring.features import StoredNormals, as_bytes, as_text, at_least, choice
 
 
-class EstimatorScorer(VectorScorer):
+class EstimatorScorer(StoredNormals):
     """An estimator of scikit-learn, kept as the features that it is fitted on, and fitted again when it is loaded.
 
-    Nothing is pickled: the features, the options and the version of scikit-learn make the same estimator again. Its memory is that of
+    Nothing is pickled: the features, the options and the version of scikit-learn give the same estimator again. Its memory is that of
     the features, float32 and float64.
     """
 
-    least = 2  # images
-    why = ""
-
-    def __init__(
-        self, features: str = EMBEDDED, *, net: FeatureNet | None = None, device: torch.device | str = "cpu"
-    ) -> None:
-        """See `FeatureScorer`."""
-        super().__init__(features, net=net, device=device)
-        self._estimator: Any = None
+    least = 2
+    _estimator: Any = None
 
     @abstractmethod
     def estimator(self, count: int) -> Any:
-        """A new one, for so many images."""
+        """A new estimator for so many images."""
 
-    @abstractmethod
-    def anomaly(self, estimator: Any, vectors: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
-        """Its score `[n]` of features `[n, dim]`, higher = more anomalous."""
+    def anomaly(self, vectors: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
+        """Score `[n]` of features `[n, dim]`, higher = more anomalous: minus the score of scikit-learn."""
+        return -np.asarray(self._estimator.score_samples(vectors))
 
-    def fit_normals(self, train: Iterator[Tensor]) -> None:
-        """See `Scorer`."""
-        self._set(self.collected(train, self.least, self.why))
-
-    def _set(self, normals: NDArray[np.float32]) -> None:
-        self._normals = normals
+    def set_normals(self, normals: NDArray[np.float32]) -> None:
+        super().set_normals(normals)
         self._estimator = self.estimator(len(normals)).fit(normals.astype(np.float64))
 
     def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`."""
         if self._estimator is None:
             raise self.not_fitted()
-        scores = self.anomaly(self._estimator, self.vectors(images).astype(np.float64))
+        scores = self.anomaly(self.vectors(images).astype(np.float64))
         return Scores(torch.from_numpy(np.asarray(scores, np.float32)))
 
     def tensors(self) -> dict[str, Tensor]:
         """The features, which they are, and the version of scikit-learn."""
         import sklearn
 
-        if self._estimator is None:
-            raise self.not_fitted()
-        return super().tensors() | {
-            "normals": torch.from_numpy(self._normals), "scikit_learn": as_bytes(sklearn.__version__)
-        }  # fmt: skip
+        return super().tensors() | {"scikit_learn": as_bytes(sklearn.__version__)}
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `FeatureScorer`. Says so where scikit-learn is of another version than at the fit."""
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """See `FeatureScorer`. Prints a note where the version of scikit-learn is not that of the fit."""
         import sklearn
 
-        super().take(tensors)
         version = as_text(tensors["scikit_learn"])
         if version != sklearn.__version__:
             say(
                 f"note: the {self.name} scorer was fitted by scikit-learn {version} and is fitted again by {sklearn.__version__}: "
                 "scores and thresholds from before may differ"
             )
-        self._set(tensors["normals"].numpy())
+        super().load_tensors(tensors)
 
 
 @register("one_class_svm", kind="scorer")
@@ -111,14 +93,13 @@ class OneClassSVMScorer(EstimatorScorer):
         self.nu, self.gamma = nu, gamma
 
     def estimator(self, count: int) -> Any:
-        """See `EstimatorScorer`."""
         from sklearn.svm import OneClassSVM
 
         return OneClassSVM(nu=self.nu, gamma="scale" if self.gamma is None else self.gamma)
 
-    def anomaly(self, estimator: Any, vectors: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
+    def anomaly(self, vectors: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
         """Minus the decision function."""
-        return -np.asarray(estimator.decision_function(vectors))
+        return -np.asarray(self._estimator.decision_function(vectors))
 
 
 @register("isolation_forest", kind="scorer")
@@ -149,21 +130,16 @@ class IsolationForestScorer(EstimatorScorer):
         self.trees, self.samples, self.seed = trees, samples, seed
 
     def estimator(self, count: int) -> Any:
-        """See `EstimatorScorer`."""
         from sklearn.ensemble import IsolationForest
 
         return IsolationForest(n_estimators=self.trees, max_samples=min(self.samples, count), random_state=self.seed)
-
-    def anomaly(self, estimator: Any, vectors: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
-        """Minus scikit-learn's score."""
-        return -np.asarray(estimator.score_samples(vectors))
 
 
 @register("local_outlier_factor", kind="scorer")
 class LocalOutlierFactorScorer(EstimatorScorer):
     """Local outlier factor: how much sparser normal images lie around an image than around its k neighbours; about 1 if it is like them.
 
-    Among more than k equal normal images the density has no bound, and the factor of others is enormous. Source: Breunig et al. 2000.
+    Among more than k equal normal images the density has no bound, and the factor of other images is huge. Source: Breunig et al. 2000.
     """
 
     name = "local_outlier_factor"
@@ -185,11 +161,6 @@ class LocalOutlierFactorScorer(EstimatorScorer):
         self.least, self.why = k + 1, f" with k = {k}"
 
     def estimator(self, count: int) -> Any:
-        """See `EstimatorScorer`."""
         from sklearn.neighbors import LocalOutlierFactor
 
         return LocalOutlierFactor(n_neighbors=self.k, metric=self.metric, algorithm="brute", novelty=True)
-
-    def anomaly(self, estimator: Any, vectors: NDArray[np.float64]) -> NDArray[np.floating[Any]]:
-        """Minus scikit-learn's score."""
-        return -np.asarray(estimator.score_samples(vectors))

@@ -1,4 +1,4 @@
-"""A set, or an image, against the Gaussian that features of normal images have."""
+"""Compares a set, or an image, with the Gaussian of the features of normal images."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from gan_uad.metrics.frechet import Moments, frechet_distance
 from gan_uad.registry import register
 from gan_uad.scoring.mahalanobis import Mahalanobis
 
-ENOUGH = 2048  # images, as many as the Inception has features: below, its covariance is singular, and the FID well above its limit
+MIN_IMAGES = (
+    2048  # the features of the Inception: with fewer images its covariance is singular, and the FID far too large
+)
 
 
 @register("fid", kind="scorer")
 class FrechetScorer(Mahalanobis):
     """Mahalanobis distance of an image's features to those of normal images; between sets, the Fréchet distance.
 
-    It is the FID in the features of the 2015 Inception alone; in others it goes by their name (`FeatureNet.figure`). The covariance of
+    It is the FID in the features of the 2015 Inception alone; in others it has their name (`FeatureNet.metric`). The covariance of
     the Mahalanobis distance is shrunk (see `Mahalanobis`); that of the Fréchet distance is not.
     """
 
@@ -31,19 +33,18 @@ class FrechetScorer(Mahalanobis):
     def __init__(
         self, features: str = EMBEDDED, *, net: FeatureNet | None = None, device: torch.device | str = "cpu"
     ) -> None:
-        """See `FeatureScorer`."""
         super().__init__(features, net=net, device=device)
 
     def compare(self, images: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
-        """Fréchet distance of a set `[N, 3, H, W]` in [-1, 1], N ≥ 2, to the normal images; `labels` play no part.
+        """Fréchet distance of a set `[N, 3, H, W]` in [-1, 1], N ≥ 2, to the normal images; `labels` are not used.
 
-        `frechet_distance`, `figure` (what it is called), `features`, `weights`, `preprocessing`, `n`, `n_normal`, and `warning`:
-        what must be said with the figure, also printed, or an empty text.
+        `frechet_distance`, `figure` (its name), `features`, `weights`, `preprocessing`, `n`, `n_normal`, and `warning` (also printed,
+        empty where there is none).
         """
         normal = self.normals[0].gaussian
         moments = Moments(self.net.dim)
-        for part in images.split(self.micro_batch):
-            moments.update(self.vectors(part))
+        for chunk in images.split(self.micro_batch):
+            moments.update(self.vectors(chunk))
         if moments.n < 2:
             raise UserError("a Fréchet distance needs at least 2 images")
         warning = few_images(self.net.metric, moments.n, normal.n)
@@ -62,10 +63,10 @@ class FrechetScorer(Mahalanobis):
 
 
 def few_images(metric: str, n: int, n_normal: int) -> str:
-    """What to say of a Fréchet distance of so few images; empty for enough."""
-    if min(n, n_normal) >= ENOUGH:
+    """The warning for a Fréchet distance of too few images; empty for enough."""
+    if min(n, n_normal) >= MIN_IMAGES:
         return ""
     return (
-        f"warning: {metric} of {n} images against {n_normal}: below {ENOUGH} the covariance is poorly known and the figure comes out "
-        "too large; compare only figures of equal numbers, and see KID"
+        f"warning: {metric} of {n} images against {n_normal}: below {MIN_IMAGES} the covariance is poorly known and the value "
+        "too large; compare only values of equal numbers, and see KID"
     )

@@ -18,14 +18,14 @@ from gan_uad.scoring.distance import ImageDistance
 COLUMN_OF = {"vgg": "lpips_vgg", "alex": "lpips_alex", "efficientnet_lite0": "effnet_lite0"}
 COLUMNS = {"LPIPS-vgg": "lpips_vgg", "LPIPS-alex": "lpips_alex", "EffNetLite0 distance": "effnet_lite0"}
 COMPONENTS = ("residual", "features", "l1", "l2", *COLUMNS.values(), "latent", "z_shell", "w_mahalanobis", "noise")
-MOST_SMOOTH = 100  # px: more leaves nothing of a map
-BATCHES = 2  # micro-batches of a search in one chunk: places that are done early find more to do, and little is lost by a stop
+MAX_SMOOTH = 100  # px: more leaves nothing of a map
+BATCHES = 2  # micro-batches of a search in one chunk: slots that are done early get more work, and a stop loses little
 
 
 class Inverts(Protocol):
-    """What this room needs of an inverter (`encoders.base.Inverter`).
+    """What scoring needs of an inverter (`encoders.base.Inverter`).
 
-    One that searches has `steps`; one that makes a perceptual distance small, and not its `distance`, has that as `perceptual`.
+    An inverter that searches has `steps`. One that minimises a perceptual distance, and not its `distance`, has it as `perceptual`.
     """
 
     spec: dict[str, Any]
@@ -39,32 +39,32 @@ class Inverts(Protocol):
         """Images -> an object with `latent`, `space`, `reconstruction`, `noise`."""
 
     def measure(self, images: Tensor, reconstruction: Tensor) -> Tensor:
-        """What the method itself makes small, `[N]`."""
+        """What the method itself minimises, `[N]`."""
 
     def networks(self) -> dict[str, Any]:
         """The nets by role."""
 
     def latent_distance(self, latent: Tensor, reconstruction: Tensor) -> Tensor | None:
-        """`[N]`, or None where the inverter has no such figure."""
+        """`[N]`, or None where the inverter has none."""
 
 
 @register("gan_inversion", kind="scorer")
 class GanInversionScorer(CombiningScorer):
-    """Distance to the closest normal image G(·) that an inverter finds for an image x, in several parts.
+    """Distance to the closest normal image G(·) that an inverter finds for an image x, in several components.
 
-    Parts, each `[N]`, higher = further from normal:
+    Components, each `[N]`, higher = further from normal:
 
-    - `residual` (A_R), `features` (A_D, on the discriminator's features): as the method's `ImageDistance` has them;
+    - `residual` (A_R), `features` (A_D, on the discriminator's features): the terms of the method's `ImageDistance`;
     - `l1`, `l2`: mean |x − G| and mean (x − G)²;
     - `lpips_vgg`, `lpips_alex` or `effnet_lite0`: the perceptual distance;
-    - `latent`, with an encoder: how far the reconstruction's own latent is from that found (of z mean (E(x) − E(G(E(x))))², of w ‖·‖²
+    - `latent`, with an encoder: how far the reconstruction's own latent is from the one found (of z mean (E(x) − E(G(E(x))))², of w ‖·‖²
       over w_std², averaged over the layers);
     - `w_mahalanobis`, StyleGAN and StyleGAN2: of w to the Gaussian of mapped z (`LatentCloud`); other generators: `z_shell`, how far
-      ‖z‖ is from that of N(0, 1) (for PGAN, which sees the direction of z alone, that is only how far a search strayed);
-    - `noise`, where noise maps were found too: how much of the squared difference they took away (`painted`).
+      ‖z‖ is from that of N(0, 1) (PGAN uses the direction of z alone, so there it only tells how far a search strayed);
+    - `noise`, where noise maps were found too: how much they reduce the squared difference (`painted`).
 
     `combine` "own": the method's score, such as A(x) = A_R + κ·A_D (f-AnoGAN, section 2.3); "fisher", "max": `CombiningScorer`, without
-    `residual`, which is `l1` or `l2` on another scale, unless `parts` names it.
+    `residual`, which is `l1` or `l2` on another scale, unless `components` names it.
 
     The maps are |x − G| averaged over colours, in [0, 2], and that of the perceptual distance, under a Gaussian of `smooth` px.
     Before calibration `map` is the first alone.
@@ -85,8 +85,8 @@ class GanInversionScorer(CombiningScorer):
         super().__init__(combine, components)
         if perceptual not in (None, "none", *PERCEPTUAL):
             raise ValueError(f"perceptual must be none or one of {', '.join(PERCEPTUAL)}, got {perceptual!r}")
-        if not 0 <= smooth <= MOST_SMOOTH:  # so that NaN is refused too
-            raise ValueError(f"smooth must be in [0, {MOST_SMOOTH}], got {smooth}")
+        if not 0 <= smooth <= MAX_SMOOTH:  # also false for NaN
+            raise ValueError(f"smooth must be in [0, {MAX_SMOOTH}], got {smooth}")
         self.inverter, self.smooth = inverter, smooth
         self.micro_batch, self.resolution = inverter.micro_batch, inverter.generator.resolution
         self.chunk = BATCHES * self.micro_batch if getattr(inverter, "steps", 0) else None
@@ -103,7 +103,7 @@ class GanInversionScorer(CombiningScorer):
         return None if name == "none" else perceptual_distance(name).to(self.inverter.device)
 
     def measure(self, images: Tensor) -> Scores:
-        """See `Scorer`; `image` is the method's own score. The inverter gets all images together: it has batches of its own."""
+        """See `Scorer`; `image` is the method's own score. The inverter gets all images at once: it has batches of its own."""
         check_images(images, self.resolution)
         images = images.to(self.inverter.device)
         found = self.inverter.invert(images)
@@ -112,30 +112,30 @@ class GanInversionScorer(CombiningScorer):
             rows = slice(start, start + self.micro_batch)
             count = len(images[rows])
             lacking = self.micro_batch - count
-            # Padded by copies, since some parts of an empty image would be infinite.
+            # Padded by copies, since some components of an empty image would be infinite.
             chosen = torch.cat([torch.arange(start, start + count), torch.full((lacking,), start)])
-            pieces.append(self._measured(images[chosen], found.take(chosen)).first(count))
+            pieces.append(self._measured(images[chosen], found.take(chosen)).take(slice(count)))
         return Scores.concatenate(pieces)
 
     @torch.no_grad()
     def _measured(self, images: Tensor, found: Any) -> Scores:
-        """Of exactly `micro_batch` images and what was found for them."""
-        inverter, made = self.inverter, found.reconstruction
-        difference = images - made
-        components = inverter.distance.components(images, made, inverter.discriminator.features)
+        """Scores of exactly `micro_batch` images and what was found for them."""
+        inverter, closest = self.inverter, found.reconstruction
+        difference = images - closest
+        components = inverter.distance.components(images, closest, inverter.discriminator.features)
         components |= {"l1": difference.abs().mean((1, 2, 3)), "l2": difference.square().mean((1, 2, 3))}
         maps = {"difference": difference.abs().mean(1)}
         if self.perceptual is not None:
             name = COLUMNS[self.perceptual.name]
-            components[name], maps[name] = self.perceptual(images, made), self.perceptual.maps(images, made)
-        latent = inverter.latent_distance(found.latent, made)
+            components[name], maps[name] = self.perceptual(images, closest), self.perceptual.maps(images, closest)
+        latent = inverter.latent_distance(found.latent, closest)
         if latent is not None:
             components["latent"] = latent
         components |= self._of_latent(images, found)
-        # The first is what `measure` gives too; it would ask the discriminator once more.
-        own = inverter.distance.total(components) if self._theirs is None else inverter.measure(images, made)
+        # The first equals `measure`, which would run the discriminator again.
+        own = inverter.distance.total(components) if self._theirs is None else inverter.measure(images, closest)
         maps = {name: smoothed(values.cpu(), self.smooth) for name, values in maps.items()}
-        return Scores(own.cpu(), {k: v.cpu() for k, v in components.items()}, maps["difference"], made.cpu(), maps)
+        return Scores(own.cpu(), {k: v.cpu() for k, v in components.items()}, maps["difference"], closest.cpu(), maps)
 
     def _of_latent(self, images: Tensor, found: Any) -> dict[str, Tensor]:
         G = self.inverter.generator
@@ -148,18 +148,9 @@ class GanInversionScorer(CombiningScorer):
             components["noise"] = painted(G, w if w.ndim == 3 else G.spread(w), images, found.reconstruction)
         return components
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The inverter's networks, and the values of the tails."""
-        nets = {
-            f"{role}.{name}": tensor
-            for role, net in self.inverter.networks().items()
-            for name, tensor in net.state_dict().items()
-        }
-        return nets | super().tensors()
+    def networks(self) -> dict[str, Any]:
+        return self.inverter.networks()
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `Scorer`."""
-        super().take(tensors)
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        super().load_tensors(tensors)
         self._cloud = None
-        for role, net in self.inverter.networks().items():
-            net.load_state_dict({k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(f"{role}.")})

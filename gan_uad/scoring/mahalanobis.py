@@ -1,4 +1,4 @@
-"""An image against the Gaussian that features of normal images have."""
+"""Compares an image with the Gaussian of the features of normal images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.frechet import Gaussian
 from gan_uad.metrics.shrinkage import ShrinkageMoments, shrunk
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scores, check_images
+from gan_uad.scoring.base import Scores, check_images, padded
 from gan_uad.scoring.features import VectorScorer
 
 
@@ -30,12 +30,12 @@ class Normals:
     shrinkage: float
 
     def __post_init__(self) -> None:
-        """Raises `UserError` where no distance can be told."""
+        """Raises `UserError` where the covariance cannot be inverted."""
         self.root, failed = torch.linalg.cholesky_ex(torch.from_numpy(shrunk(self.gaussian, self.shrinkage)))
         if bool(failed):
             raise UserError(
-                f"the {self.gaussian.n} normal images are so alike that their features have no invertible covariance: "
-                "fit with more, and different, images"
+                f"the covariance of the features of the {self.gaussian.n} normal images cannot be inverted, they are too alike: "
+                "fit on more, and different, images"
             )
 
     def distance(self, vectors: NDArray[np.floating[Any]]) -> Tensor:
@@ -44,7 +44,7 @@ class Normals:
         return torch.linalg.solve_triangular(self.root, away.T, upper=False).norm(dim=0)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it."""
+        """The Gaussian and its shrinkage."""
         return {
             "mean": torch.from_numpy(self.gaussian.mean),
             "cov": torch.from_numpy(self.gaussian.cov),
@@ -54,7 +54,7 @@ class Normals:
 
     @classmethod
     def of(cls, tensors: dict[str, Tensor]) -> Normals:
-        """Undoes `tensors`."""
+        """Restore from the output of `tensors()`."""
         gaussian = Gaussian(int(tensors["n"]), tensors["mean"].numpy(), tensors["cov"].numpy())
         return cls(gaussian, float(tensors["shrinkage"]))
 
@@ -63,8 +63,8 @@ class Normals:
 class Mahalanobis(VectorScorer):
     """Mahalanobis distance of an image's features to those of normal images.
 
-    `levels`: instead of the network's vector, its maps of these levels, each averaged over the image (which goes in at its own size) and
-    with a Gaussian of its own; the distances are summed. Memory of two `[dim, dim]` matrices a level, however many images.
+    `levels`: use the network's maps of these levels instead of its vector. Each is averaged over the image (which goes in at its own
+    size) and has a Gaussian of its own; the distances are summed. Memory: two `[dim, dim]` matrices per level, for any number of images.
     Source: Rippel, Mertens & Merhof 2021 (Gaussians of each level of ImageNet networks, summed).
     """
 
@@ -95,12 +95,12 @@ class Mahalanobis(VectorScorer):
         return self._normals
 
     def level_vectors(self, images: Tensor) -> list[NDArray[np.float32]]:
-        """What is compared of images `[n, 3, H, W]`, n ≥ 1: an array `[n, C]` for each level, each image as in any company."""
+        """Features of images `[n, 3, H, W]`, n ≥ 1: an array `[n, C]` for each level; no image depends on the others."""
         if self.levels is None:
             return [self.vectors(images)]
         check_images(images)
         images = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1)
-        pieces = [self._averaged(part) for part in images.split(self.micro_batch)]
+        pieces = [self._averaged(chunk) for chunk in images.split(self.micro_batch)]
         found = [np.concatenate(level) for level in zip(*pieces, strict=True)]
         self.check_finite(all(bool(np.isfinite(level).all()) for level in found))
         return found
@@ -108,15 +108,14 @@ class Mahalanobis(VectorScorer):
     @torch.no_grad()
     def _averaged(self, images: Tensor) -> list[NDArray[np.float32]]:
         count = len(images)
-        padded = torch.cat([images, images.new_zeros(self.micro_batch - count, *images.shape[1:])])
-        maps = self.net.maps(padded.to(self.device))
+        maps = self.net.maps(padded(images, self.micro_batch).to(self.device))
         chosen = range(len(maps)) if not isinstance(self.levels, list) else self.levels
         if max(chosen) >= len(maps):
-            raise UserError(f"{self.features} has the levels 0 to {len(maps) - 1}, there is no level {max(chosen)}")
+            raise UserError(f"{self.features} has no level {max(chosen)}, only 0 to {len(maps) - 1}")
         return [maps[level][:count].mean((2, 3)).float().cpu().numpy() for level in chosen]
 
     def fit_normals(self, train: Iterator[Tensor]) -> None:
-        """Mean, covariance and shrinkage, batch by batch; a `UserError` where they are too few or too alike for a distance."""
+        """Mean, covariance and shrinkage, batch by batch; a `UserError` for images that are too few or too alike."""
         moments: list[ShrinkageMoments] = []
         for images in train:
             if len(images):
@@ -128,7 +127,7 @@ class Mahalanobis(VectorScorer):
         self._normals = [Normals(of_level.gaussian(), of_level.shrinkage()) for of_level in moments]
 
     def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`; with `levels`, the distance of each is a part."""
+        """See `Scorer`; with `levels`, the distance of each is a component."""
         found = zip(self.normals, self.level_vectors(images), strict=True)
         distances = [normals.distance(vectors) for normals, vectors in found]
         components = {} if self.levels is None else {self._component(k): d.float() for k, d in enumerate(distances)}
@@ -138,18 +137,16 @@ class Mahalanobis(VectorScorer):
         return f"level_{self.levels[place] if isinstance(self.levels, list) else place}"
 
     def tensors(self) -> dict[str, Tensor]:
-        """The Gaussians, and which features they are of."""
+        """The Gaussians, and the features that they are of."""
         kept = {f"{k}.{name}": value for k, n in enumerate(self.normals) for name, value in n.tensors().items()}
         return super().tensors() | kept
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """See `FeatureScorer`. Raises `UserError` for one that was fitted before Gaussians had levels."""
-        super().take(tensors)
+        super().load_tensors(tensors)
         levels = sorted({int(name.split(".")[0]) for name in tensors if "." in name})
         if not levels:
-            raise UserError(
-                f"this {self.name} scorer was fitted by an older version, which kept it otherwise: fit again"
-            )
+            raise UserError(f"this {self.name} scorer is of an older version and cannot be read: fit again")
         self._normals = [
             Normals.of({name.split(".")[1]: value for name, value in tensors.items() if name.startswith(f"{k}.")})
             for k in levels

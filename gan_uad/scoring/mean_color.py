@@ -1,4 +1,4 @@
-"""The baseline that every detector must be read beside: colour alone."""
+"""The baseline of every detector: colour alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MeanColorScorer(Scorer):
     def score_batch(self, images: Tensor) -> Scores:
         """See `Scorer`. Raises `UserError` before `fit`."""
         if not self.fitted:
-            raise UserError("the mean_color scorer was not fitted: it needs normal images to compare with")
+            raise UserError("the mean_color scorer was not fitted: fit it on normal images first")
         away = images.double().mean((2, 3)) - self.mean
         return Scores(torch.einsum("ni,ij,nj->n", away, self.precision, away).float())
 
@@ -41,6 +41,5 @@ class MeanColorScorer(Scorer):
         """The Gaussian."""
         return {"mean": self.mean, "precision": self.precision}
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `Scorer`."""
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         self.mean, self.precision = tensors["mean"], tensors["precision"]

@@ -1,4 +1,4 @@
-"""A memory of what patches of normal images look like to the middle layers of a network."""
+"""PatchCore: a memory of patches of normal images, as the middle layers of a network see them."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from gan_uad.features.pixels import resized
 from gan_uad.features.weights import EMBEDDED
 from gan_uad.metrics.coreset import OVERHEAD, Reservoir, k_center
 from gan_uad.registry import register
-from gan_uad.scoring.base import Scores
+from gan_uad.scoring.base import Scores, padded
 from gan_uad.scoring.features import FeatureScorer, at_least, choice
 
-SIDE = 224  # px that images are brought to where the network does not say
-ROWS = 2048  # patches whose distances to the memory are held at a time
+SIDE = 224  # px that images are resized to where the network sets none
+ROWS = 2048  # patches whose distances to the memory are computed at once
 
 
 @register("patchcore", kind="scorer")
 class PatchCore(FeatureScorer):
     """Distance of an image's patches to the nearest patches of normal images: PatchCore (Roth et al. 2022).
 
-    A patch is a place of the network's maps at 1/8 and 1/16 of the image's side (`strides`), each map averaged over 3 × 3 places (at the
-    border over those that there are), the coarser ones interpolated bilinearly to the finest and all set side by side (section 3.1).
+    A patch is a place of the network's maps at 1/8 and 1/16 of the image's side (`strides`). Each map is averaged over 3 × 3 places (at
+    the border over the existing ones); the coarser ones are interpolated bilinearly to the finest, and all are concatenated (section 3.1).
     The memory is a greedy k-centre coreset (section 3.2). The score is the largest distance of a patch to its nearest one in memory; the
-    map has these distances, interpolated and smoothed (section 3.3). Parts: `max` and `mean` of the distances.
+    map shows these distances, interpolated and smoothed (section 3.3). Components: `max` and `mean` of the distances.
 
-    What differs from the paper: the coreset is chosen from a uniform sample of all patches, so that memory is bounded at any number of
+    Differences from the paper: the coreset is chosen from a uniform sample of all patches, so that memory is bounded for any number of
     images; channels are neither averaged nor projected to fewer; the networks are those of this package.
     """
 
@@ -51,13 +51,13 @@ class PatchCore(FeatureScorer):
         net: FeatureNet | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """`features`: a network that has maps; images are brought to its side. `strides`: which maps, the last of each stride.
+        """`features`: a network with maps; images are resized to its side. `strides`: which maps, the last of each stride.
 
-        `memory_mb`: MiB (2²⁰ bytes) that the fit may take for patches: the memory and the sample that it is chosen from; the more, the
-        larger the sample, and the fit takes longer in proportion. `max_patches`: of the memory; scoring takes longer in proportion.
-        `reduce`: max (the paper's) or mean, which finds what is a little strange everywhere rather than very strange somewhere; both are
-        parts. `reweight`: neighbours b of the weight of the maximum (eq. 7), 9 in later implementations; 0 leaves it out. `sigma`: of the
-        Gaussian that smooths the map, in px of the network's side; 0: not smoothed. `seed`: of the sample.
+        `memory_mb`: MiB (2²⁰ bytes) for patches in the fit: the memory and the sample that it is chosen from. More gives a larger sample,
+        and the fit takes longer in proportion. `max_patches`: size of the memory; scoring time grows in proportion. `reduce`: max (the
+        paper's) or mean (for weak anomalies everywhere rather than a strong one somewhere); both are components. `reweight`: neighbours b
+        of the weight of the maximum (eq. 7), 9 in later implementations; 0: no weight. `sigma`: of the Gaussian that smooths the map, in
+        px of the network's side; 0: not smoothed. `seed`: of the sample.
         """
         at_least(max_patches, 1, "max_patches")
         choice(reduce, ("max", "mean"), "reduce")
@@ -80,7 +80,7 @@ class PatchCore(FeatureScorer):
             least = max_patches * (2 * size + OVERHEAD) / 2**20
             raise ValueError(
                 f"memory_mb {memory_mb:g} does not hold a sample of {max_patches} patches of {self.dim} numbers and as many chosen ones: "
-                f"take at least {least:.1f}, or fewer max_patches"
+                f"set memory_mb to at least {least:.1f}, or fewer max_patches"
             )
         self._memory: Tensor | None = None
 
@@ -97,9 +97,8 @@ class PatchCore(FeatureScorer):
         count = 0
         for images in train:
             count += len(images)
-            for part in images.split(self.micro_batch):
-                padded = F.pad(part, (0, 0, 0, 0, 0, 0, 0, self.micro_batch - len(part)))
-                rows = _rows(self._patches(padded)[: len(part)])
+            for chunk in images.split(self.micro_batch):
+                rows = _rows(self._patches(padded(chunk, self.micro_batch))[: len(chunk)])
                 self.check_finite(bool(rows.isfinite().all()))
                 reservoir.update(rows.cpu().numpy())
         self.check_count(count, 1)
@@ -107,7 +106,7 @@ class PatchCore(FeatureScorer):
         if len(chosen) < self.reweight:
             raise UserError(
                 f"the {self.name} scorer found {len(chosen)} different patches in the normal images, and reweight asks for "
-                f"{self.reweight} neighbours: fit with more images, or without reweight"
+                f"{self.reweight} neighbours: fit on more images, or without reweight"
             )
         self._memory = torch.from_numpy(reservoir.sample[chosen]).to(self.device)
 
@@ -136,14 +135,14 @@ class PatchCore(FeatureScorer):
             maps = self.net.maps(resized(images.to(self.device, torch.float32), self.side))
         except NotImplementedError:
             raise ValueError(
-                f"the features {self.features} are of whole images, not of patches: name a network with maps"
+                f"the features {self.features} have one vector per image and no maps: use a network with maps"
             ) from None
         chosen = []
         for stride in self.strides:
             fitting = [m for m in maps if round(self.side / m.shape[-1]) == stride]
             if not fitting:
-                there = ", ".join(str(round(self.side / m.shape[-1])) for m in maps)
-                raise ValueError(f"{self.features} has no maps of stride {stride}; it has {there}")
+                known = ", ".join(str(round(self.side / m.shape[-1])) for m in maps)
+                raise ValueError(f"{self.features} has no maps of stride {stride}; it has {known}")
             chosen.append(F.avg_pool2d(fitting[-1], 3, 1, 1, count_include_pad=False))
         if not chosen:
             raise ValueError("strides must name at least one map")
@@ -153,11 +152,11 @@ class PatchCore(FeatureScorer):
         )
 
     def _nearest(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Distance `[R]` of patches `[R, dim]` to their nearest ones in memory, and the numbers of these."""
+        """Distance `[R]` of patches `[R, dim]` to the nearest ones in memory, and the numbers of these."""
         memory = self.memory
         lengths = memory.square().sum(1)
         # ‖m‖² − 2 x·m has the same minimum as the distance; that itself is computed without cancelling.
-        index = torch.cat([torch.addmm(lengths, part, memory.T, alpha=-2).argmin(1) for part in rows.split(ROWS)])
+        index = torch.cat([torch.addmm(lengths, some, memory.T, alpha=-2).argmin(1) for some in rows.split(ROWS)])
         distance = torch.cat(
             [(a - memory[b]).norm(dim=1) for a, b in zip(rows.split(ROWS), index.split(ROWS), strict=True)]
         )
@@ -176,12 +175,11 @@ class PatchCore(FeatureScorer):
         return 1 - (own - away.logsumexp(1)).exp()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The memory, and which features it is of."""
+        """The memory, and the features that it is of."""
         return super().tensors() | {"memory": self.memory}
 
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `FeatureScorer`."""
-        super().take(tensors)
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        super().load_tensors(tensors)
         self._memory = tensors["memory"].to(self.device)
 
 
@@ -191,7 +189,7 @@ def _rows(patches: Tensor) -> Tensor:
 
 
 def _smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Maps `[N, 1, H, W]` under a Gaussian, cut at four deviations; what lies beyond the border is as at the border."""
+    """Smooth maps `[N, 1, H, W]` by a Gaussian, cut at four deviations; the border values extend beyond the border."""
     reach = min(round(4 * sigma), maps.shape[-1] - 1)
     if reach < 1:
         return maps

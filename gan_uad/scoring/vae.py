@@ -1,4 +1,4 @@
-"""Anomaly scores of a variational autoencoder: how badly an image is reconstructed, and how unusual its latent is."""
+"""Anomaly scores of a variational autoencoder: the error of its reconstruction, and how unusual the latent is."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Map = Literal["l1", "ssim", "perceptual"]
 
 @register("vae", kind="scorer")
 class VAEScorer(CombiningScorer):
-    """Distance of an image to its reconstruction from μ (nothing is drawn), and of q(z|x) to N(0, 1); `score` says which is the score.
+    """Distance of an image to its reconstruction from μ (nothing is sampled), and of q(z|x) to N(0, 1); `score` chooses the score.
 
-    Parts: `reconstruction`, the sum of squared differences; `kl`, KL(q(z|x) ‖ N(0, 1)) in nats; `elbo`, the negative ELBO, their sum
-    (whatever β the training had); `l1`, the mean absolute difference; `emd`, the earth mover's distance between the intensities (Sikdar
-    et al.; `metrics.emd`); `ssim`, 1 − SSIM; and the `perceptual` distance ("none" leaves it out), which is called `effnet_lite0`,
-    `lpips_vgg` or `lpips_alex`, as in `gan_inversion`. All of images in [-1, 1].
+    Components: `reconstruction`, the sum of squared differences; `kl`, KL(q(z|x) ‖ N(0, 1)) in nats; `elbo`, the negative ELBO, their sum
+    (for any β of the training); `l1`, the mean absolute difference; `emd`, the earth mover's distance between the intensities (Sikdar
+    et al.; `metrics.emd`); `ssim`, 1 − SSIM; and the `perceptual` distance ("none" leaves it out), called `effnet_lite0`,
+    `lpips_vgg` or `lpips_alex` as in `gan_inversion`. All of images in [-1, 1].
 
-    The map is that of `map`, by default that of the score where it has one, else `l1`: the absolute difference averaged over colours,
-    1 − SSIM, or the perceptual distance, place by place. The earth mover's distance has none: it does not know places.
+    `map`: `l1` (the absolute difference averaged over colours), `ssim` (1 − SSIM) or `perceptual`, per pixel; by default that of the
+    score where it has one, else `l1`. The earth mover's distance has no map.
 
-    `combine` "fisher", "max": `CombiningScorer`, without `elbo`, the sum of two other parts, unless `parts` names it.
+    `combine` "fisher", "max": `CombiningScorer`, without `elbo`, the sum of two other components, unless `components` names it.
     """
 
     COMPONENTS = ("reconstruction", "kl", "elbo", "l1", "emd", "ssim", *COLUMN_OF.values())
@@ -60,14 +60,14 @@ class VAEScorer(CombiningScorer):
             self.perceptual = perceptual_distance(perceptual).to(device)
             self.rests_on = f"{self.perceptual.name} {self.perceptual.weights}"
         elif "perceptual" in (score, map):
-            raise ValueError(f"perceptual=none leaves out what is asked for; name one of {', '.join(PERCEPTUAL)}")
+            raise ValueError(f"score or map is perceptual, and perceptual is none: use one of {', '.join(PERCEPTUAL)}")
         self.column = COLUMN_OF.get(perceptual, "")
         self.chosen: str = self.column if score == "perceptual" else score
         self.shown: str = map or (score if score in ("ssim", "perceptual") else "l1")
 
     @torch.no_grad()
     def score_batch(self, images: Tensor) -> Scores:
-        """See `Scorer`. Raises `UserError` for a model that gives no numbers."""
+        """See `Scorer`. Raises `UserError` for a model that gives NaN or infinity."""
         given = images.to(self.device, memory_format=torch.channels_last)
         again, mu, logvar = self.net(given)
         if not (again.isfinite().all() and mu.isfinite().all() and logvar.isfinite().all()):
@@ -93,14 +93,8 @@ class VAEScorer(CombiningScorer):
         on_cpu = {name: values.float().cpu() for name, values in components.items()}
         return Scores(on_cpu[self.chosen], on_cpu, maps[self.shown].float().cpu(), again.cpu())
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The network's, and the values of the tails."""
-        return {f"vae.{name}": tensor for name, tensor in self.net.state_dict().items()} | super().tensors()
-
-    def take(self, tensors: dict[str, Tensor]) -> None:
-        """See `Scorer`."""
-        super().take(tensors)
-        self.net.load_state_dict({k.removeprefix("vae."): v for k, v in tensors.items() if k.startswith("vae.")})
+    def networks(self) -> dict[str, Any]:
+        return {"vae": self.net}
 
 
 def _tensor(values: np.ndarray[Any, Any]) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gan_uad.data.images import Pixels
 from gan_uad.data.patches import to_tensor
-from gan_uad.detection.rows import CHUNK, Row, as_rows, resumed_from
+from gan_uad.detection.rows import CHUNK, Row, as_rows, resumed_values
 from gan_uad.errors import UserError
 from gan_uad.files import alone, make_folder, remove_leftovers, write_json, write_text
 from gan_uad.metrics.tails import Tail
@@ -152,7 +152,7 @@ def _tile_rows(
         return as_rows(calibrated.scorer.calibrated(measured))
 
     header = {"key": calibrated.key, "identity": task.identity}
-    return resumed_from(chunks, len(tiles), partial, header, task.name, chunk, rows_of, "tiles")
+    return resumed_values(chunks, len(tiles), partial, header, task.name, chunk, rows_of, "tiles")
 
 
 def read_chunks(

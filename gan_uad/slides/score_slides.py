@@ -16,14 +16,14 @@ from gan_uad import console
 from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.patches import PatchSet, load_patches, some
-from gan_uad.detection.patch_sets import DEALT_BY, overridden_config
+from gan_uad.detection.patch_sets import SPLIT_SETTINGS, overridden_config
 from gan_uad.detection.rows import CHUNK, write_csv
 from gan_uad.detection.score import calibrate
 from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, write_json, write_text
 from gan_uad.metrics.detection import fit_threshold
-from gan_uad.metrics.tails import LEAST, Tail
+from gan_uad.metrics.tails import MIN_NORMALS, Tail
 from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer
@@ -120,16 +120,16 @@ def _normals(
     _check_alike(Path(path), own, cut)
     same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
     # Dealt as for the training, lest it be calibrated on what was trained on; prepared as the tiles are.
-    dealt = {name: getattr(trained_on, name) for name in DEALT_BY} if same else {}
+    dealt = {name: getattr(trained_on, name) for name in SPLIT_SETTINGS} if same else {}
     settings = own.model_copy(update={"path": path, **dealt})
     patches = load_patches(settings, model.resolution, progress=console.counter("reading patches"))
     for note in patches.notes:
         console.say(f"note: {note}")
     kept = patches if normals and not (same or patches.brings_splits) else patches.select("val")
     kept = _as_normals(kept, bool(normals))
-    if len(kept) < max(LEAST, scorer.least_normals):
+    if len(kept) < max(MIN_NORMALS, scorer.least_normals):
         raise UserError(
-            f"{path}: calibration takes at least {max(LEAST, scorer.least_normals)} held-out normals (of the val split, if there are "
+            f"{path}: calibration takes at least {max(MIN_NORMALS, scorer.least_normals)} held-out normals (of the val split, if there are "
             f"splits), and {len(kept)} are there; give others with --normals DATA"
         )
     train = patches.select("train", 0) if scorer.learns else None
