@@ -27,7 +27,7 @@ class Interrupted(click.ClickException):
     exit_code = 130
 
     def __init__(self, what: str, resume: str = "") -> None:
-        """`what` happened, and how to resume. A job that another one called knows only how to resume itself: `what` is for its caller."""
+        """`what` happened, and how to resume. A caller that resumes in another way uses `what` alone."""
         super().__init__(f"{what}. {resume}" if resume else what)
         self.what = what
 

@@ -42,7 +42,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explain(error, path) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            problem = f"no space left to write {path}; the older file is kept. Free some disk, then run again"
+            raise JobFailed(problem) from error
+        problem = f"cannot write {path}: {error.strerror or error}"
+        raise UserError(f"{problem}. Choose another folder with --out, or change its permissions") from error
 
 
 @contextmanager
@@ -178,13 +182,6 @@ def check_folder(path: Path) -> None:
         existing = next((folder for folder in (path, *path.parents) if folder.exists()), None)
     if existing is not None and not existing.is_dir():
         raise UserError(f"cannot write {path}: {existing} is a file, not a folder. Choose another folder with --out")
-
-
-def _explain(error: OSError, path: Path) -> UserError | JobFailed:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return JobFailed(f"no space left to write {path}; the older file is kept. Free some disk, then run again")
-    problem = error.strerror or error
-    return UserError(f"cannot write {path}: {problem}. Choose another folder with --out, or change its permissions")
 
 
 def claim(folder: Path, record: str, wanted: dict[str, Any], what: str, refused: str = "") -> None:

@@ -210,7 +210,7 @@ def _available_memory() -> int | None:
 
 
 def _folder(name: str, folder: Path, other: str) -> Iterator[Check]:
-    """Can a file be made in `folder` (or in its nearest existing parent), and is there room?"""
+    """Can a file be made in `folder` (or in its nearest existing parent), and is the disk large enough?"""
     folder = folder.expanduser().absolute()
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     try:

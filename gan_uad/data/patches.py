@@ -1,6 +1,6 @@
 """A set of patches in memory-mapped uint8, and how it reaches a network: in order, or as an endless training stream.
 
-The only file of this room that knows torch.
+The only file of this folder that imports torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "to_uint8",
 ]  # fmt: skip
 
-UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own"
+UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own group"
 CONTAMINATION = 0xC0  # the stream of its random draws, independent of other draws with the same seed
 QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, a half turn flips both
 
