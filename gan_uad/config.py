@@ -208,7 +208,7 @@ class RunConfig(_Strict):
     @classmethod
     def _one_resolution(cls, value: dict[str, Any]) -> dict[str, Any]:
         if "resolution" in value:
-            raise ValueError("`resolution` is a key outside `network`")
+            raise ValueError("the resolution is a key of its own, outside `network`")
         return value
 
 

@@ -43,7 +43,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            problem = f"no space left to write {path}; the older file is kept. Free some disk, then run again"
+            problem = f"no space left to write {path}; what was there before is kept. Free some disk, then run again"
             raise JobFailed(problem) from error
         problem = f"cannot write {path}: {error.strerror or error}"
         raise UserError(f"{problem}. Choose another folder with --out, or change its permissions") from error

@@ -103,7 +103,7 @@ def test_the_last_override_wins() -> None:
         ("data.split_fractions=[0.5, 0.5, 0.5]", "data.split_fractions [0.5, 0.5, 0.5]"),
         ("data.split_fractions=[1, 0]", "data.split_fractions"),
         ("resolution=4096", "resolution 1024 4096"),
-        ("network.resolution=32", "network `resolution`"),
+        ("network.resolution=32", "network resolution"),
         ("name=a/b", "name 'a/b'"),
         ("name=", "name"),
         ("data=here", "data 'here'"),

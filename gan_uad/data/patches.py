@@ -173,10 +173,8 @@ def load_patches(
         side, (width, height, _) = data.crop_size or resolution, source.describe(int(prepared.rows[0]))
         if min(width, height) > side:
             first = manifest.image[int(prepared.rows[0])]
-            notes.append(
-                f"data.crop=center: only the central {side} px of each image are used ({first} has {width}x{height} px); "
-                "data.crop=none would resize instead"
-            )
+            used = f"only the middle {side} px of each image are used, of {width}x{height} px in {first}"
+            notes.append(f"data.crop is center: {used}; with -o data.crop=none they are resized instead")
     return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
 
 
@@ -236,7 +234,7 @@ def _folded(source: Source, folds: int, fold: int, data: DataConfig) -> tuple[Ma
     if groups <= folds:  # one more than folds, for a validation split
         few = f"{groups} groups (patients or slides) are too few for {folds} folds and a validation split"
         raise UserError(f"{source.path}: {few}; use fewer folds")
-    ignored = "; the splits of the source are ignored" if any(manifest.split) else ""
+    ignored = "; the splits of the source are put aside" if any(manifest.split) else ""
     notes.append(f"fold {fold} of {folds} is test, val is made from the others, by group{ignored}")
     if not any(manifest.group):
         notes.append(UNGROUPED)
