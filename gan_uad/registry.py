@@ -27,7 +27,7 @@ from gan_uad import old_names
 from gan_uad.errors import UserError, near
 
 KINDS = ("network", "task", "features", "scorer", "inverter")
-ROOMS = ("gan_uad.networks", "gan_uad.training", "gan_uad.features", "gan_uad.scoring", "encoders")
+PACKAGES = ("gan_uad.networks", "gan_uad.training", "gan_uad.features", "gan_uad.scoring", "encoders")
 ENTRY_POINT_GROUP = "gan_uad.models"
 
 T = TypeVar("T", bound=type)
@@ -123,7 +123,7 @@ def _catalogue() -> dict[str, dict[str, Entry]]:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    for package in ROOMS:
+    for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             for file in sorted(Path(folder).glob("*.py")):
