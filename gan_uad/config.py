@@ -1,8 +1,8 @@
-"""What a run may be told: YAML in, overrides applied, a checked and fully resolved configuration out.
+"""The configuration of a run: read YAML, apply overrides, return it checked and fully resolved.
 
-`load_config("wgan_gp_64", ["training.batch=32"])` is the whole interface. Unknown keys and wrong values are `UserError`s of one line.
-What a network or a task may be told is checked against the constructor it goes to (`registry.check_options`), so that a new
-family needs no change here.
+`load_config("wgan_gp_64", ["training.batch=32"])` does all of it. Unknown keys and wrong values are `UserError`s of one line.
+Options of a network or a task are checked against the signature of its class (`registry.check_options`), so that a new family needs no
+change here.
 """
 
 from __future__ import annotations
@@ -35,51 +35,46 @@ class DataConfig(_Strict):
     """Which patches, and how a file becomes a square uint8 RGB image of the run's resolution."""
 
     path: str | None = Field(None, description="folder, zip, .npz or .h5 of patches")
-    crop: Literal["none", "center"] = Field("none", description="center: cut the middle `crop_size` px before resizing")
+    crop: Literal["none", "center"] = Field(
+        "none", description="center: crop the central `crop_size` px before resizing"
+    )
     crop_size: int | None = Field(
-        None, ge=1, description="side of the centre crop in source px; default: the resolution"
+        None, ge=1, description="side of the centre crop in source px. Default: the resolution"
     )
     resize: Literal["bicubic", "bilinear", "lanczos", "box"] = Field(
-        "bicubic", description="antialiased resampling rule"
+        "bicubic", description="antialiased resampling filter"
     )
-    grayscale: bool = Field(False, description="drop colour (luma, repeated to three channels)")
-    min_tissue: float = Field(0.0, ge=0, le=1, description="least share of tissue (not white) in a patch")
-    label: Literal["normal", "anomalous", "all"] = Field(
-        "normal", description="which patches a generator is trained on"
+    grayscale: bool = Field(False, description="replace colour by luma, repeated to three channels")
+    min_tissue: float = Field(0.0, ge=0, le=1, description="minimum share of tissue (not white) in a patch")
+    label: Literal["normal", "anomalous", "all"] = Field("normal", description="patches to train a generator on")
+    normal_classes: list[str] = Field(
+        [], description="names of the normal classes, where gan_uad cannot recognise them"
     )
-    normal_classes: list[str] = Field([], description="class names that are normal, where the names do not tell")
     split_fractions: tuple[float, float, float] = Field(
-        (0.6, 0.2, 0.2), description="train, val, test shares of the groups"
+        (0.6, 0.2, 0.2), description="shares of the groups in train, val and test"
     )
-    split_seed: int = Field(0, description="seed of the split, where the source brings none")
+    split_seed: int = Field(0, description="seed of the split, where the data set defines none")
     folds: int | None = Field(
-        None,
-        ge=2,
-        description="cross-validation: the groups are dealt anew into so many folds, whatever splits there are",
+        None, ge=2, description="cross-validation: split the groups into N folds and ignore the splits of the data set"
     )
-    fold: int | None = Field(None, ge=1, description="... and this one of them, from 1 on, is the test split")
-    flips: bool = Field(True, description="random horizontal and vertical flips in training")
-    turns: bool = Field(True, description="random quarter turns in training")
+    fold: int | None = Field(None, ge=1, description="number of the fold, from 1 on, that is the test split")
+    flips: bool = Field(True, description="flip training images horizontally and vertically at random")
+    turns: bool = Field(True, description="rotate training images by random quarter turns")
     hed_jitter: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="stains changed at random in training, each by up to this share (0.05: little, 0.2: much)",
+        description="change the stains of training images at random by up to this share (0.05: light, 0.2: strong)",
     )
     contamination: float = Field(
-        0.0,
-        ge=0,
-        le=0.5,
-        description="share of the normal training images that anomalous ones are put in the place of, as if they were normal",
+        0.0, ge=0, le=0.5, description="share of normal training images to replace by anomalous ones, labelled normal"
     )
-    strict: bool = Field(False, description="a broken image is an error instead of being skipped and listed")
+    strict: bool = Field(False, description="fail at a broken image instead of skipping and listing it")
 
     @model_validator(mode="after")
     def _contaminated_normals(self) -> DataConfig:
         if self.contamination and self.label != "normal":
-            raise ValueError(
-                f"contamination is the share of anomalous images among normal ones, and label is {self.label}: leave it out"
-            )
+            raise ValueError(f"contamination is for data.label=normal, and label is {self.label}: leave it out")
         return self
 
     @model_validator(mode="after")
@@ -96,98 +91,104 @@ class DataConfig(_Strict):
         return value
 
     def of(self, path: str) -> DataConfig:
-        """The same settings for the patches of `path`. Folds are those of one set: another has none."""
+        """The same settings for the patches of `path`. Folds belong to one data set: another has none."""
         same = self.path is not None and Path(path).resolve() == Path(self.path).resolve()
         return self.model_copy(update={"path": path} | ({} if same else {"folds": None, "fold": None}))
 
 
 class TrainingConfig(_Strict):
-    """The engine's settings: how long, on what, how often to write."""
+    """Settings of the training loop: how long, on which device, how often to write."""
 
     total_kimg: float = Field(
-        ..., ge=0.001, description="thousands of real images to show; of normals that a scorer is fitted on, at most"
+        ...,
+        ge=0.001,
+        description="length in kimg (thousands of real images). A scorer is fitted on at most so many normals",
     )
-    batch: int = Field(64, ge=1, description="images of one step, in all processes together")
+    batch: int = Field(64, ge=1, description="images per step, in all processes together")
     micro_batch: int | None = Field(
         None,
         ge=1,
-        description="images of one pass in each process, for less memory; default: its whole share of the batch",
+        description="images per forward pass in each process, to save memory. Default: its share of the batch",
     )
     seed: int = Field(0, ge=0, description="seed of every random choice")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
         "fp32",
-        description="tf32: CUDA matrix units; bf16, fp16: autocast (fp16: on CUDA, nets that keep low resolutions in fp32)",
+        description="tf32: CUDA matrix units; bf16, fp16: autocast (fp16: on CUDA, networks that keep low resolutions in fp32)",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; default: all cores of this process")
-    tick_kimg: float = Field(1.0, gt=0, description="a log line every so many kimg")
+    threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores of this process")
+    tick_kimg: float = Field(1.0, gt=0, description="write a log line every N kimg")
     snapshot_kimg: float = Field(
-        10.0, gt=0, description="a picture every so many kimg (and early ones at 0, 1/16, 1/4 of it)"
+        10.0, gt=0, description="write example images every N kimg, and early ones at 0, N/16 and N/4"
     )
-    checkpoint_kimg: float = Field(10.0, gt=0, description="a resumable checkpoint every so many kimg")
+    checkpoint_kimg: float = Field(10.0, gt=0, description="write a resumable checkpoint every N kimg")
     eval_kimg: float | None = Field(
-        None, gt=0, description="judge the model every so many kimg, and at the end; default: never"
+        None, gt=0, description="validate the model every N kimg and at the end. Default: never"
     )
-    eval_images: int = Field(10000, ge=2, description="a judgement rests on at most so many images")
+    eval_images: int = Field(10000, ge=2, description="maximum number of images per validation")
     eval_features: str = Field(
-        "efficientnet_lite0", description="whose features judge a generator, by Fréchet distance; inception: the FID"
+        "efficientnet_lite0",
+        description="features for the Fréchet distance that validates a generator; inception: the FID",
     )
     patience: int | None = Field(
-        None, ge=1, description="stop when so many judgements in a row are no better than the best; default: never"
+        None, ge=1, description="stop after N validations in a row without improvement. Default: never"
     )
 
 
 class CorruptionConfig(_Strict):
-    """What is done to an image before it is scored (`data/corruption.py`), to see how a detector takes it. Nothing is the default."""
+    """Corruption of images before they are scored (`data/corruption.py`), to test how robust a detector is. Default: none."""
 
-    haematoxylin: float = Field(0.0, ge=-0.9, le=2, description="so much more of this stain; -0.3: 30 % less")
-    eosin: float = Field(0.0, ge=-0.9, le=2, description="so much more of this stain")
-    blur: float = Field(0.0, ge=0, le=64, description="sigma of a Gaussian, in px of the image as the network sees it")
-    jpeg: int | None = Field(None, ge=1, le=100, description="quality of a JPEG file that the image passes through")
+    haematoxylin: float = Field(0.0, ge=-0.9, le=2, description="relative change of this stain; -0.3: 30 % less")
+    eosin: float = Field(0.0, ge=-0.9, le=2, description="relative change of this stain")
+    blur: float = Field(0.0, ge=0, le=64, description="sigma of a Gaussian blur, in px at the run's resolution")
+    jpeg: int | None = Field(None, ge=1, le=100, description="compress as JPEG of this quality")
 
     @property
     def words(self) -> str:
-        """What is done, such as `haematoxylin+0.3-jpeg30`; "" for nothing."""
+        """The corruption in words, such as `haematoxylin+0.3-jpeg30`; "" for none."""
         changes = [f"{name}{getattr(self, name):+g}" for name in ("haematoxylin", "eosin") if getattr(self, name)]
         changes += [f"blur{self.blur:g}"] if self.blur else []
         return "-".join(changes + ([] if self.jpeg is None else [f"jpeg{self.jpeg}"]))
 
 
 class ScoringConfig(_Strict):
-    """How a trained run scores images, unless told otherwise on the command line."""
+    """How a trained run scores images, unless overridden on the command line."""
 
-    scorer: str = Field("gan_inversion", description="a registered scorer")
+    scorer: str = Field("gan_inversion", description="name of a registered scorer")
     inverter: str | None = Field(
-        None, description="a registered inverter; default: what the run trained, else the search in z"
+        None, description="name of a registered inverter. Default: the trained encoder, else a search in z"
     )
     options: dict[str, Any] = Field(
         {},
-        description="options of the scorer (combine, parts, perceptual, smooth; fid: features) and of the inverter (steps, seed, kappa)",
+        description="options of the scorer (combine, components, perceptual, smooth; fid: features) and of the inverter "
+        "(steps, seed, kappa)",
     )
-    threshold: str = Field("fpr:0.05", description="fpr:A, quantile:Q, mean_std:K, youden or manual:V")
-    calibration_images: int = Field(512, ge=2, description="at most so many validation images set the threshold")
+    threshold: str = Field("fpr:0.05", description="rule: fpr:A, quantile:Q, mean_std:K, youden or manual:V")
+    calibration_images: int = Field(
+        512, ge=2, description="maximum number of validation images for calibration and the threshold"
+    )
     corruption: CorruptionConfig = Field(
         default_factory=CorruptionConfig,
-        description="what is done to the scored images alone: thresholds and calibration are those of untouched validation images",
+        description="corruption of the scored images; calibration and threshold use uncorrupted validation images",
     )
 
 
 class RunConfig(_Strict):
-    """One experiment, fully resolved: this is what `config.yaml` of a run folder holds."""
+    """One experiment, fully resolved, as in `config.yaml` of a run folder."""
 
     name: str = Field(
-        pattern=r"^[^/\\\x00-\x1f]+$", max_length=100, description="of the run's folder, after its number"
+        pattern=r"^[^/\\\x00-\x1f]+$", max_length=100, description="name of the run's folder, after its number"
     )
     model: str = Field(
-        description="a registered network family; left out, with task, where the scorer itself is fitted on normals"
+        description="name of a registered network family. Without model and task, the scorer is fitted on normals"
     )
-    task: str = Field(description="a registered training task")
+    task: str = Field(description="name of a registered training task")
     resolution: int = Field(64, ge=4, le=1024, description="side of the square images in px")
     network: dict[str, Any] = Field({}, description="options of the network family")
     optim: dict[str, Any] = Field({}, description="options of the task: learning rates, loss weights, EMA")
     generator: str | None = Field(None, description="run folder or model file of a trained generator (encoders only)")
     init_from: str | None = Field(
-        None, description="run folder or model file of the same architecture whose weights the training starts from"
+        None, description="run folder or model file of the same architecture to take initial weights from"
     )
     data: DataConfig = Field(default_factory=lambda: DataConfig())
     training: TrainingConfig
@@ -198,7 +199,7 @@ class RunConfig(_Strict):
     def _scorer_alone(cls, raw: Any) -> Any:
         if isinstance(raw, dict) and "scoring" in raw and not raw.keys() & {"model", "task"}:
             data = raw.get("data") or {}
-            if isinstance(data, dict):  # it is fitted on images as they are
+            if isinstance(data, dict):  # a scorer is fitted on images without augmentation
                 data = {"flips": False, "turns": False, **data}
             return {"model": "", "task": "", **raw, "data": data}
         return raw
@@ -212,30 +213,30 @@ class RunConfig(_Strict):
 
 
 def presets_dir() -> Path:
-    """Folder of the shipped presets: inside the installed package, or `configs/` of a checkout."""
+    """Folder of the presets: inside the installed package, or `configs/` of a checkout."""
     inside = Path(__file__).parent / "configs"
     return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
 
 
 def presets() -> dict[str, Path]:
-    """Every shipped preset by its bare name."""
+    """Every preset by its bare name."""
     return {file.stem: file for file in sorted(presets_dir().glob("*.yaml"))}
 
 
 def trained_models() -> dict[str, Path]:
-    """Every model file of `models/` by its bare name: of the checkout that the package runs from, else of the folder that one is in."""
+    """Every model file of `models/` by its bare name: in the checkout that the package runs from, else in the current folder."""
     checkout = Path(__file__).parents[1]
     folder = (checkout if presets_dir().parent == checkout else Path.cwd()) / "models"
     return {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
 
 
 def trained_model(path: str | Path) -> Path:
-    """The path, or where nothing is there the model of `trained_models` that it names."""
+    """The path, or where it does not exist the model of `trained_models` that it names."""
     return Path(path) if Path(path).exists() else trained_models().get(str(path), Path(path))
 
 
 def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
-    """Read a preset name or a YAML path, apply `key=value` overrides (dotted keys, YAML values), and check the whole.
+    """Read a preset name or a YAML path, apply `key=value` overrides (dotted keys, YAML values), and check the result.
 
     Raises `UserError` for an unknown preset, unreadable YAML, an unknown key (with near matches) or a value out of range.
     """
@@ -262,7 +263,7 @@ def data_config(path: str, overrides: list[str] | tuple[str, ...] = ()) -> DataC
 def resolve(
     raw: dict[str, Any], overrides: list[str] | tuple[str, ...] = (), *, default_name: str, context: str
 ) -> RunConfig:
-    """Check a raw mapping after applying overrides; `where` names its origin in errors."""
+    """Check a raw mapping after applying overrides; `context` names its origin in errors."""
     raw = copy.deepcopy({"name": default_name, **old_names.config(raw)})
     for override in overrides:
         _apply(raw, override)
@@ -273,7 +274,7 @@ def resolve(
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML mapping; raises `UserError` naming the file when it is missing, broken, or not a mapping."""
+    """Read one YAML mapping. Raises `UserError` for a file that is missing, broken, or not a mapping."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -312,13 +313,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 
 def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-4 as text; people mean the number."""
+    """Read 1e-4, which is text in YAML 1.1, as a number."""
     return float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", text) else text
 
 
 def first_error(error: ValidationError) -> tuple[Any, str]:
-    """The error to tell of, and in words how many more there are. An unknown key comes first: a mistyped one makes the right one missing,
-    which is then not counted.
+    """The error to report, and in words how many more there are. An unknown key comes first; the key that it misspells, which is
+    therefore missing, is not counted.
     """
     found = error.errors()
     first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])

@@ -1,4 +1,4 @@
-"""What a user sees of long work: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`."""
+"""Progress and messages: a live bar on a terminal, plain lines elsewhere, nothing with `--quiet`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def set_quiet(quiet: bool) -> None:
 
 
 def say(text: str) -> None:
-    """One line to the user (on stderr, so that a verb's result on stdout can be piped)."""
+    """One line to the user (on stderr, so that a command's result on stdout can be piped)."""
     if not _quiet:
         click.echo(text, err=True)
 
 
 def duration(seconds: float) -> str:
     """`75` -> "1m 15s"; `4000` -> "1h 07m"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded}s"
+    if rounded < 3600:
+        return f"{rounded // 60}m {rounded % 60:02d}s"
+    return f"{rounded // 3600}h {rounded % 3600 // 60:02d}m"
 
 
 class Progress:
-    """Counts work done out of `total` and shows it with the time left; `update` is cheap enough for every batch."""
+    """Counts work done out of `total` and shows it with the time left. `update` is cheap enough for every batch."""
 
     def __init__(self, what: str, total: float, unit: str, done: float = 0) -> None:
         self.what, self.total, self.unit = what, total, unit
@@ -55,14 +55,14 @@ class Progress:
         click.echo(f"\r\x1b[K{line}" if self.live else line, err=True, nl=not self.live)
 
     def finish(self) -> None:
-        """Leave the last line standing."""
+        """Keep the last line on the terminal."""
         if self.live and self.last_shown and not _quiet:
             click.echo("", err=True)
 
 
 @contextmanager
 def progress(what: str, total: float, unit: str = "images", done: float = 0) -> Iterator[Progress]:
-    """A `Progress` for the length of a `with` block."""
+    """A `Progress` for a `with` block."""
     bar = Progress(what, total, unit, done)
     try:
         yield bar
@@ -71,14 +71,14 @@ def progress(what: str, total: float, unit: str = "images", done: float = 0) -> 
 
 
 def counter(what: str, unit: str = "images") -> Callable[[int, int], None]:
-    """A callback `(done, total)` that shows progress, for work that does not know about the console."""
-    bars: list[Progress] = []
+    """A callback `(done, total)` that shows progress, for code that does not use the console."""
+    bar: Progress | None = None
 
     def show(done: int, total: int) -> None:
-        if not bars:
-            bars.append(Progress(what, total, unit))
-        bars[0].update(done)
+        nonlocal bar
+        bar = bar or Progress(what, total, unit)
+        bar.update(done)
         if done == total:
-            bars[0].finish()
+            bar.finish()
 
     return show

@@ -1,4 +1,4 @@
-"""Where the numbers are computed: pick the device, and set threads, precision and the allocator once per process."""
+"""Choose the device, and set threads, precision and the allocator, once per process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _M_MMAP_THRESHOLD = -3
 
 
 def prepare(device: str = "auto", threads: int | None = None, precision: str = "fp32") -> torch.device:
-    """Set this process up for the numeric work and return the device to put tensors on.
+    """Set up this process for numeric work and return the device for its tensors.
 
-    `device`: `auto` (CUDA where there is one), `cpu` or `cuda`; under torchrun the CUDA device is the process's own (`LOCAL_RANK`).
+    `device`: `auto` (CUDA if available), `cpu` or `cuda`; under torchrun the CUDA device is the process's own (`LOCAL_RANK`).
     `threads`: CPU threads; default: OMP_NUM_THREADS, else the cores that this process may use, shared with its siblings under torchrun.
     `precision`: `fp32`, `tf32`, `bf16` or `fp16`; on CUDA all but the first let float32 products use the TF32 units
     (autocast is the engine's).
 
-    Call it before the first tensor is made. Raises `UserError` for an unknown name, and for CUDA asked for and not there.
+    Call it before the first tensor is made. Raises `UserError` for an unknown name, and for `cuda` where CUDA is not available.
     """
     _check("device", device, ("auto", "cpu", "cuda"))
     _check("precision", precision, ("fp32", "tf32", "bf16", "fp16"))
@@ -46,27 +46,27 @@ def prepare(device: str = "auto", threads: int | None = None, precision: str = "
 
 
 def share_cores() -> None:
-    """Let OpenMP threads that wait for each other give their core away soon; must come before torch is imported.
+    """Make waiting OpenMP threads release their core soon. Call it before torch is imported.
 
-    GNU OpenMP spins for milliseconds by default. On a machine with other work that is ruinous: scoring 64 patches on 2 threads
-    beside 2 busy processes took 23.7 s with the default and 0.38 s with this. What the user has set is left alone.
+    GNU OpenMP spins for milliseconds by default, which is slow on a busy machine: scoring 64 patches on 2 threads beside 2 busy
+    processes took 23.7 s with the default and 0.38 s with this. Settings of the user are kept.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def cores() -> int:
-    """CPU cores that this process may use: its affinity, or its container's CPU quota where that is less."""
+    """CPU cores that this process may use: its affinity, or its container's CPU quota if that is lower."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(affinity, _cgroup_quota() or affinity)
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep freed memory instead of returning it to the system; False where the C library is another.
+    """Make glibc keep freed memory instead of returning it to the system; False for another C library.
 
-    Large tensors are otherwise mapped and unmapped at every step, and the page faults cost a third of a CPU training step
-    (a small convolutional net, forward and backward on 2 threads: 420 ms a step without, 300 ms with). The price is that
-    the process holds its peak memory until it ends.
+    Large tensors are otherwise mapped and unmapped at every step, and the page faults take a third of a CPU training step
+    (a small convolutional net, forward and backward on 2 threads: 420 ms per step without, 300 ms with). The process then
+    holds its peak memory until it ends.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
@@ -74,7 +74,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    # Older glibc refuses a mapping threshold above 32 MiB.
+    # Older versions of glibc reject a mapping threshold above 32 MiB.
     mapped = mallopt(_M_MMAP_THRESHOLD, 1 << 30) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     trimmed = mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     return bool(mapped and trimmed)
@@ -105,7 +105,7 @@ def _cgroup_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 products in float32 on CUDA too, without autocast, whatever `prepare` was told: for figures that are compared."""
+    """Float32 products in float32 on CUDA too, without autocast, whatever the precision of `prepare`: for metrics that are compared."""
     import torch
 
     kept = [unit.fp32_precision for unit in _units()]
@@ -121,10 +121,10 @@ def full_precision() -> Iterator[None]:
 
 
 def _units() -> list[Any]:
-    """What decides whether CUDA's matrix products and convolutions use TF32."""
+    """The switches of TF32 in CUDA's matrix products and convolutions."""
     import torch
 
-    backends: Any = torch.backends  # some of whose parts torch's types do not know
+    backends: Any = torch.backends  # some attributes are missing from torch's types
     return [backends.cuda.matmul, backends.cudnn.conv]
 
 
@@ -132,11 +132,8 @@ def _cuda(precision: str) -> torch.device:
     import torch
 
     if not torch.cuda.is_available():
-        why = (
-            "this torch is built without CUDA"
-            if torch.version.cuda is None
-            else "no usable NVIDIA GPU or driver was found"
-        )
+        built = torch.version.cuda is not None
+        why = "no usable NVIDIA GPU or driver was found" if built else "this torch is built without CUDA"
         raise UserError(f"device cuda was asked for, but {why}: use device=cpu (or auto), or see `gan-uad doctor`")
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.cuda.device_count():
@@ -145,7 +142,7 @@ def _cuda(precision: str) -> torch.device:
             "start no more processes than GPUs (torchrun --nproc-per-node)"
         )
     torch.cuda.set_device(index)
-    # cuDNN's convolutions use TF32 unless told not to, so fp32 must be said too.
+    # cuDNN's convolutions use TF32 by default, so fp32 must be set too.
     for unit in _units():
         unit.fp32_precision = "ieee" if precision == "fp32" else "tf32"
     torch.backends.cudnn.benchmark = True

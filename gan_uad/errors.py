@@ -1,4 +1,4 @@
-"""The errors that a user can cause or meet: one clear line each (what, where, what to do) and an exit code."""
+"""The errors that a user can cause or meet: one line each (what, where, what to do) and an exit code."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ class JobFailed(click.ClickException):
 
 
 class Interrupted(click.ClickException):
-    """Ctrl-C or SIGTERM, after everything that can be kept was kept. Exit code 130."""
+    """Ctrl-C or SIGTERM, after everything possible was saved. Exit code 130."""
 
     exit_code = 130
 
-    def __init__(self, what: str, onward: str = "") -> None:
-        """`what` happened, and how to go on from there, of which a job that was stopped inside another knows only its own way."""
-        super().__init__(f"{what}. {onward}" if onward else what)
+    def __init__(self, what: str, resume: str = "") -> None:
+        """`what` happened, and how to resume. A caller that resumes in another way uses `what` alone."""
+        super().__init__(f"{what}. {resume}" if resume else what)
         self.what = what
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """The message alone: being told to stop is no error."""
+        """The message alone: a stop by the user is no error."""
         click.echo(self.format_message(), file=file, err=file is None)
 
 
 def near(name: str, known: Iterable[str]) -> str:
-    """Return a hint for a mistyped `name`: the closest known names, or all of them when nothing is close."""
+    """A hint for a mistyped `name`: the closest known names, or all of them when none is close."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
@@ -46,7 +46,7 @@ def near(name: str, known: Iterable[str]) -> str:
 
 
 def refuse(options: Mapping[str, object], why: str) -> None:
-    """Raise `UserError` for the first of these options that was given, rather than ignore it."""
+    """Raise `UserError` for the first of these options that was given, so that none is ignored silently."""
     for name, value in options.items():
         if value is not None and value is not False:
             raise UserError(f"{name} {why}")

@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half there: every file appears whole, under its name, or not at all."""
+"""Reading and writing files. Every file is written atomically: it appears complete, under its name, or not at all."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from gan_uad.errors import JobFailed, UserError
+from gan_uad.errors import JobFailed, UserError, near
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is synced to disk and renamed, on failure it is removed.
 
-    Raises `JobFailed` when the disk is full, `UserError` when the folder cannot be written; what stood under `path` stays.
+    Raises `JobFailed` when the disk is full, `UserError` when the folder cannot be written; an older file at `path` is then kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with explained(path):
@@ -42,18 +42,22 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _explain(error, path) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            problem = f"no space left to write {path}; what was there before is kept. Free some disk, then run again"
+            raise JobFailed(problem) from error
+        problem = f"cannot write {path}: {error.strerror or error}"
+        raise UserError(f"{problem}. Choose another folder with --out, or change its permissions") from error
 
 
 @contextmanager
 def alone(part: Path) -> Iterator[FileIO]:
-    """A partial file that several processes may want to go on with, opened for reading and appending, locked against the others.
+    """Open a partial file for reading and appending, locked against other processes that want to continue it.
 
-    Whoever waited finds the file as the one before left it; where that one has renamed it, a new, empty one.
+    A process that waited finds the file as the one before left it. If that one has renamed it, it finds a new, empty file.
     """
     while True:
         with open(part, "a+b", buffering=0) as file:
-            with suppress(OSError):  # some network disks know no locks
+            with suppress(OSError):  # some network disks have no locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             if _is_at(file, part):
                 yield file
@@ -61,7 +65,7 @@ def alone(part: Path) -> Iterator[FileIO]:
 
 
 def _is_at(file: FileIO, path: Path) -> bool:
-    """Whether an open file is still the one under its name, which another process may take away at any moment."""
+    """Whether an open file still has its name; another process may rename or remove it at any moment."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:
@@ -69,7 +73,7 @@ def _is_at(file: FileIO, path: Path) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of `atomic` that a killed process left in a folder that nobody else writes into."""
+    """Remove the temporary files of `atomic` that a killed process left in a folder that no other process writes into."""
     for left in folder.glob(".*.tmp"):
         left.unlink(missing_ok=True)
 
@@ -86,7 +90,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The value of a JSON file; None where there is no file, or none that can be read as JSON."""
+    """The value of a JSON file; None where the file is missing or is no valid JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -94,13 +98,13 @@ def read_json(path: Path) -> Any:
 
 
 def append_json_line(path: Path, value: Any) -> None:
-    """Append one line of JSON; a process that is killed meanwhile leaves an incomplete line at most."""
+    """Append one line of JSON. A process killed meanwhile leaves at most one incomplete line."""
     with explained(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(value) + "\n")
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """The values of all complete lines of a JSON Lines file, [] where there is none; an incomplete line is left out."""
+    """The values of all complete lines of a JSON Lines file; [] for a missing file. Incomplete lines are left out."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -119,24 +123,41 @@ def csv_text(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header line, by column. Raises `UserError` for a file that cannot be read, a missing column, and a
-    row of more or fewer cells than the header.
+def parse_csv(
+    content: bytes, context: str, required: Sequence[str] = (), **options: Any
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Line number and cells by column of each row of a CSV file with a header line. options: of `csv.DictReader`.
+
+    Raises `UserError`, with `context` and line, for what is no UTF-8 CSV, a missing column, and a row of more or fewer cells than the
+    header.
     """
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restkey="surplus")
-            missing = [name for name in required if name not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(required)}")
-            rows = []
-            for row in reader:
-                if "surplus" in row or None in row.values():
-                    raise UserError(f"{path}, line {reader.line_num}: more or fewer cells than the header has columns")
-                rows.append(dict(row))
-            return rows
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = io.StringIO(content.decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError:
+        raise UserError(f"{context} is not UTF-8 text; save it as CSV in UTF-8") from None
+    reader = csv.DictReader(text, restkey="surplus", **options)
+    try:
+        reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
+        if missing := [name for name in required if name not in header]:
+            hint = f"{near(missing[0], header)}; " if header else ""
+            expected = f"{hint}expected {', '.join(required)}"
+            raise UserError(f"{context}: column {missing[0]!r} is missing; {expected}")
+        for row in reader:
+            if "surplus" in row or None in row.values():
+                problem = "more or fewer cells than the header has columns"
+                raise UserError(f"{context}, line {reader.line_num}: {problem}")
+            yield reader.line_num, dict(row)
+    except csv.Error as error:
+        raise UserError(f"{context}, line {reader.line_num}: {error}") from None
+
+
+def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header line, by column. Raises `UserError` as `parse_csv` does, and for a file that cannot be read."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from None
+    return [row for _, row in parse_csv(content, str(path), required)]
 
 
 def sha256(path: Path) -> str:
@@ -146,39 +167,29 @@ def sha256(path: Path) -> str:
 
 
 def make_folder(path: Path) -> Path:
-    """Make a folder and its parents; raises `UserError` when that is not allowed or a file is in the way."""
+    """Make a folder and its parents. Raises `UserError` where that is not permitted, or a file has that name."""
     check_folder(path)
     with explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(prefix=".write_test.", dir=path):  # a name of its own for every thread and machine
+        with NamedTemporaryFile(prefix=".write_test.", dir=path):  # a unique name for every thread and machine
             pass
     return path
 
 
 def check_folder(path: Path) -> None:
-    """Raise `UserError` where `path` or a folder that it is to lie in is a file; looks only, so that it can come before any work."""
+    """Raise `UserError` where `path`, or a folder above it, is a file. Changes nothing, so that it can run before any work."""
     with explained(path):
-        there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
-    if there is not None and not there.is_dir():
-        raise UserError(f"cannot write {path}: {there} is a file, not a folder. Choose another folder with --out")
-
-
-def _explain(error: OSError, path: Path) -> UserError | JobFailed:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return JobFailed(
-            f"no space left to write {path}; what was there before is kept. Free some disk, then run again"
-        )
-    return UserError(
-        f"cannot write {path}: {error.strerror or error}. Choose another folder with --out or mend its permissions"
-    )
+        existing = next((folder for folder in (path, *path.parents) if folder.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise UserError(f"cannot write {path}: {existing} is a file, not a folder. Choose another folder with --out")
 
 
 def claim(folder: Path, record: str, wanted: dict[str, Any], what: str, refused: str = "") -> None:
     """Make the output folder of a command, or find it as an earlier call with the same settings made it.
 
     `folder/record` is a JSON file that holds at least the settings `wanted`; it is written where it is missing. Raises `UserError` where
-    it says otherwise (`what`: what the folder then holds, such as "scores"), and where a file matches the pattern `refused` ("*": any
-    that is not hidden) and there is no record.
+    its settings differ (`what`: what the folder then holds, such as "scores"), and where there is no record, but a file that matches the
+    pattern `refused` ("*": any that is not hidden).
     """
     wanted, path = json.loads(json.dumps(wanted)), folder / record
     check_folder(folder)
@@ -194,8 +205,6 @@ def claim(folder: Path, record: str, wanted: dict[str, Any], what: str, refused:
         make_folder(folder)
         return
     if refused and folder.is_dir() and any(not file.name.startswith(".") for file in folder.glob(refused)):
-        raise UserError(
-            f"{folder} is not empty and holds no {record}, so it is not of this command; choose another folder with --out"
-        )
+        raise UserError(f"{folder} is not empty, and has no {record} of this command; choose another folder with --out")
     make_folder(folder)
     write_json(path, wanted)

@@ -1,13 +1,13 @@
-"""Names to classes. Imports nothing of the package but its errors, and imports a family's file only when it is asked for.
+"""Names to classes. Imports only errors and old names of the package, and imports a family's file only when it is needed.
 
 A class is registered by a decorator with a literal name on the line above it:
 
     @register("wgan_gp")
     class WGANGP(nn.Module): ...
 
-The files of a room are *read*, not imported, to learn which names they hold, so that `gan_uad.models()` and `--help` never
-import torch. Third parties add rooms' members through the entry-point group `gan_uad.models`: an entry point `name = "module"`
-names a module that holds decorated classes; it is read in the same way.
+The files of a package are *read*, not imported, to find their names, so that `gan_uad.models()` and `--help` never import torch.
+Third parties add classes through the entry-point group `gan_uad.models`: an entry point `name = "module"` names a module with
+decorated classes, which is read in the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gan_uad import old_names
 from gan_uad.errors import UserError, near
 
 KINDS = ("network", "task", "features", "scorer", "inverter")
-ROOMS = ("gan_uad.networks", "gan_uad.training", "gan_uad.features", "gan_uad.scoring", "encoders")
+PACKAGES = ("gan_uad.networks", "gan_uad.training", "gan_uad.features", "gan_uad.scoring", "encoders")
 ENTRY_POINT_GROUP = "gan_uad.models"
 
 T = TypeVar("T", bound=type)
@@ -35,7 +35,7 @@ T = TypeVar("T", bound=type)
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a registered name lives: `kind` (one of `KINDS`), module, class name, and the first line of its docstring."""
+    """A registered name: `kind` (one of `KINDS`), module, class name, and the first line of its docstring."""
 
     kind: str
     name: str
@@ -45,7 +45,7 @@ class Entry:
 
 
 def register(name: str, kind: str = "network") -> Callable[[T], T]:
-    """Class decorator: make the class known as `name` among its `kind`. Both must be literals: they are read, not run."""
+    """Class decorator: register the class as `name` of this `kind`. Both must be literals: they are read, not run."""
     if kind not in KINDS:
         raise ValueError(f"unknown kind {kind!r}; known: {', '.join(KINDS)}")
 
@@ -61,7 +61,7 @@ def entries(kind: str) -> list[Entry]:
 
 
 def find(kind: str, name: str) -> Any:
-    """Return the class registered as `name`; raises `UserError` with near matches when there is none."""
+    """The class registered as `name`. Raises `UserError` with near matches when there is none."""
     known, name = _catalogue()[kind], old_names.registered(kind, name)
     if name not in known:
         raise UserError(f"no {kind} is called {name!r}: {near(name, known)}")
@@ -70,10 +70,10 @@ def find(kind: str, name: str) -> Any:
 
 
 def build(kind: str, name: str, options: dict[str, Any], **given: Any) -> Any:
-    """Construct the class registered as `name` from a user's `options` and what the program itself has `given`.
+    """Construct the class registered as `name` from a user's `options` and the arguments `given` by the program.
 
-    The result remembers its `spec` (name and options), from which the same object can be built again.
-    Raises `UserError` for an option that the class does not take (with near matches) or refuses (`ValueError`).
+    The result has a `spec` (name and options), from which the same object can be built again.
+    Raises `UserError` for an option that the class does not have (with near matches) or rejects (`ValueError`).
     """
     cls = find(kind, name)
     checked = check_options(cls, options, f"{kind} {name}", tuple(given))
@@ -88,9 +88,9 @@ def build(kind: str, name: str, options: dict[str, Any], **given: Any) -> Any:
 def check_options(
     cls: Callable[..., Any], options: dict[str, Any], context: str, given: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """The options as the types that `cls` declares: 5.0 for a float told as 5, a tuple for a list.
+    """The options converted to the types that `cls` declares: 5.0 for a float given as 5, a tuple for a list.
 
-    Raises `UserError` for a key that `cls` does not take by keyword, or that the program gives itself, and for a wrong type.
+    Raises `UserError` for a key that is no keyword argument of `cls`, or that the program gives itself, and for a wrong type.
     """
     from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
@@ -103,7 +103,7 @@ def check_options(
             raise UserError(f"{context} has no option {key!r}: {near(key, known)}")
         try:
             checked[key] = TypeAdapter(hints.get(key, Any)).validate_python(value)
-        except PydanticSchemaGenerationError:  # an object, which no configuration can hold
+        except PydanticSchemaGenerationError:  # an object, which no configuration can express
             raise UserError(f"{context}, option {key}: it cannot be given in a configuration") from None
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
@@ -123,7 +123,7 @@ def _catalogue() -> dict[str, dict[str, Entry]]:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    for package in ROOMS:
+    for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or []) if spec else []:
             for file in sorted(Path(folder).glob("*.py")):
@@ -131,7 +131,7 @@ def _files() -> Iterator[tuple[str, Path]]:
     for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             spec = importlib.util.find_spec(point.value)
-        except ModuleNotFoundError:  # a package above it is gone
+        except ModuleNotFoundError:  # a parent package is missing
             spec = None
         if spec and spec.origin:
             yield point.value, Path(spec.origin)
@@ -143,7 +143,7 @@ def _read(module: str, file: Path) -> Iterator[Entry]:
         return
     try:
         body = ast.parse(source, filename=str(file)).body
-    except SyntaxError as error:  # one file that is being written must not take the traceback to every command
+    except SyntaxError as error:  # a file that is being edited must not give every command a traceback
         raise UserError(f"{file}, line {error.lineno}: {error.msg}") from None
     for node in body:
         if not isinstance(node, ast.ClassDef):

@@ -1,4 +1,4 @@
-"""docs/settings.md, from the settings themselves: python scripts/settings_page.py. tests/test_docs.py sees whether it is up to date."""
+"""Write docs/settings.md from gan_uad/config.py: python scripts/settings_page.py. tests/test_docs.py checks that it is up to date."""
 
 from __future__ import annotations
 
@@ -16,17 +16,21 @@ from gan_uad.config import RunConfig
 PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 HEAD = """# Settings
 
-Every setting of a preset, a YAML file or a run, for `-o key=value` of any command that takes it; `gan-uad train PRESET --dry-run`
-shows what a preset says. What a network (`network.*`) and a task (`optim.*`) may be told depends on them: a wrong name is answered
-with the right ones. Made by `python scripts/settings_page.py`.
+    gan-uad train wgan_gp_64 --dry-run -o training.batch=32
 
-| key | default | values | what |
+prints the settings of the preset `wgan_gp_64` with the override, as YAML, and trains nothing.
+
+The table lists every setting of a preset, a YAML file or a run. Override one with `-o key=value`. The options below `network.*` and
+`optim.*` depend on the network and the task: an unknown name is an error that lists near matches. This page is made by
+`python scripts/settings_page.py`.
+
+| key | default | values | meaning |
 | --- | --- | --- | --- |
 """
 
 
 def page() -> str:
-    """The page as it should be."""
+    """The text of the page."""
     return HEAD + "".join(_rows(RunConfig, ""))
 
 

@@ -1,4 +1,4 @@
-"""A local HTTP server that behaves badly on demand, for tests of what downloads."""
+"""A local HTTP server that behaves badly on demand, for tests of downloads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
 class Server:
-    """A local HTTP server that answers each request by the next of `answers` (else honestly), and notes what was asked for.
+    """A local HTTP server that answers each request by the next of `answers` (else honestly), and records the requests.
 
-    It gives `BODY` at every address, or only `files` (by name) where there are any.
+    It sends `BODY` at every address, or only `files` (by name) where there are any.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class Server:
                 outer.asked.append(name)
                 self.body = outer.files.get(name) if outer.files else BODY
                 start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-                answer = outer.answers.pop(0) if outer.answers else whole
+                answer = outer.answers.pop(0) if outer.answers else honest
                 answer(self, start)
 
             def log_message(self, *args: Any) -> None:
@@ -66,7 +66,7 @@ def respond(handler: Any, status: int, body: bytes, length: int | None = None, *
     handler.wfile.write(body)
 
 
-def whole(handler: Any, start: int) -> None:
+def honest(handler: Any, start: int) -> None:
     """What an honest server does, ranges included."""
     if handler.body is None:
         return respond(handler, 404, b"")
@@ -99,7 +99,7 @@ def wrong_range(handler: Any, start: int) -> None:
 
 
 def too_long(handler: Any, start: int) -> None:
-    """Promises more than there is."""
+    """Announces more bytes than it sends."""
     if start:
         return respond(handler, 416, b"")
     respond(handler, 200, handler.body, len(handler.body) + 1000)
@@ -121,7 +121,7 @@ def status(code: int) -> Callable[[Any, int], None]:
 
 @contextmanager
 def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server for the length of a test, and no waiting between attempts."""
+    """A server for one test, without waiting between attempts."""
     monkeypatch.setattr(download, "WAIT", 0.0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     made = Server()

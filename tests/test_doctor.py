@@ -1,4 +1,4 @@
-"""The doctor's findings, and the device settings that it reports on."""
+"""The checks of `gan-uad doctor`, and the device settings."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from gan_uad import config, device
-from gan_uad.cli import doctor as room
+from gan_uad import device
+from gan_uad.cli import doctor as doctor_module
 from gan_uad.cli.doctor import doctor
 from gan_uad.errors import UserError
 
@@ -34,20 +34,20 @@ def test_this_environment_passes(capsys: pytest.CaptureFixture[str], tmp_path: P
     checks = [check for group in found.values() for check in group]
     assert [check for check in checks if check["status"] == "FAIL"] == []
     assert code == 0
-    assert all(set(check) == {"check", "status", "detail", "mend"} for check in checks)
-    assert all(bool(check["mend"]) == (check["status"] == "WARN") for check in checks)
-    wanted = {"python", "torch", "torchvision", "cuda", "packages", "numerics", "slides", "presets", "runs folder"}
+    assert all(set(check) == {"check", "status", "detail", "fix"} for check in checks)
+    assert all(bool(check["fix"]) == (check["status"] == "WARN") for check in checks)
+    wanted = {"python", "torch", "torchvision", "cuda", "packages", "slides", "cores", "memory", "runs folder"}
     assert wanted <= set(found)
     assert "numpy" in found["packages"][0]["detail"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_lines_say_the_same_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_lines_are_the_same_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     doctor(out=tmp_path, data=str(tmp_path / "nothing"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("PASS  python: 3.")
-    position = lines.index(f"FAIL  data: {tmp_path / 'nothing'} does not exist")
-    assert lines[position + 1].startswith("      mend: ")
+    (position,) = (k for k, line in enumerate(lines) if line.startswith(f"FAIL  data: {tmp_path / 'nothing'} "))
+    assert lines[position + 1].startswith("      fix: ")
     assert lines[-1].endswith("1 FAIL")
 
 
@@ -62,7 +62,7 @@ def test_mismatched_torchvision_names_the_pair(
     (check,) = found["torchvision"]
     assert (code, check["status"]) == (1, "FAIL")
     assert "nms does not exist" in check["detail"]
-    assert "pip install torch torchvision" in check["mend"]
+    assert "pip install torch torchvision" in check["fix"]
     assert found["torch"][0]["status"] == found["runs folder"][0]["status"] == "PASS"
 
 
@@ -70,7 +70,7 @@ def test_missing_torch_hides_nothing_else(capsys: pytest.CaptureFixture[str], mo
     monkeypatch.setitem(sys.modules, "torch", None)
     code, found = findings(capsys)
     assert (code, found["torch"][0]["status"]) == (1, "FAIL")
-    assert {"packages", "cores", "malloc"} <= set(found)
+    assert {"packages", "cores", "memory"} <= set(found)
 
 
 def test_old_and_missing_packages(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,34 +79,20 @@ def test_old_and_missing_packages(capsys: pytest.CaptureFixture[str], monkeypatc
     code, found = findings(capsys)
     assert code == 1
     assert [check["status"] for check in found["packages"]] == ["FAIL", "FAIL", "PASS"]
-    assert found["packages"][0]["mend"] == 'pip install --upgrade "gan-uad-no-such-package>=1"'
-    assert ">=999 is needed" in found["packages"][1]["detail"]
+    assert found["packages"][0]["fix"] == 'pip install --upgrade "gan-uad-no-such-package>=1"'
+    assert "numpy" in found["packages"][1]["detail"]
+    assert ">=999" in found["packages"][1]["detail"]
     assert found["packages"][2]["detail"].startswith("click ")
 
 
-def test_wrong_convolution_fails(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    right = torch.nn.functional.conv2d
-
-    def wrong(x: torch.Tensor, weight: torch.Tensor, padding: int) -> torch.Tensor:
-        return right(x, weight, padding=padding) * (1.1 if x.dtype == torch.float32 else 1.0)
-
-    assert room._conv_error(torch, "cpu") < 1e-5
-    monkeypatch.setattr(torch.nn.functional, "conv2d", wrong)
-    code, found = findings(capsys)
-    assert (code, found["numerics"][0]["status"]) == (1, "FAIL")
-
-
 def test_slides_without_their_library(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    (check,) = room._slides()
+    (check,) = doctor_module._slides()
     assert check.status == "PASS"
     assert re.match(r"OpenSlide \d+\.\d+\.\d+, tifffile 20\d\d", check.detail)
-    monkeypatch.setattr("gan_uad.slides.reader.Slide.read", lambda *_: 0)
-    (check,) = room._slides()
-    assert (check.status, check.detail.endswith("a slide is read wrongly")) == ("FAIL", True)
     monkeypatch.setitem(sys.modules, "openslide", None)
     code, found = findings(capsys)
     assert (code, found["slides"][0]["status"]) == (1, "FAIL")
-    assert "openslide-bin" in found["slides"][0]["mend"]
+    assert "openslide-bin" in found["slides"][0]["fix"]
 
 
 def test_folders_and_environment(
@@ -119,7 +105,7 @@ def test_folders_and_environment(
     code, found = findings(capsys, out=tmp_path / "file" / "runs")
     assert code == 1
     assert found["runs folder"][0]["status"] == "FAIL"
-    assert "--out" in found["runs folder"][0]["mend"]
+    assert "--out" in found["runs folder"][0]["fix"]
     assert found["cache folder"][0]["detail"].startswith(f"{tmp_path / 'cache'} is writable")
     assert not (tmp_path / "cache").exists()
     assert found["GAN_UAD_DATA"][0]["status"] == "FAIL"
@@ -129,46 +115,35 @@ def test_folders_and_environment(
 def test_what_is_used_where_a_variable_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("GAN_UAD_DATA", "GAN_UAD_WEIGHTS"):
         monkeypatch.delenv(variable, raising=False)
-    data, weights = (check.detail for check in room._environment())
-    assert data == "not set: `benchmark` and `download` use data/ here"
-    assert weights == "not set: pretrained weights come from torch's cache"
+    data, weights = (check.detail for check in doctor_module._environment())
+    assert "data/" in data
+    assert "torch's cache" in weights
 
 
 @pytest.mark.parametrize(("free", "status"), [(0, "FAIL"), (1 << 30, "WARN"), (9 << 30, "PASS")])
 def test_disk_space(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: int, status: str) -> None:
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(total=free, free=free))
-    (check,) = room._folder("runs folder", tmp_path / "deep" / "runs", "another")
+    monkeypatch.setattr(doctor_module.shutil, "disk_usage", lambda path: SimpleNamespace(total=free, free=free))
+    (check,) = doctor_module._folder("runs folder", tmp_path / "deep" / "runs", "another")
     assert check.status == status
     assert not (tmp_path / "deep").exists()
-
-
-def test_broken_presets(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "presets_dir", lambda: tmp_path)
-    assert findings(capsys)[1]["presets"][0]["status"] == "FAIL"
-    (tmp_path / "bad.yaml").write_text("no_such_key: 1\n")
-    (check,) = findings(capsys)[1]["presets"]
-    assert check["status"] == "FAIL"
-    assert "bad" in check["detail"]
 
 
 def test_a_check_that_breaks_is_a_finding(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise OSError("no such call")
 
-    monkeypatch.setattr(room, "_cores", broken)
+    monkeypatch.setattr(doctor_module, "_cores", broken)
     code, found = findings(capsys)
     assert code == 1
     assert "no such call" in found["cores"][0]["detail"]
-    assert "malloc" in found
+    assert "memory" in found
 
 
 def test_small_machine_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "cores", lambda: 1)
-    monkeypatch.setattr(device, "keep_freed_memory", lambda: False)
-    monkeypatch.setattr(room, "_available_memory", lambda: 1 << 30)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: SimpleNamespace(total=64 << 20, free=64 << 20))
-    checks = [*room._cores(), *room._memory(), *room._shared_memory(), *room._malloc()]
-    assert [(check.status, bool(check.mend)) for check in checks] == [("WARN", True)] * 4
+    monkeypatch.setattr(doctor_module, "_available_memory", lambda: 1 << 30)
+    checks = [*doctor_module._cores(), *doctor_module._memory()]
+    assert [(check.status, bool(check.fix)) for check in checks] == [("WARN", True)] * 2
 
 
 # --- gan_uad.device
@@ -205,7 +180,7 @@ def test_no_cuda() -> None:
     before = torch.get_num_threads()
     try:
         assert device.prepare("auto") == torch.device("cpu")
-        with pytest.raises(UserError, match=r"cuda was asked for, but .*device=cpu"):
+        with pytest.raises(UserError, match=r"cuda.*device=cpu"):
             device.prepare("cuda")
     finally:
         torch.set_num_threads(before)
@@ -218,9 +193,9 @@ def test_cuda_precision_is_what_was_asked_for() -> None:
     exact = a.double() @ a.double()
     error = {}
     for precision in ("tf32", "fp32"):
-        where = device.prepare("cuda", threads=1, precision=precision)
-        assert where.index is not None
-        error[precision] = float(((a.to(where) @ a.to(where)).cpu() - exact).abs().max() / exact.abs().max())
+        cuda = device.prepare("cuda", threads=1, precision=precision)
+        assert cuda.index is not None
+        error[precision] = float(((a.to(cuda) @ a.to(cuda)).cpu() - exact).abs().max() / exact.abs().max())
     assert error["fp32"] < 1e-5 < error["tf32"]
 
 

@@ -1,26 +1,27 @@
-"""Files that several processes want at once."""
+"""Files that several processes want at once, and CSV."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patch_tools import refused
 
-from gan_uad.files import alone
+from gan_uad.files import alone, csv_text, read_csv
 
 
 @pytest.mark.parametrize("moment", [1, 2])
-def test_a_part_that_another_process_takes_away_is_begun_anew(
+def test_a_partial_file_that_another_process_removes_is_started_again(
     moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who waited for the lock looks whether the file still has its name; the name may go before that look or in its midst."""
+    """A process that waited for the lock checks that the file still has its name, which may vanish before or during that check."""
     part, look, looks = tmp_path / "net.part", os.stat, []
 
     def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
         if path == part:
             looks.append(path)
             if len(looks) == moment:
-                part.unlink()  # the one before has finished, and renames it
+                part.unlink()  # the one before has finished and renames it
         return look(path, *arguments, **options)
 
     monkeypatch.setattr(os, "stat", stat)
@@ -28,3 +29,27 @@ def test_a_part_that_another_process_takes_away_is_begun_anew(
     with alone(part) as file:
         looks.extend([part, part])
         assert os.path.samestat(os.fstat(file.fileno()), look(part))
+
+
+def test_csv_goes_to_text_and_back(tmp_path: Path) -> None:
+    rows = [[" a, b", 'say "c"'], ["two\nlines", "é"]]
+    (tmp_path / "t.csv").write_text(csv_text(["x", "y"], rows), encoding="utf-8")
+    assert [list(row.values()) for row in read_csv(tmp_path / "t.csv", ["y"])] == rows
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (b"x,y\n1,2\n3\n", ("line 3",)),
+        (b"x,y\n1,2,3\n", ("line 2",)),
+        (b"x,label\n", ("'labels'", "'label'")),
+        (b"", ("'labels'",)),
+        (b"\xff", ("UTF-8",)),
+    ],
+)
+def test_csv_that_is_wrong(tmp_path: Path, content: bytes, named: tuple[str, ...]) -> None:
+    (tmp_path / "t.csv").write_bytes(content)
+    with refused("t.csv", *named):
+        read_csv(tmp_path / "t.csv", ["labels"] if "'labels'" in named else [])
+    with refused("none.csv"):
+        read_csv(tmp_path / "none.csv")

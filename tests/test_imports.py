@@ -1,4 +1,4 @@
-"""What is imported when, and from whom: quick start-up, declared dependencies, and no room outside the contracts."""
+"""Imports: quick start-up, declared dependencies, and no package outside the contracts."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def test_command_line_starts_light(argv: list[str]) -> None:
 
 
 def test_every_import_is_a_declared_dependency() -> None:
-    """An import that works only because another package happens to bring it breaks for the next user."""
+    """An import that works only because another package depends on it breaks for the next user."""
     project = pyproject()["project"]
-    lines = project["dependencies"] + project["optional-dependencies"]["timm"]  # whose file asks before it imports it
+    lines = project["dependencies"] + project["optional-dependencies"]["timm"]  # imported only where it is installed
     declared = {_normal(re.match(r"[\w.-]+", line).group()) for line in lines}  # type: ignore[union-attr]
     owners = importlib.metadata.packages_distributions()
     undeclared = {

@@ -1,4 +1,4 @@
-"""`gan-uad models` from the outside."""
+"""`gan-uad models` by its command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wheel, installed where the checkout cannot be seen: what is inside, and that presets and commands work from it.
+"""The wheel, installed where the checkout is not visible: its contents, and that presets and commands work from it.
 
 Nothing is downloaded: the wheel is built without isolation, and its dependencies are those of the environment that runs the tests.
 """
@@ -31,7 +31,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, since a build leaves folders behind, and stale ones of the checkout would slip in."""
+    """Built from a copy, since a build leaves folders behind, and stale ones of the checkout would be included."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -68,7 +68,7 @@ def test_everything_of_the_package_is_inside(contents: set[str]) -> None:
     files = [file for name in SHIPPED for file in (ROOT / name).rglob("*") if file.is_file()]
     wanted = {str(file.relative_to(ROOT)) for file in files if "__pycache__" not in file.parts}
     wanted |= {f"gan_uad/{file.relative_to(ROOT)}" for file in (ROOT / "configs").rglob("*.yaml")}
-    assert sorted(wanted - contents) == [], "name the new room in [tool.setuptools] of pyproject.toml"
+    assert sorted(wanted - contents) == [], "add the new package to [tool.setuptools] in pyproject.toml"
 
 
 def test_nothing_else_is_inside(contents: set[str]) -> None:
@@ -106,7 +106,7 @@ def test_commands_of_the_wheel_answer(venv: Path, tmp_path: Path) -> None:
     by_module = run(venv / "bin" / "python", "-m", "gan_uad", "--help", cwd=tmp_path)
     by_script = run(venv / "bin" / "gan-uad", "--help", cwd=tmp_path)
     for text in (by_module, by_script):
-        assert [verb for verb in ("train", "score", "evaluate", "demo", "doctor", "models") if verb not in text] == []
+        assert [name for name in ("train", "score", "evaluate", "demo", "doctor", "models") if name not in text] == []
     assert "wgan_gp" in run(venv / "bin" / "gan-uad", "models", cwd=tmp_path)
 
 

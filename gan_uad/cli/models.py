@@ -1,4 +1,4 @@
-"""`gan-uad models`: what can be trained, with which presets, what can score, and which trained models are at hand."""
+"""`gan-uad models`: what can be trained, with which presets, what can score, and which trained models are available."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from gan_uad.config import presets, read_yaml, trained_models
 
 
 def models(as_json: bool = False) -> None:
-    """Print what is registered by name with what it is, the presets with what they train, and the trained models."""
+    """Print presets, trained models and everything registered by name, each with a line about it."""
     listed = {
-        "presets": {name: _summary(name) for name in presets()},
+        "presets": {name: _preset(file) for name, file in presets().items()},
         "trained": {name: _card(file) for name, file in trained_models().items()},
-        **{
-            kind if kind.endswith("s") else f"{kind}s": {entry.name: entry.summary for entry in registry.entries(kind)}
-            for kind in registry.KINDS
-        },
     }
+    for kind in registry.KINDS:
+        listed[kind.removesuffix("s") + "s"] = {entry.name: entry.summary for entry in registry.entries(kind)}
     if as_json:
         print(json.dumps(listed, indent=2))
         return
@@ -29,18 +27,16 @@ def models(as_json: bool = False) -> None:
 
 
 def _card(file: Path) -> str:
-    """What the model card says of networks and training."""
+    """Networks and training, from the model card."""
     card = file.with_suffix(".md")
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
     return "; ".join(line.removeprefix("- ") for line in lines if line.startswith(("- networks:", "- trained by")))
 
 
-def _summary(name: str) -> str:
-    file = presets()[name]
-    raw = read_yaml(file)
-    comment = [
-        line.removeprefix("# ") for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("#")
-    ]
+def _preset(file: Path) -> str:
+    """What the preset trains, and its comments."""
+    raw, lines = read_yaml(file), file.read_text(encoding="utf-8").splitlines()
+    comment = " ".join(line.removeprefix("# ") for line in lines if line.startswith("#"))
     if "task" not in raw:
-        return f"{raw['scoring']['scorer']}, fitted on train normals. {' '.join(comment)}"
-    return f"{raw['model']} by {raw['task']}, {raw['training']['total_kimg']:g} kimg. {' '.join(comment)}"
+        return f"{raw['scoring']['scorer']}, fitted on train normals. {comment}"
+    return f"{raw['model']} by {raw['task']}, {raw['training']['total_kimg']:g} kimg. {comment}"

@@ -1,9 +1,8 @@
-"""Pictures of one size as a memory-mapped array on disk: made once from a source, found again by what went into it.
+"""Images of one size as a memory-mapped array on disk: made once from a source, found again by a key of its content and settings.
 
-A cache is two files, `<name>-<key>.npy` (uint8 [N, R, R, 3]) and a `.json` beside it that says which rows of the source these are,
-which were skipped, and the checksum. Each is written under a temporary name and renamed, so that two processes may
-build the same cache at once, and what is half written or damaged is never used. What a file on disk cannot be made for
-is kept in memory.
+A cache is two files, `<name>-<key>.npy` (uint8 [N, R, R, 3]) and a `.json` beside it: which rows of the source these are, which were
+skipped, and the checksum. Both are written atomically, so that two processes may build the same cache at once, and an incomplete or
+damaged one is never used. Without a usable folder the images stay in memory.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -26,38 +25,45 @@ from gan_uad.config import DataConfig
 from gan_uad.data.arrays import digest
 from gan_uad.data.images import BadImage, Pixels, preprocess, tissue_share
 from gan_uad.data.sources import Source
+from gan_uad.device import cores
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.files import atomic, make_folder, write_text
+from gan_uad.files import atomic, make_folder, read_json, write_text
 
 Progress = Callable[[int, int], None]
 
-VERSION = 1  # of the pictures: raise it when the same settings come to give other bytes
+VERSION = 1  # of the images: raise it when the same settings give other bytes
 STALE_S = 86400  # a temporary file older than this was left by a process that was killed
 GB = 1e9
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """Pictures ready for a network, and what became of the source's other rows."""
+@dataclass(kw_only=True)
+class Tally:
+    """Which rows of a source are used."""
+
+    rows: list[int] = field(default_factory=list)  # [N] indices into the source's manifest
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of broken images
+    white: int = 0  # images left out for too little tissue
+    cut: int = 0  # images that were not square and lost their longer sides
+
+
+@dataclass(kw_only=True)
+class Prepared(Tally):
+    """Images ready for a network."""
 
     images: Pixels  # [N, R, R, 3]
-    rows: list[int]  # [N] indices into the source's manifest
-    skipped: list[tuple[str, str]]  # (name, reason) of broken pictures
-    white: int  # pictures left out for too little tissue
-    cut: int  # pictures that were not square and lost their longer sides
     key: str
-    notes: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def default_dir() -> Path:
     """$GAN_UAD_CACHE, else gan_uad below $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get("GAN_UAD_CACHE"):
-        return Path(own)
+    if folder := os.environ.get("GAN_UAD_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan_uad"
 
 
 def cache_key(source: Source, data: DataConfig, resolution: int) -> str:
-    """What decides the pixels, as a key: the source's files and every setting of `preprocess`; not labels, nor splits."""
+    """A key of everything that decides the pixels: the source's files and every setting of `preprocess`; not labels, nor splits."""
     side = (data.crop_size or resolution) if data.crop == "center" else None
     tissue = source.manifest.tissue.tolist() if data.min_tissue else None
     settings = (data.crop, side, data.resize, data.grayscale, data.min_tissue)
@@ -67,9 +73,9 @@ def cache_key(source: Source, data: DataConfig, resolution: int) -> str:
 def prepare(
     source: Source, data: DataConfig, resolution: int, folder: Path | None = None, progress: Progress | None = None
 ) -> Prepared:
-    """The source's pictures at one resolution: from the cache in `folder` (None: `default_dir`), or built into it.
+    """The source's images at one resolution: from the cache in `folder` (None: `default_dir`), or built into it.
 
-    Raises `UserError` for `data.strict` and a broken picture, `JobFailed` when neither disk nor memory holds the set.
+    Raises `UserError` for `data.strict` and a broken image, `JobFailed` when the set fits neither on disk nor in memory.
     """
     folder = default_dir() if folder is None else folder
     key = cache_key(source, data, resolution)
@@ -81,10 +87,7 @@ def prepare(
             _write(target, key, source, data, resolution, progress)
             found = _load(target, key, resolution)
             problem = f"{target} does not read back as written"
-        except (
-            UserError,
-            JobFailed,
-        ) as error:  # what `files` makes of a folder that cannot be written and of a full disk
+        except (UserError, JobFailed) as error:  # of `files`: no permission to write, or a full disk
             problem = error.message
         if found is None:
             found = _in_memory(key, source, data, resolution, progress, f"no cache ({problem})")
@@ -95,20 +98,18 @@ def prepare(
 
 
 def _load(target: Path, key: str, resolution: int) -> Prepared | None:
-    """The cache when it is there and whole, else None."""
+    """The cache where it exists and is complete, else None."""
+    facts = read_json(target.with_suffix(".json"))
     try:
-        facts = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
         images = np.load(target, mmap_mode="r", allow_pickle=False)
         shape = (len(facts["rows"]), resolution, resolution, 3)
-        if (
-            facts["key"] != key
-            or images.shape != shape
-            or images.dtype != np.uint8
-            or _checksum(target) != facts["crc32"]
-        ):
+        if facts["key"] != key or (images.shape, images.dtype) != (shape, np.uint8):
+            return None
+        if _checksum(target) != facts["crc32"]:
             return None
         skipped = [(str(bad), str(reason)) for bad, reason in facts["skipped"]]
-        return Prepared(images, facts["rows"], skipped, facts["white"], facts["cut"], key, [])
+        kept = {name: facts[name] for name in ("rows", "white", "cut")}
+        return Prepared(images=images, key=key, skipped=skipped, **kept)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
@@ -121,41 +122,29 @@ def _checksum(path: Path) -> int:
     return crc
 
 
-@dataclass
-class _Tally:
-    rows: list[int]
-    skipped: list[tuple[str, str]]
-    white: int = 0
-    cut: int = 0
-
-
 def _write(
     target: Path, key: str, source: Source, data: DataConfig, resolution: int, progress: Progress | None
 ) -> None:
     """Build the cache. Written as a plain file: a full disk is then an OSError, where a memory map would die of SIGBUS."""
-    _sweep(make_folder(target.parent))
-    tally = _Tally([], [])
+    for left in make_folder(target.parent).glob(".*.tmp"):
+        if time.time() - left.stat().st_mtime > STALE_S:
+            left.unlink(missing_ok=True)
+    tally = Tally()
     with atomic(target) as temporary:
         with temporary.open("wb") as file:
             _header(file, len(source.manifest), resolution)
-            for image in _pictures(source, data, resolution, tally, progress):
+            for image in _images(source, data, resolution, tally, progress):
                 file.write(image.tobytes())
             file.seek(0)
             _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
         crc = _checksum(temporary)
     facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
-    write_text(target.with_suffix(".json"), json.dumps(facts | asdict(tally) | {"crc32": crc}))
+    write_text(target.with_suffix(".json"), json.dumps(facts | vars(tally) | {"crc32": crc}))
 
 
 def _header(file: BinaryIO, n: int, resolution: int) -> None:
     shape = (n, resolution, resolution, 3)
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-
-def _sweep(folder: Path) -> None:
-    for left in folder.glob(".*.tmp"):
-        if time.time() - left.stat().st_mtime > STALE_S:
-            left.unlink(missing_ok=True)
 
 
 def _in_memory(
@@ -165,23 +154,21 @@ def _in_memory(
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > free / 2:
         raise JobFailed(
-            f"{why}, and {size / GB:.1f} GB of pictures do not fit into memory ({free / GB:.1f} GB free): "
-            "set GAN_UAD_CACHE to a folder with room"
+            f"{why}, and {size / GB:.1f} GB of images do not fit into memory ({free / GB:.1f} GB free): "
+            "set GAN_UAD_CACHE to a folder with enough space"
         )
-    tally = _Tally([], [])
+    tally = Tally()
     images = np.empty((len(source.manifest), resolution, resolution, 3), np.uint8)
-    n = 0
-    for image in _pictures(source, data, resolution, tally, progress):
+    for n, image in enumerate(_images(source, data, resolution, tally, progress)):
         images[n] = image
-        n += 1
-    notes = [f"{why}: the pictures are kept in memory, and read again next time"]
-    return Prepared(images[:n], tally.rows, tally.skipped, tally.white, tally.cut, key, notes)
+    notes = [f"{why}: the images are kept in memory, and read again next time"]
+    return Prepared(images=images[: len(tally.rows)], key=key, notes=notes, **vars(tally))
 
 
-def _pictures(
-    source: Source, data: DataConfig, resolution: int, tally: _Tally, progress: Progress | None
+def _images(
+    source: Source, data: DataConfig, resolution: int, tally: Tally, progress: Progress | None
 ) -> Iterator[Pixels]:
-    """The good pictures in the order of the manifest, read by as many threads as there are cores; the tally says which."""
+    """The usable images in the order of the manifest, read by one thread per core, and counted in `tally`."""
     tissue = source.manifest.tissue
 
     def read(i: int) -> tuple[Pixels | None, bool] | BadImage:
@@ -197,7 +184,7 @@ def _pictures(
             return error
 
     total = len(source.manifest)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for i, result in enumerate(_ordered(pool, read, total)):
             if progress:
                 progress(i + 1, total)
@@ -212,7 +199,7 @@ def _pictures(
 
 
 def _ordered(pool: ThreadPoolExecutor, read: Callable[[int], Any], total: int) -> Iterator[Any]:
-    """`pool.map` in blocks, so that no more than a few hundred pictures wait in memory."""
+    """`pool.map` in blocks, so that no more than a few hundred images wait in memory."""
     rows = iter(range(total))
     while block := list(islice(rows, 256)):
         yield from pool.map(read, block)

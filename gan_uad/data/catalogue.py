@@ -1,6 +1,6 @@
-"""Public data sets: where each is published, under which licence, how large it is, and the hashes that are known of its files.
+"""Public data sets: where each is published, under which licence, how large it is, and the known hashes of its files.
 
-Facts only; `data/download.py` fetches. Looked up on 2026-11-21 in public documents, which are named beside each set; no address was
+Facts only; `data/download.py` downloads. Looked up on 2026-11-21 in public documents, which are named beside each set. No address was
 tried, since there was no network where this was written. What could not be verified is left to instructions (`by_hand`).
 """
 
@@ -10,119 +10,99 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from io import FileIO
 from pathlib import PurePosixPath
 
+from gan_uad.data.manifest import SPLIT_NAMES
 from gan_uad.errors import UserError, near
 
 LOOKED_UP = "2026-11-21"
 GB, MB, KB = 10**9, 10**6, 10**3
+CHECK = "gan-uad data check {path}"
 
 
 @dataclass(frozen=True)
 class Item:
-    """One file of a set. `digest` is of what is fetched, `unpacked` of what a fetched .gz holds (empty: it is no .gz); both as `md5:…`."""
+    """One file of a set. Hashes are written `md5:…`."""
 
-    name: str  # path below the set's folder, as it lies there in the end
+    name: str  # path below the set's folder, unpacked
     urls: tuple[str, ...]  # the same file, tried in this order
-    digest: str = ""  # empty: nobody published one, and the file is a zip, which is checked by its own CRC-32
-    size: int = 0  # bytes to fetch, about; 0: not known
+    digest: str = ""  # hash of the download; empty: none is published, and the file is a zip, checked by its own CRC-32
+    size: int = 0  # approximate bytes to download; 0: unknown
     split: str = ""
-    unpacked: str = ""
-    kept: int = 0  # bytes on disk in the end, at most; 0: what was fetched
+    unpacked: str = ""  # hash of what a downloaded .gz holds; empty: it is no .gz
+    kept: int = 0  # most bytes on disk after unpacking; 0: as many as were downloaded
 
     @property
     def fetched(self) -> str:
-        """Name of what is fetched."""
+        """Name of the download."""
         return f"{self.name}.gz" if self.unpacked else self.name
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One public set. Of a set with a `listing`, the files are known only when that list of checksums is here."""
+    """One public set. The files of a set with a `listing` are known only once that list of checksums is downloaded."""
 
     name: str
     about: str
     licence: str
     page: str  # for people: what it is, who made it, how to cite it
-    place: str  # below the folder of all data sets; empty: its files lie right there
-    next: str  # what the user types when it is here; {path} is the set, {root} the folder of all data sets
+    place: str  # folder below that of all data sets; empty: its files lie directly in the latter
+    next: str = CHECK  # the command to run next; {path} is the set, {root} the folder of all data sets
     items: tuple[Item, ...] = ()
     listing: str = ""
     size: str = ""
-    by_hand: tuple[str, ...] = ()  # steps, for what cannot be fetched without an account or by a known address
+    by_hand: tuple[str, ...] = ()  # steps, for a set that needs an account or has no known address
     notes: tuple[str, ...] = ()
 
-
-CHECK = "gan-uad data check {path}"
 
 # Addresses and MD5 of the packed files: Zenodo record 2546921 and torchvision's PCAM class (0.26). The table in the authors' README has
 # those of valid and test swapped (their issues 1 and 4; torchvision's pull request 6644). MD5 of the unpacked files: kaiko's eva.
 _PCAM_URL = "https://zenodo.org/records/2546921/files/camelyonpatch_level_2_split_{}?download=1"
-_PCAM_FILES = (
-    (
-        "train_x.h5",
-        "train",
-        "1571f514728f59376b705fc836ff4b63",
-        "01844da899645b4d6f84946d417ba453",
-        6_400 * MB,
-        262_144,
-    ),
-    ("train_y.h5", "train", "35c2d7259d906cfc8143347bb8e05be7", "0781386bf6c2fb62d58ff18891466aca", 21 * KB, 0),
-    ("train_meta.csv", "train", "5a3dd671e465cfd74b5b822125e65b0a", "", 0, 0),
-    ("valid_x.h5", "val", "d5b63470df7cfa627aeec8b9dc0c066e", "81cf9680f1724c40673f10dc88e909b1", 806 * MB, 32_768),
-    ("valid_y.h5", "val", "2b85f58b927af9964a4c15b8f7e8f179", "94d8aacc249253159ce2a2e78a86e658", 3 * KB, 0),
-    ("valid_meta.csv", "val", "67589e00a4a37ec317f2d1932c7502ca", "", 0, 0),
-    ("test_x.h5", "test", "d8c2d60d490dbd479f8199bdfa0cf6ec", "2614b2e6717d6356be141d9d6dbfcb7e", 801 * MB, 32_768),
-    ("test_y.h5", "test", "60a7035772fbdb7f34eb86d4420cf66a", "11ed647efe9fe457a4eb45df1dba19ba", 3 * KB, 0),
-    ("test_meta.csv", "test", "3455fd69135b66734e1008f3af684566", "", 0, 0),
+_PCAM_FILES = (  # name, MD5 packed and unpacked, bytes, images
+    ("train_x.h5", "1571f514728f59376b705fc836ff4b63", "01844da899645b4d6f84946d417ba453", 6_400 * MB, 262_144),
+    ("train_y.h5", "35c2d7259d906cfc8143347bb8e05be7", "0781386bf6c2fb62d58ff18891466aca", 21 * KB, 0),
+    ("train_meta.csv", "5a3dd671e465cfd74b5b822125e65b0a", "", 0, 0),
+    ("valid_x.h5", "d5b63470df7cfa627aeec8b9dc0c066e", "81cf9680f1724c40673f10dc88e909b1", 806 * MB, 32_768),
+    ("valid_y.h5", "2b85f58b927af9964a4c15b8f7e8f179", "94d8aacc249253159ce2a2e78a86e658", 3 * KB, 0),
+    ("valid_meta.csv", "67589e00a4a37ec317f2d1932c7502ca", "", 0, 0),
+    ("test_x.h5", "d8c2d60d490dbd479f8199bdfa0cf6ec", "2614b2e6717d6356be141d9d6dbfcb7e", 801 * MB, 32_768),
+    ("test_y.h5", "60a7035772fbdb7f34eb86d4420cf66a", "11ed647efe9fe457a4eb45df1dba19ba", 3 * KB, 0),
+    ("test_meta.csv", "3455fd69135b66734e1008f3af684566", "", 0, 0),
 )
+
+
+def _pcam_item(name: str, digest: str, unpacked: str, size: int, images: int) -> Item:
+    url = _PCAM_URL.format(f"{name}.gz" if unpacked else name)
+    split = SPLIT_NAMES[name.partition("_")[0]]
+    inner, pixels = f"md5:{unpacked}" if unpacked else "", images * 96 * 96 * 3
+    return Item(f"camelyonpatch_level_2_split_{name}", (url,), f"md5:{digest}", size, split, inner, pixels)
 
 
 _PCAM = DataSet(
     "pcam",
-    "PatchCamelyon: 327,680 patches of lymph nodes, 96 px; the label speaks of the centre 32 x 32",
+    "PatchCamelyon: 327,680 patches of lymph nodes, 96 px; the label is that of the centre 32 x 32",
     "CC0 1.0",
     "https://github.com/basveeling/pcam",
     "pcam",
-    CHECK,
-    tuple(
-        Item(
-            f"camelyonpatch_level_2_split_{name}",
-            (_PCAM_URL.format(f"{name}.gz" if unpacked else name),),
-            f"md5:{digest}",
-            size,
-            split,
-            f"md5:{unpacked}" if unpacked else "",
-            images * 96 * 96 * 3,  # as bare pixels
-        )
-        for name, split, digest, unpacked, size, images in _PCAM_FILES
-    ),
+    items=tuple(_pcam_item(*file) for file in _PCAM_FILES),
     size="8.0 GB packed, at most 9.1 GB unpacked",
 )
 
 # Addresses as in many public programs; the authors state neither licence nor hash. Size: 1.6 GB.
+_IDC_FILE = "IDC_regular_ps50_idx5.zip"
+_IDC_URLS = (
+    f"https://andrewjanowczyk.com/wp-static/{_IDC_FILE}",
+    f"http://gleason.case.edu/webdata/jpi-dl-tutorial/{_IDC_FILE}",
+)
 _IDC = DataSet(
     "idc",
     "Invasive ductal carcinoma: 277,524 patches of breast, 50 px; splits are made by patient",
     "none stated by its authors; cite Cruz-Roa et al. 2014, Janowczyk & Madabhushi 2016",
     "http://www.andrewjanowczyk.com/use-case-6-invasive-ductal-carcinoma-idc-segmentation/",
     "",
-    CHECK,
-    (
-        Item(
-            "IDC_regular_ps50_idx5.zip",
-            (
-                "https://andrewjanowczyk.com/wp-static/IDC_regular_ps50_idx5.zip",
-                "http://gleason.case.edu/webdata/jpi-dl-tutorial/IDC_regular_ps50_idx5.zip",
-            ),
-            size=1_600 * MB,
-        ),
-    ),
+    items=(Item(_IDC_FILE, _IDC_URLS, size=1_600 * MB),),
     size="1.6 GB",
-    notes=(
-        "It is read as the zip that it is. If both addresses fail: the same patches are on Kaggle, see docs/data.md.",
-    ),
+    notes=("The zip is read in place. If both addresses fail: the same patches are on Kaggle, see docs/data.md.",),
 )
 
 # Bucket of the AWS Registry of Open Data; its checksums.md5 names every file. Sizes: a public listing of the bucket.
@@ -144,7 +124,7 @@ _CAMELYON = DataSet(
 )
 
 # Addresses and MD5: medmnist/info.py of MedMNIST 3.0.2. By name: channels, images, normal class, licence, MD5 at 28, 64, 128, 224 px.
-# Left out: ChestMNIST (several labels an image), the organs (CT, nothing is abnormal) and the 3D sets.
+# Left out: ChestMNIST (several labels per image), the organs (CT, nothing is abnormal) and the 3D sets.
 _MEDMNIST = "https://zenodo.org/records/10519652/files/{}?download=1"
 SIZES = (28, 64, 128, 224)
 _BY, _BY_NC = "CC BY 4.0", "CC BY-NC 4.0 (not for commercial use)"
@@ -160,12 +140,12 @@ _MEDMNIST_SETS: dict[str, tuple[str, int, int, str, str, tuple[str, str, str, st
          "2defd784463fa5243564e855ed717de1", "8974907d8e169bef5f5b96bc506ae45d"),
     ),
     "bloodmnist": (
-        "eight kinds of normal blood cells; which is 'normal' is yours to say", 3, 17_092, "", _BY,
+        "eight kinds of normal blood cells; say yourself which is normal", 3, 17_092, "", _BY,
         ("7053d0359d879ad8a5505303e11de1dc", "2b94928a2ae4916078ca51e05b6b800b",
          "adace1e0ed228fccda1f39692059dd4c", "b718ff6835fcbdb22ba9eacccd7b2601"),
     ),
     "tissuemnist": (
-        "eight kinds of kidney cells, grey; which is 'normal' is yours to say", 1, 236_386, "", _BY,
+        "eight kinds of kidney cells, grey; say yourself which is normal", 1, 236_386, "", _BY,
         ("ebe78ee8b05294063de985d821c1c34b", "123ece2eba09d0aa5d698fda57103344",
          "61b955355d7425a89687b06cca3ce0c2", "b077128c4a949f0a4eb01517f9037b9c"),
     ),
@@ -195,52 +175,37 @@ _MEDMNIST_SETS: dict[str, tuple[str, int, int, str, str, tuple[str, str, str, st
 def _medmnist(name: str, side: int) -> DataSet:
     about, channels, images, normal, licence, digests = _MEDMNIST_SETS[name]
     file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"
-    most = images * side * side * channels
-    item = Item(file, (_MEDMNIST.format(file),), f"md5:{digests[SIZES.index(side)]}", kept=most)
-    classes = normal or "CLASS"
-    check = f"{CHECK} -o 'data.normal_classes=[\"{classes}\"]'"
-    size = f"at most {readable(most)} at {side} px (--size)"
+    largest = images * side * side * channels
+    item = Item(file, (_MEDMNIST.format(file),), f"md5:{digests[SIZES.index(side)]}", kept=largest)
+    check = f"{CHECK} -o 'data.normal_classes=[\"{normal or 'CLASS'}\"]'"
+    size = f"at most {readable(largest)} at {side} px (--size)"
     return DataSet(name, f"MedMNIST: {about}", licence, "https://medmnist.com", "", check, (item,), size=size)
 
 
+def _by_hand(name: str, place: str, page: str, about: str, *steps: str) -> DataSet:
+    return DataSet(name, about, "see its page", f"https://{page}", place, by_hand=steps)
+
+
 _BY_HAND = (
-    DataSet(
-        "skin",
+    _by_hand(
+        *("skin", "skin", "www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign"),
         "Dermoscopic images, benign against malignant: 3,297 images, 224 px",
-        "as its Kaggle page says",
-        "https://www.kaggle.com/datasets/fanconic/skin-cancer-malignant-vs-benign",
-        "skin",
-        CHECK,
-        by_hand=(
-            "sign in at the page and download the archive",
-            "unpack it; it may hold everything twice, as train, test and as data/train, data/test",
-            "move one train and one test to {path}: {path}/train/benign, train/malignant, test/benign, test/malignant",
-        ),
+        "sign in on the page and download the archive",
+        "unpack it; it may hold everything twice, as train, test and as data/train, data/test",
+        "move one train and one test to {path}: {path}/train/benign, train/malignant, test/benign, test/malignant",
     ),
-    DataSet(
-        "lc25000",
-        "LC25000: 25,000 images of lung and colon, 768 px, in five classes; many are turned copies of a few hundred",
-        "as its Kaggle page says",
-        "https://www.kaggle.com/datasets/andrewmvd/lung-and-colon-cancer-histopathological-images",
-        "colon",
-        CHECK,
-        by_hand=(
-            "sign in at the page and download the archive",
-            "unpack it and move the folders colon_n and colon_aca (in lung_colon_image_set/colon_image_sets) to {path}",
-            "a split image by image would test on turned copies of what was trained on: give groups in an index.csv (docs/data.md)",
-        ),
+    _by_hand(
+        *("lc25000", "colon", "www.kaggle.com/datasets/andrewmvd/lung-and-colon-cancer-histopathological-images"),
+        "LC25000: 25,000 images of lung and colon, 768 px, in five classes; many are rotated copies of a few hundred",
+        "sign in on the page and download the archive",
+        "unpack it and move the folders colon_n and colon_aca (in lung_colon_image_set/colon_image_sets) to {path}",
+        "give groups in an index.csv (docs/data.md): a split by image would test on rotated copies of training images",
     ),
-    DataSet(
-        "bmad_camelyon16",
+    _by_hand(
+        *("bmad_camelyon16", "bmad_camelyon16", "github.com/DorisBao/BMAD"),
         "CAMELYON16 patches of the benchmark BMAD, 256 px",
-        "as the page says",
-        "https://github.com/DorisBao/BMAD",
-        "bmad_camelyon16",
-        CHECK,
-        by_hand=(
-            "download the Camelyon16 part by the links of the page",
-            "unpack it to {path}: train/good, valid/good, valid/Ungood, test/good, test/Ungood",
-        ),
+        "download the Camelyon16 part from the links on the page",
+        "unpack it to {path}: train/good, valid/good, valid/Ungood, test/good, test/Ungood",
     ),
 )
 
@@ -255,12 +220,12 @@ def entry(name: str, side: int | None = None) -> DataSet:
     medmnist = "pathmnist" if name == "medmnist" else name
     if medmnist in _MEDMNIST_SETS:
         return _medmnist(medmnist, side or 64)
-    fixed = {known.name: known for known in (_IDC, _PCAM, _CAMELYON, *_BY_HAND)}
-    if name not in fixed:
+    others = {known.name: known for known in (_IDC, _PCAM, _CAMELYON, *_BY_HAND)}
+    if name not in others:
         raise UserError(f"no data set is called {name!r}: {near(name, names())}")
     if side is not None:
         raise UserError(f"--size is for the sets of MedMNIST; {name} has one size")
-    return fixed[name]
+    return others[name]
 
 
 def listed(content: str, base: str) -> list[Item]:
@@ -282,35 +247,22 @@ def listed(content: str, base: str) -> list[Item]:
     return sorted(items, key=lambda item: item.name)
 
 
-def list_of_checksums(file: FileIO) -> str:
-    """The check of a fetched checksums.md5, as `download` takes it."""
-    file.seek(0)
-    try:
-        listed(file.read().decode(), "")
-    except ValueError as error:  # not even text is one too
-        return f"no list of checksums in it ({error})"
-    return ""
-
-
 def chosen(known: DataSet, items: Sequence[Item], splits: Sequence[str], patterns: Sequence[str]) -> list[Item]:
-    """The items of these splits whose path, or last part of it, fits one of the patterns (none: all). Raises `UserError` for nothing."""
-    has = sorted({item.split for item in items} - {""})
+    """The items of these splits whose path or file name matches one of the patterns (none: all). Raises `UserError` for nothing."""
+    available = sorted({item.split for item in items} - {""})
     for split in splits:
-        if split not in has:
-            kinds = f"its splits are {', '.join(has)}" if has else "its files hold all splits"
-            raise UserError(f"{known.name} has no files of a split {split!r}: {kinds}")
-    kept = [
-        item
-        for item in items
-        if (not splits or item.split in splits)
-        and (
-            not patterns or any(fnmatchcase(n, p) for p in patterns for n in (item.name, PurePosixPath(item.name).name))
-        )
-    ]
+        if split not in available:
+            kinds = f"its splits are {', '.join(available)}" if available else "its files hold all splits"
+            raise UserError(f"--split {split}: {known.name} has no files of that split; {kinds}")
+
+    def matches(item: Item) -> bool:
+        both = (item.name, PurePosixPath(item.name).name)
+        return not patterns or any(fnmatchcase(name, pattern) for name in both for pattern in patterns)
+
+    kept = [item for item in items if (not splits or item.split in splits) and matches(item)]
     if not kept:
-        raise UserError(
-            f"{known.name} has no file that fits {', '.join([*splits, *patterns])}; see gan-uad download {known.name} --list"
-        )
+        choice = ", ".join([*splits, *patterns])
+        raise UserError(f"{known.name} has no file that matches {choice}; see gan-uad download {known.name} --list")
     return kept
 
 

@@ -1,10 +1,9 @@
-"""`gan-uad data check`: what a set of patches holds, and what is wrong with it, before anything is trained on it."""
+"""`gan-uad data check`: what a set of patches holds, and its problems, before training."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -20,17 +19,18 @@ from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
 from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import Source, open_source
+from gan_uad.device import cores
 from gan_uad.files import make_folder
 from gan_uad.plotting.pictures import class_samples
 from gan_uad.plotting.plots import class_balance
 
-SAMPLES = 16  # of each class in the picture
-SHOWN = 10  # names of each list in the text; JSON has all
+N_EXAMPLES = 16  # of each class in class_samples.png
+MAX_LISTED = 10  # names of each list in the text; JSON has all
 
 
 @dataclass
 class Report:
-    """What was found. `problems` is empty when the set is fit for training and judging."""
+    """What was found. `problems` is empty when the set is ready for training and evaluation."""
 
     path: str
     kind: str
@@ -42,23 +42,23 @@ class Report:
     sizes: dict[str, int]  # {'96x96 RGB': images}, most frequent first
     broken: list[tuple[str, str]]  # (name, reason)
     groups_on_two_sides: dict[str, list[str]]
-    duplicates: int  # images whose very pixels another image has too
-    duplicates_across_splits: list[list[str]]  # names of equal images that lie in different splits
+    duplicates: int  # images with the same pixels as another
+    duplicates_across_splits: list[list[str]]  # names of equal images in different splits
     notes: list[str]
     problems: list[str]
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no problems."""
         return not self.problems
 
 
 def data_check(
     path: str | Path, data: DataConfig, resolution: int = 64, out: Path | None = None, as_json: bool = False
 ) -> int:
-    """Read every image of a set, print what is there, and return the exit code: 0 fine, 1 with problems.
+    """Read every image of a set, print a report, and return the exit code: 0 fine, 1 with problems.
 
-    resolution: of the network to come (an image may be too small for a centre crop). out: folder for `class_samples.png`
+    resolution: of the network (an image may be too small for its centre crop). out: folder for `class_samples.png`
     and `class_balance.png`. Raises `UserError` when the set cannot be opened at all.
     """
     source = open_source(path, data)
@@ -103,7 +103,7 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
 def _read_all(
     source: Source, data: DataConfig, resolution: int
 ) -> tuple[Counter[str], list[tuple[str, str]], list[str | None]]:
-    """Sizes and pixel types with their counts, broken images, and a hash of each image's pixels (None: broken)."""
+    """Counts of sizes and pixel types, broken images, and a hash of each image's pixels (None: broken)."""
 
     def read(i: int) -> tuple[str, str] | BadImage:
         try:
@@ -119,7 +119,7 @@ def _read_all(
     broken: list[tuple[str, str]] = []
     hashes: list[str | None] = []
     total = len(source.manifest)
-    with console.progress("reading images", total) as bar, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with console.progress("reading images", total) as bar, ThreadPoolExecutor(cores()) as pool:
         for result in pool.map(read, range(total)):
             if isinstance(result, BadImage):
                 broken.append((result.name, result.reason))
@@ -146,20 +146,17 @@ def _problems(report: Report) -> list[str]:
     found = []
     if report.broken:
         found.append(f"{_many(len(report.broken), 'image')} cannot be used")
-    if report.groups_on_two_sides:
-        found.append(
-            f"{_many(len(report.groups_on_two_sides), 'group')} on two sides of the split: move each to one side"
-        )
-    if report.duplicates_across_splits:
-        n = len(report.duplicates_across_splits)
-        found.append(f"{_many(n, 'image')} with the same pixels in two splits: what was trained on would be tested on")
+    if torn := len(report.groups_on_two_sides):
+        found.append(f"{_many(torn, 'group')} on two sides of the split: move each to one side")
+    if equal := len(report.duplicates_across_splits):
+        found.append(f"{_many(equal, 'image')} with the same pixels in two splits: training images would be tested on")
     if not report.labels.get("train", {}).get("normal"):
         known = any(counts.get(name) for counts in report.labels.values() for name in ("normal", "anomalous"))
-        remedy = "" if known else f"; {PUT_NORMALS}"
-        found.append(f"no normal image in train: there is nothing to learn normal tissue from{remedy}")
+        fix = "" if known else f"; {PUT_NORMALS}"
+        found.append(f"no normal image in train: there is nothing to learn normal tissue from{fix}")
     for name in ("normal", "anomalous"):
         if not report.labels.get("test", {}).get(name):
-            found.append(f"no {name} image in test: detection cannot be judged")
+            found.append(f"no {name} image in test: detection cannot be evaluated")
     return found
 
 
@@ -172,38 +169,29 @@ def as_text(report: Report) -> str:
         named = "" if set(classes) <= set(labels) else f" ({', '.join(f'{name} {n}' for name, n in classes.items())})"
         groups = f", {_many(report.groups[split], 'group')}" if report.groups.get(split) else ""
         lines.append(f"  {split:8} {kinds}{named}{groups}")
-    shown = list(report.sizes.items())
-    lines += ["", "sizes: " + ", ".join(f"{size}: {n}" for size, n in shown[:SHOWN]) + _and_more(len(shown))]
+    sizes = [f"{size}: {n}" for size, n in report.sizes.items()]
+    lines += ["", f"sizes: {', '.join(_first(sizes))}"]
     if report.without_group:
         lines.append(f"without group: {report.without_group}")
     if report.duplicates:
         lines.append(f"exact duplicates: {report.duplicates}")
     lines += [f"note: {note}" for note in report.notes]
-    lines += _listed("broken", [f"{name}: {reason}" for name, reason in report.broken])
-    torn = [f"{group}: {', '.join(sides)}" for group, sides in report.groups_on_two_sides.items()]
-    lines += _listed("groups on two sides", torn)
-    lines += _listed(
-        "equal images in different splits", [" = ".join(names) for names in report.duplicates_across_splits]
-    )
-    lines += (
-        ["", *(f"PROBLEM: {problem}" for problem in report.problems)] if report.problems else ["", "no problems found"]
-    )
-    return "\n".join(lines)
+    for title, found in (
+        ("broken", [f"{name}: {reason}" for name, reason in report.broken]),
+        (
+            "groups on two sides",
+            [f"{group}: {', '.join(sides)}" for group, sides in report.groups_on_two_sides.items()],
+        ),
+        ("equal images in different splits", [" = ".join(names) for names in report.duplicates_across_splits]),
+    ):
+        lines += ["", f"{title}:", *(f"  {line}" for line in _first(found))] if found else []
+    problems = [f"PROBLEM: {problem}" for problem in report.problems]
+    return "\n".join([*lines, "", *(problems or ["no problems found"])])
 
 
-def _listed(title: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    return [
-        "",
-        f"{title}:",
-        *(f"  {name}" for name in names[:SHOWN]),
-        *([f"  {_and_more(len(names))}"] if len(names) > SHOWN else []),
-    ]
-
-
-def _and_more(n: int) -> str:
-    return f" ... and {n - SHOWN} more" if n > SHOWN else ""
+def _first(lines: list[str]) -> list[str]:
+    more = [f"... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return lines[:MAX_LISTED] + more
 
 
 def _many(n: int, word: str) -> str:
@@ -213,13 +201,13 @@ def _many(n: int, word: str) -> str:
 def _samples(
     source: Source, manifest: Manifest, broken: set[str], data: DataConfig, resolution: int
 ) -> dict[str, Pixels]:
-    """Some images of each class, as the network would see them: uint8 [n, R, R, 3] by class."""
+    """Examples of each class, as the network would see them: uint8 [n, R, R, 3] by class."""
     names = [k or LABEL_NAMES[int(label)] for k, label in zip(manifest.klass, manifest.label, strict=True)]
     order = np.random.default_rng(0).permutation(len(manifest))
     chosen: dict[str, list[int]] = {}
     for i in order:
         rows = chosen.setdefault(names[i], [])
-        if len(rows) < SAMPLES and manifest.image[i] not in broken:
+        if len(rows) < N_EXAMPLES and manifest.image[i] not in broken:
             rows.append(int(i))
     return {
         name: np.stack([preprocess(source.read(i), data, resolution, manifest.image[i]) for i in chosen[name]])

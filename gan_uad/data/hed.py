@@ -1,4 +1,4 @@
-"""HED jitter: images as if they had been stained a little more, less or otherwise."""
+"""HED jitter: images as if their stains were a little stronger, weaker or different."""
 
 from __future__ import annotations
 

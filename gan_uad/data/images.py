@@ -1,4 +1,4 @@
-"""The one way in which an image becomes a square uint8 RGB array: read, crop, resize, and say how much of it is tissue."""
+"""From an image file to a square uint8 RGB array: read, crop, resize, and measure its share of tissue. Nothing else reads images."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def decode(content: bytes, name: str) -> Pixels:
     """Image file content as uint8 [H, W, 3], RGB in [0, 255].
 
     Grey and 1-bit are repeated to three channels, alpha is composited on white, 16-bit is scaled, palettes and CMYK are
-    converted, and the EXIF orientation is applied. Raises `BadImage` for all else, a truncated file included.
+    converted, and the EXIF orientation is applied. Raises `BadImage` for anything else, such as a truncated file.
     """
     with _reading(name):
         image = _opened(content, name)
@@ -67,7 +67,7 @@ def inspect(content: bytes, name: str) -> tuple[int, int, str]:
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """Turn whatever goes wrong inside into `BadImage`: Pillow's decoders raise anything from SyntaxError to struct.error."""
+    """Turn every exception inside into `BadImage`: Pillow's decoders raise anything from SyntaxError to struct.error."""
     try:
         yield
     except BadImage:
@@ -84,9 +84,9 @@ def _opened(content: bytes, name: str) -> Image.Image:
     image = Image.open(io.BytesIO(content), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(name, f"{image.width}x{image.height} px is a slide, not a patch")
-    # A camera's MPO is a JPEG with previews behind it; everywhere else a second page is a second picture.
+    # A camera's MPO is a JPEG followed by previews; in any other format a second page is a second image.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise BadImage(name, f"holds {getattr(image, 'n_frames', 1)} pages; a patch is a single picture")
+        raise BadImage(name, f"holds {getattr(image, 'n_frames', 1)} pages; a patch is a single image")
     return image
 
 
@@ -104,10 +104,10 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
 
 
 def preprocess(image: Pixels, data: DataConfig, resolution: int, name: str = "image") -> Pixels:
-    """From a picture as read to the network's picture: crop, resize with antialiasing, drop colour if asked.
+    """From an image as read to the network's input: crop, resize with antialiasing, drop colour if configured.
 
-    image: uint8 [H, W, 3]; returns uint8 [resolution, resolution, 3]. Without `data.crop` a picture that is not square
-    loses its longer sides evenly. Raises `BadImage` when the picture is smaller than the crop.
+    image: uint8 [H, W, 3]; returns uint8 [resolution, resolution, 3]. Without `data.crop` an image that is not square
+    loses its longer sides evenly. Raises `BadImage` when the image is smaller than the crop.
     """
     square = _cut(image, data, resolution, name)
     if square.shape[0] != resolution:

@@ -1,13 +1,11 @@
 """Rows of (image, group, label, split, ...), column-wise: the only form that a patch set has inside the package.
 
-A manifest knows nothing of pixels. It is made by a source, split by group, and written as `index.csv`.
+A manifest holds no pixels. A source makes it, it is split by group, and written as `index.csv`.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -17,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gan_uad.errors import UserError, near
-from gan_uad.files import atomic
+from gan_uad.errors import UserError
+from gan_uad.files import csv_text, parse_csv, write_text
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
 
@@ -101,7 +99,7 @@ class Manifest:
         return {s or "no split": {n: counted[s, n] for n in sorted(set(names)) if counted[s, n]} for s in present}
 
     def groups_on_two_sides(self) -> dict[str, set[str]]:
-        """Groups with images in more than one split, and those splits: empty when the split is honest."""
+        """Groups with images in more than one split, and those splits; empty for a correct split."""
         sides: dict[str, set[str]] = {}
         for group, split in zip(self.group, self.split, strict=True):
             if group and split:
@@ -109,89 +107,68 @@ class Manifest:
         return {group: found for group, found in sides.items() if len(found) > 1}
 
     def with_splits(self, fractions: tuple[float, float, float], seed: int) -> Manifest:
-        """Give every row without a split one: whole groups only, in these shares, with the labels as even as groups allow.
+        """Give every row without a split one: groups stay together, in these shares, with the labels as even as groups allow.
 
         An image of unknown group is a group of its own; a group that already has a split keeps it. The same rows,
         fractions and seed give the same splits.
         """
-        side = dict(zip(self.group, self.split, strict=True)) | {
-            g: s for g, s in zip(self.group, self.split, strict=True) if s
-        }
-        split = [s or (side[g] if g else "") for g, s in zip(self.group, self.split, strict=True)]
-        open_rows = [i for i, s in enumerate(split) if not s]
-        groups = [self.group[i] or i for i in open_rows]
-        for i, found in zip(open_rows, deal(groups, self.label[open_rows], fractions, seed), strict=True):
-            split[i] = SPLITS[found]
-        return self.replace(split=split)
+        side = {group: split for group, split in zip(self.group, self.split, strict=True) if group and split}
+        split = [split or side.get(group, "") for group, split in zip(self.group, self.split, strict=True)]
+        return self.replace(split=split)._filled([i for i, s in enumerate(split) if not s], fractions, seed)
 
     def with_val_from_train(self, fractions: tuple[float, float, float], seed: int) -> Manifest:
-        """Cut a validation split out of the training groups, in the ratio that `fractions` gives the two."""
-        rows = self.where("train")
+        """Move groups from train to a validation split, in the ratio that `fractions` gives the two."""
         total = fractions[0] + fractions[1]
-        groups = [self.group[i] or int(i) for i in rows]
-        split = list(self.split)
-        dealt = deal(groups, self.label[rows], (fractions[0] / total, fractions[1] / total, 0.0), seed)
-        for i, found in zip(rows, dealt, strict=True):
-            split[i] = SPLITS[found]
-        return self.replace(split=split)
+        return self._filled(self.where("train"), (fractions[0] / total, fractions[1] / total, 0.0), seed)
 
     def with_fold(self, folds: int, fold: int, fractions: tuple[float, float, float], seed: int) -> Manifest:
-        """Splits for cross-validation, in place of any there are: whole groups are dealt into `folds`, of which `fold`, from 1 on, is test.
+        """Splits for cross-validation, which replace any other: groups are split into `folds`, and number `fold`, from 1 on, is test.
 
-        Of the others a validation split is cut, in the ratio that `fractions` gives train and val. The same rows and seed give the same
-        folds, whichever of them is asked for.
+        Of the others a validation split is made, in the ratio that `fractions` gives train and val. The same rows and seed give the same
+        folds for every `fold`.
         """
-        groups = [group or i for i, group in enumerate(self.group)]
-        dealt = deal(groups, self.label, (1 / folds,) * folds, seed)
-        made = self.replace(split=["test" if found == fold - 1 else "train" for found in dealt])
-        return made.with_val_from_train(fractions, seed) if fractions[1] > 0 else made
+        found = self._sides(range(len(self)), (1 / folds,) * folds, seed)
+        split = self.replace(split=["test" if side == fold - 1 else "train" for side in found])
+        return split.with_val_from_train(fractions, seed) if fractions[1] > 0 else split
+
+    def _filled(self, rows: Iterable[int], fractions: tuple[float, ...], seed: int) -> Manifest:
+        """The same manifest with the splits of these rows made here."""
+        split, rows = list(self.split), list(rows)
+        for i, side in zip(rows, self._sides(rows, fractions, seed), strict=True):
+            split[i] = SPLITS[side]
+        return self.replace(split=split)
+
+    def _sides(self, rows: Sequence[int], fractions: tuple[float, ...], seed: int) -> NDArray[np.int64]:
+        return split_groups([self.group[i] or int(i) for i in rows], self.label[list(rows)], fractions, seed)
 
     def to_csv(self, path: Path) -> None:
         """Write `index.csv` atomically."""
-        with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(COLUMNS)
-            for i in range(len(self)):
-                label = "" if self.label[i] == UNKNOWN else int(self.label[i])
-                numbers = ["" if np.isnan(c[i]) else f"{c[i]:.10g}" for c in (self.x, self.y, self.tissue)]
-                texts = (self.image[i], self.group[i], label, self.split[i], self.klass[i], self.slide[i])
-                writer.writerow([*texts, *numbers, self.mask[i]])
+        rows = []
+        for i in range(len(self)):
+            label = "" if self.label[i] == UNKNOWN else int(self.label[i])
+            numbers = ["" if np.isnan(c[i]) else f"{c[i]:.10g}" for c in (self.x, self.y, self.tissue)]
+            texts = (self.image[i], self.group[i], label, self.split[i], self.klass[i], self.slide[i])
+            rows.append([*texts, *numbers, self.mask[i]])
+        write_text(path, csv_text(COLUMNS, rows))
 
     @classmethod
     def from_csv(cls, content: bytes, context: str) -> Manifest:
-        """Read the bytes of an `index.csv`; `where` names it in errors. Columns beyond `COLUMNS` are left out.
+        """Read the bytes of an `index.csv`; `context` names it in errors. Columns beyond `COLUMNS` are left out.
 
         Raises `UserError` with the line number for a wrong header, label, split, number, or an image named twice.
         """
-        try:
-            text = io.StringIO(content.decode("utf-8-sig"), newline="")
-        except UnicodeDecodeError:
-            raise UserError(f"{context} is not UTF-8 text; save it as CSV in UTF-8") from None
-        reader = csv.DictReader(text, restkey="surplus", skipinitialspace=True)
-        header = [name.strip() for name in reader.fieldnames or []]
-        reader.fieldnames = header
-        if missing := [c for c in REQUIRED if c not in header]:
-            raise UserError(
-                f"{context}:1: column {missing[0]!r} is missing ({near(missing[0], header)}); "
-                f"the header must begin with {','.join(REQUIRED)}"
-            )
         rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
         seen: dict[str, int] = {}
-        try:
-            for row in reader:
-                _read_row(row, rows, seen, f"{context}:{reader.line_num}", reader.line_num)
-        except csv.Error as error:
-            raise UserError(f"{context}:{reader.line_num}: {error}") from None
+        for line, row in parse_csv(content, context, REQUIRED, skipinitialspace=True):
+            _read_row(row, rows, seen, f"{context}, line {line}", line)
         if not seen:
             raise UserError(f"{context} names no image: there is nothing below its header")
         return cls.of(klass=rows.pop("class"), **rows)
 
 
-def _read_row(row: dict[str, Any], rows: dict[str, list[Any]], seen: dict[str, int], context: str, line: int) -> None:
+def _read_row(row: dict[str, str], rows: dict[str, list[Any]], seen: dict[str, int], context: str, line: int) -> None:
     """Check one line and append it to the columns."""
-    if "surplus" in row or any(value is None for value in row.values()):
-        raise UserError(f"{context}: more or fewer cells than the header has columns")
-    cells = {name: str(row.get(name, "")).strip() for name in COLUMNS}
+    cells = {name: row.get(name, "").strip() for name in COLUMNS}
     image = cells["image"]
     if not image:
         raise UserError(f"{context}: the image name is empty")
@@ -201,7 +178,7 @@ def _read_row(row: dict[str, Any], rows: dict[str, list[Any]], seen: dict[str, i
     if cells["label"].lower() not in LABEL_TEXTS:
         raise UserError(f"{context}: label {cells['label']!r} is neither 0 (normal), 1 (anomalous) nor empty (unknown)")
     if cells["split"].lower() not in {*SPLIT_NAMES, ""}:
-        raise UserError(f"{context}: split {cells['split']!r}: must be train, val, test or empty")
+        raise UserError(f"{context}: split {cells['split']!r} must be train, val, test or empty")
     for name in COLUMNS:
         rows[name].append(_number(cells[name], name, context) if name in {"x", "y", "tissue"} else cells[name])
     rows["label"][-1] = LABEL_TEXTS[cells["label"].lower()]
@@ -216,11 +193,13 @@ def _number(text: str, name: str, context: str) -> float:
         raise UserError(f"{context}: {name} {text!r} is not a number") from None
 
 
-def deal(groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float, ...], seed: int) -> NDArray[np.int64]:
-    """Deal rows to sides by whole groups: [N] group keys and labels to [N] indices into `fractions`.
+def split_groups(
+    groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float, ...], seed: int
+) -> NDArray[np.int64]:
+    """Split rows by group: [N] group keys and labels to [N] indices into `fractions` (sides).
 
-    Groups go largest first (equals in seeded order), each to the side where it brings the counts of every label, and of all,
-    closest to the asked shares in least squares. A side of share 0 gets nothing.
+    Groups are assigned largest first (equals in seeded order), each to the side where the counts of every label, and of all, come
+    closest to these fractions in least squares. A side of fraction 0 gets nothing.
     """
     keys, of_row = np.unique(np.array([repr(g) for g in groups]), return_inverse=True)
     label_values, label_of_row = np.unique(labels, return_inverse=True)
@@ -231,15 +210,15 @@ def deal(groups: Sequence[Any], labels: NDArray[np.int8], fractions: tuple[float
     order = np.random.default_rng(seed).permutation(len(keys))
     order = order[np.argsort(-counts[order, -1], kind="stable")]
 
-    # Plain lists: with every image its own group this loop runs once an image.
+    # Plain lists: with every image its own group this loop runs once per image.
     weights = [1.0 / float(t) ** 2 for t in total]
-    sides = [s for s, share in enumerate(fractions) if share > 0]
+    sides = [s for s, fraction in enumerate(fractions) if fraction > 0]
     excess = {s: [-fractions[s] * float(t) for t in total] for s in sides}
     chosen = np.zeros(len(keys), np.int64)
     empty = set(sides)
-    for dealt, key in enumerate(order):
+    for assigned, key in enumerate(order):
         row = counts[key].tolist()
-        last_chance = len(empty) >= len(keys) - dealt  # every side gets a group where there are enough of them
+        last_chance = len(empty) >= len(keys) - assigned  # every side gets a group where there are enough of them
         cost = {
             s: sum(n * (2 * e + n) * w for n, e, w in zip(row, excess[s], weights, strict=True) if n)
             for s in (sorted(empty) if empty and last_chance else sides)

@@ -1,6 +1,6 @@
 """A set of patches in memory-mapped uint8, and how it reaches a network: in order, or as an endless training stream.
 
-The only file of this room that knows torch.
+The only file of this folder that imports torch.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ __all__ = [
     "to_uint8",
 ]  # fmt: skip
 
-
-UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own"
-CONTAMINATION = 0xC0  # the stream of its draws: those of others that are seeded alike are independent of them
-QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, half a turn flips both
+UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own group"
+CONTAMINATION = 0xC0  # the stream of its random draws, independent of other draws with the same seed
+QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, a half turn flips both
 
 
 class PatchSet:
@@ -40,13 +39,13 @@ class PatchSet:
     def __init__(
         self, source: Source, data: DataConfig, prepared: Prepared, manifest: Manifest, notes: list[str]
     ) -> None:
-        """`manifest` has a row for each row of `source`; the set has those that `prepared` kept."""
+        """`manifest` has a row for each row of `source`; the set holds those that `prepared` kept."""
         self._source, self._data, self._all = source, data, prepared
         self._rows = np.array(prepared.rows, np.int64)
         self._index = np.arange(len(prepared.rows))
         self.manifest = manifest.take(self._rows)
         self.skipped = prepared.skipped  # (name, reason) of the broken images that are not in the set
-        self.notes = notes  # what was guessed, made up or left out
+        self.notes = notes  # what was guessed, made or left out
         self.source = str(source.path)
         self.resolution = int(prepared.images.shape[1])
         self._corruption = CorruptionConfig()
@@ -56,33 +55,33 @@ class PatchSet:
 
     @property
     def images(self) -> Pixels:
-        """uint8 [N, R, R, 3]: the memory map itself for a whole set, a copy for a selection (`gather` takes a few)."""
+        """uint8 [N, R, R, 3]: the memory map itself for a complete set, a copy for a selection (`gather` reads only some)."""
         if self._corruption.words:
             return self.gather(np.arange(len(self)))
         return self._all.images if len(self) == len(self._all.rows) else self._all.images[self._index]
 
     @property
     def hed_jitter(self) -> float:
-        """By how much the stains are changed in training (`data.hed_jitter`)."""
+        """How much the stains are changed in training (`data.hed_jitter`)."""
         return self._data.hed_jitter
 
     @property
     def fingerprint(self) -> str:
-        """A key of everything that tells this set from another: pixels, rows, labels, groups and splits."""
+        """A key of everything that distinguishes this set from another: pixels, rows, labels, groups and splits."""
         m = self.manifest
-        told = [self._corruption.words] if self._corruption.words else []
-        return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split, *told)
+        corruption = [self._corruption.words] if self._corruption.words else []
+        return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split, *corruption)
 
     @property
     def brings_splits(self) -> bool:
-        """Whether the source itself says what is train, val or test (else the splits were made here)."""
+        """Whether the source itself defines train, val or test (else the splits were made here)."""
         return self._data.folds is None and any(self._source.manifest.split)
 
     def gather(self, indices: ArrayLike, transforms: NDArray[np.uint8] | None = None) -> Pixels:
         """A copy of some patches, uint8 [n, R, R, 3], each turned by its transform.
 
-        A transform is three bits: 4 swaps the axes, then 2 flips up-down, 1 flips left-right; 0 to 7 are all the ways to
-        lay a square.
+        A transform is three bits: 4 swaps the axes, then 2 flips up-down, 1 flips left-right; 0 to 7 are all symmetries of a
+        square.
         """
         return corrupt(self._gathered(indices, transforms), self._corruption)
 
@@ -91,10 +90,10 @@ class PatchSet:
         if transforms is None or not transforms.any():
             return np.asarray(self._all.images[rows])
         side = self.resolution
-        whole_pixels = self._all.images.view("V3").reshape(-1, side, side)  # moved as one item: twice as fast as bytes
+        pixel_items = self._all.images.view("V3").reshape(-1, side, side)  # a pixel as one item: twice as fast as bytes
         turned = np.empty((len(rows), side, side), "V3")
         for i, (row, code) in enumerate(zip(rows, transforms, strict=True)):
-            pixels = whole_pixels[row].T if code & 4 else whole_pixels[row]
+            pixels = pixel_items[row].T if code & 4 else pixel_items[row]
             turned[i] = pixels[:: -1 if code & 2 else 1, :: -1 if code & 1 else 1]
         return turned.view(np.uint8).reshape(-1, side, side, 3)
 
@@ -112,13 +111,13 @@ class PatchSet:
         return new
 
     def corrupted(self, corruption: CorruptionConfig) -> PatchSet:
-        """The same patches, corrupted whenever their pixels are asked for."""
+        """The same patches, corrupted whenever their pixels are read."""
         new = self.take(np.arange(len(self)))
         new._corruption = corruption
         return new
 
-    def with_impostors(self, others: PatchSet) -> PatchSet:
-        """These patches and `others` of the same set, which are labelled as normal here."""
+    def with_contaminants(self, others: PatchSet) -> PatchSet:
+        """These patches and `others` of the same set, all labelled as normal."""
         new = self.take(np.arange(len(self)))
         new._index = np.concatenate([self._index, others._index])
         order = np.argsort(new._index, kind="stable")
@@ -134,7 +133,7 @@ class PatchSet:
     def masks(self) -> Mask:
         """Ground truth, bool [n, R, R], in the geometry of the patches.
 
-        A normal patch without a mask file is all false. Raises `UserError` when another patch has none.
+        A normal patch without a mask file is all false. Raises `UserError` for any other patch without one.
         """
         found = np.zeros((len(self), self.resolution, self.resolution), bool)
         for i, row in enumerate(self._rows[self._index]):
@@ -149,58 +148,59 @@ class PatchSet:
 def load_patches(
     data: DataConfig, resolution: int, cache: Path | None = None, progress: Progress | None = None
 ) -> PatchSet:
-    """Everything that `data.path` holds, split by group, at one resolution.
+    """All images in `data.path`, split by group, at one resolution.
 
     cache: folder of the pixel caches (None: $GAN_UAD_CACHE or the user's cache folder). progress: called as (done, total)
-    while images are read. Raises `UserError` for a path that cannot be read or understood, a group on two sides, or a
-    set without a single good image.
+    while images are read. Raises `UserError` for a path that cannot be read, an ambiguous layout, a group on two sides, or a
+    set without a single usable image.
     """
     if data.path is None:
-        raise UserError("no data is given: name a folder, zip, .npz or .h5 with --data")
+        raise UserError("no data is given: give a folder, zip, .npz or .h5 with --data")
     source = open_source(data.path, data)
     manifest, notes = split_manifest(source, data)
     prepared = prepare(source, data, resolution, cache, progress)
     if not prepared.rows:
-        why = ": ".join(prepared.skipped[0]) if prepared.skipped else f"all have less tissue than {data.min_tissue}"
+        little = f"all have less tissue than data.min_tissue={data.min_tissue}"
+        why = ": ".join(prepared.skipped[0]) if prepared.skipped else little
         raise UserError(f"{source.path}: none of {len(manifest)} images can be used; {why}")
     if prepared.skipped:
         notes.append(f"{len(prepared.skipped)} broken images skipped, the first: {': '.join(prepared.skipped[0])}")
     if prepared.white:
-        notes.append(f"{prepared.white} images left out with less tissue than {data.min_tissue} of their area")
+        notes.append(f"{prepared.white} images left out: their share of tissue is less than {data.min_tissue}")
     if prepared.cut:
         notes.append(f"{prepared.cut} images are not square: their centre square is used")
     if data.crop == "center":
         side, (width, height, _) = data.crop_size or resolution, source.describe(int(prepared.rows[0]))
         if min(width, height) > side:
-            what = f"the middle {side} px of each image are used, of {width}x{height} px in {manifest.image[int(prepared.rows[0])]}"
-            notes.append(f"{what} (data.crop is center; with -o data.crop=none they are resized instead)")
+            first = manifest.image[int(prepared.rows[0])]
+            used = f"only the middle {side} px of each image are used, of {width}x{height} px in {first}"
+            notes.append(f"data.crop is center: {used}; with -o data.crop=none they are resized instead")
     return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
 
 
 def contaminated(patches: PatchSet, normals: PatchSet, share: float, seed: int) -> PatchSet:
-    """`normals` with a share of them replaced by anomalous images of the train split, which pass for normal (label 0).
+    """`normals` with a share of them replaced by anomalous images of the train split, which are labelled normal (0).
 
-    Of n normals round(share · n) make room for as many anomalous images, so that the number of images stays n. Both are drawn with
-    `seed`; what a smaller share puts in and takes out, a larger one does too. Raises `UserError` where the train split has too few
-    anomalous images, or the share is less than one image.
+    Of n normals, round(share · n) are replaced, so that the number of images stays n. Both are drawn with `seed`; the images that a
+    smaller share replaces and adds are among those of a larger one. Raises `UserError` where the train split has too few anomalous
+    images, or the share is less than one image.
     """
     if not share:
         return normals
     count, pool = round(share * len(normals)), patches.select("train", ANOMALOUS)
     if not 0 < count <= len(pool):
         few = f"the train split has {len(pool)}" if count else "give more images or a larger share"
-        raise UserError(
-            f"{patches.source}: data.contamination {share:g} of {len(normals)} training images is {count} anomalous ones; {few}"
-        )
+        wanted = f"data.contamination {share:g} of {len(normals)} training images is {count} anomalous ones"
+        raise UserError(f"{patches.source}: {wanted}; {few}")
     rng = np.random.default_rng((seed, CONTAMINATION))
-    kept, put_in = rng.permutation(len(normals))[count:], rng.permutation(len(pool))[:count]
-    return normals.take(np.sort(kept)).with_impostors(pool.take(np.sort(put_in)))
+    kept, added = rng.permutation(len(normals))[count:], rng.permutation(len(pool))[:count]
+    return normals.take(np.sort(kept)).with_contaminants(pool.take(np.sort(added)))
 
 
 def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str]]:
-    """The manifest with every row in a split, and notes of how that came about.
+    """The manifest with every row in a split, and notes that say how.
 
-    Splits that the source brings are kept, but for those of a fold. Raises `UserError` when they tear a group apart.
+    Splits of the source are kept, except for cross-validation (`data.folds`). Raises `UserError` when they put a group on two sides.
     """
     manifest, notes = source.manifest, list(source.notes)
     if data.folds is not None and data.fold is not None:
@@ -208,8 +208,8 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
     if torn := manifest.groups_on_two_sides():
         some = "; ".join(f"{group} in {' and '.join(sorted(sides))}" for group, sides in sorted(torn.items())[:3])
         raise UserError(
-            f"{source.path}: {len(torn)} groups lie on two sides of the split ({some}): what was trained on would be tested on; "
-            "move each whole group to one side"
+            f"{source.path}: {len(torn)} groups lie on two sides of the split ({some}), so that training groups would be tested on: "
+            "move each group to one side"
         )
     known = any(manifest.group)
     grouped = "by group" if known else "image by image"
@@ -220,24 +220,22 @@ def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str
         notes.append(f"{what}: train/val/test are made {shares}, {grouped}")
     elif "train" in manifest.split and "val" not in manifest.split and data.split_fractions[1] > 0:
         manifest = manifest.with_val_from_train(data.split_fractions, data.split_seed)
-        notes.append(
-            f"no validation split is given: {manifest.split.count('val')} images are cut out of train, {grouped}"
-        )
+        moved = manifest.split.count("val")
+        notes.append(f"no validation split is given: {moved} images of train are moved to val, {grouped}")
     if not known:
         notes.append(UNGROUPED)
     return manifest, notes
 
 
 def _folded(source: Source, folds: int, fold: int, data: DataConfig) -> tuple[Manifest, list[str]]:
-    """The splits of one fold, and notes of them. Raises `UserError` where there are fewer groups than folds."""
+    """The splits of one fold, and notes. Raises `UserError` where there are fewer groups than folds."""
     manifest, notes = source.manifest, list(source.notes)
     groups = len({group or i for i, group in enumerate(manifest.group)})
     if groups <= folds:  # one more than folds, for a validation split
-        raise UserError(
-            f"{source.path}: {groups} groups (patients or slides) are too few for {folds} folds and a validation split; take fewer folds"
-        )
-    aside = "; the splits that the source brings are put aside" if any(manifest.split) else ""
-    notes.append(f"fold {fold} of {folds} is test, val is cut out of the others, by group{aside}")
+        few = f"{groups} groups (patients or slides) are too few for {folds} folds and a validation split"
+        raise UserError(f"{source.path}: {few}; use fewer folds")
+    ignored = "; the splits of the source are put aside" if any(manifest.split) else ""
+    notes.append(f"fold {fold} of {folds} is test, val is made from the others, by group{ignored}")
     if not any(manifest.group):
         notes.append(UNGROUPED)
     return manifest.with_fold(folds, fold, data.split_fractions, data.split_seed), notes
@@ -245,7 +243,7 @@ def _folded(source: Source, folds: int, fold: int, data: DataConfig) -> tuple[Ma
 
 def to_tensor(images: Pixels) -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1], channels_last in memory."""
-    writable = images if images.flags.writeable else images.copy()  # torch warns of the read-only memory map
+    writable = images if images.flags.writeable else images.copy()  # torch warns about the read-only memory map
     return torch.from_numpy(writable).permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(1 / 127.5)
 
 
@@ -256,25 +254,24 @@ def to_uint8(images: Tensor) -> Pixels:
 
 
 def batches(patches: PatchSet, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All patches in order as (images float32 [n, 3, R, R], labels int64 [n]); the last batch may be short."""
+    """All patches in order as (images float32 [n, 3, R, R], labels int64 [n]); the last batch may be smaller."""
     for start in range(0, len(patches), batch):
         rows = np.arange(start, min(start + batch, len(patches)))
         yield to_tensor(patches.gather(rows)), torch.from_numpy(patches.manifest.label[rows].astype(np.int64))
 
 
 class TrainStream:
-    """An endless stream of training images without state: what is shown after `nimg` images depends on nothing else.
+    """An endless stream of training images without state: the images after `nimg` images depend on nothing else.
 
-    Image k of all ever shown is element k % N of a permutation drawn for epoch k // N, so that every image is shown
-    once an epoch, and its flip, quarter turn and HED jitter are drawn from k. Each of `world` processes gets every `world`-th image of a
-    batch, from its `rank` on.
+    Image k of the stream is element k % N of a permutation drawn for epoch k // N, so that every image is shown once per epoch; its flip,
+    quarter turn and HED jitter are drawn from k. Each of `world` processes gets every `world`-th image of a batch, from its `rank` on.
     """
 
     def __init__(
         self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool, rank: int = 0, world: int = 1
     ) -> None:
         if not len(patches):
-            raise UserError(f"{patches.source}: there is no image to train on in this selection")
+            raise UserError(f"{patches.source}: this selection has no image to train on")
         if batch % world:
             raise UserError(f"training.batch {batch} cannot be shared evenly by {world} processes")
         self._patches, self._seed, self._flips, self._turns = patches, seed, flips, turns
@@ -282,12 +279,12 @@ class TrainStream:
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def at(self, nimg: int, batch: int | None = None) -> Tensor:
-        """The batch shown after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]; of another size if `batch` says so."""
+        """The batch after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]. batch: another size than the stream's."""
         k = self._counted(nimg, batch)
-        return to_tensor(self._pictures(k, self._chosen(k)))
+        return to_tensor(self._images(k, self._chosen(k)))
 
-    def _pictures(self, k: NDArray[np.int64], rows: NDArray[np.int64]) -> Pixels:
-        """The patches of `rows`, as the images of numbers `k` are shown."""
+    def _images(self, k: NDArray[np.int64], rows: NDArray[np.int64]) -> Pixels:
+        """The patches of `rows`, augmented as images `k` of the stream."""
         found = self._patches.gather(rows, self._transforms(k))
         if not (strength := self._patches.hed_jitter):
             return found
@@ -312,7 +309,7 @@ class TrainStream:
         return np.random.default_rng((self._seed, epoch)).permutation(len(self._patches))
 
     def _transforms(self, k: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The transform of each image for `PatchSet.gather`, [n]; all that are allowed are equally likely."""
+        """The transform of each image for `PatchSet.gather`, [n]; all allowed ones are equally likely."""
         bits: NDArray[np.uint8] = (_mixed(k, self._seed) >> np.uint64(61)).astype(np.uint8)
         if self._flips and self._turns:
             return bits
@@ -324,9 +321,9 @@ class TrainStream:
 class LabelledStream(TrainStream):
     """A `TrainStream` of images with their labels, in which both classes may be made equally frequent.
 
-    `balance`: "none"; "oversample": an epoch shows every image of the larger class once, and those of the smaller class over and
-    over, each equally often to within one; "undersample": an epoch shows every image of the smaller class once, and as many of the
-    larger, drawn anew for each epoch. Raises `UserError` where a class is missing or an image has no label.
+    `balance`: "none"; "oversample": an epoch shows every image of the larger class once, and repeats those of the smaller class equally
+    often to within one; "undersample": an epoch shows every image of the smaller class once, and as many of the larger, drawn for each
+    epoch. Raises `UserError` where a class is missing or an image has no label.
     """
 
     def __init__(
@@ -336,28 +333,28 @@ class LabelledStream(TrainStream):
         labels = patches.manifest.label
         self._classes = [np.flatnonzero(labels == label) for label in (0, 1)]
         if len(patches) > sum(map(len, self._classes)):
-            raise UserError(f"{patches.source}: some images to learn from have no label")
-        for rows, name in zip(self._classes, ("normal", "anomalous"), strict=True):
-            if not len(rows):
-                raise UserError(
-                    f"{patches.source}: no {name} image among {len(patches)} to learn from; both are needed"
-                )
+            raise UserError(f"{patches.source}: some training images have no label")
         sizes = [len(rows) for rows in self._classes]
+        for size, name in zip(sizes, ("normal", "anomalous"), strict=True):
+            if not size:
+                raise UserError(
+                    f"{patches.source}: no {name} image among {len(patches)} to learn from; give both classes"
+                )
         shown = {"none": sizes, "oversample": [max(sizes)] * 2, "undersample": [min(sizes)] * 2}
         if balance not in shown:
             raise ValueError(f"balance must be one of {', '.join(shown)}, not {balance!r}")
         self._shown = shown[balance]
 
     def at(self, nimg: int, batch: int | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        """The batch shown after `nimg` images, as in `TrainStream`, and its labels, int64 [batch / world]: 0 normal, 1 anomalous."""
+        """The batch after `nimg` images, as in `TrainStream`, and its labels, int64 [batch / world]: 0 normal, 1 anomalous."""
         k = self._counted(nimg, batch)
         rows = self._chosen(k)
         labels = torch.from_numpy(self._patches.manifest.label[rows].astype(np.int64))
-        return to_tensor(self._pictures(k, rows)), labels
+        return to_tensor(self._images(k, rows)), labels
 
     @property
     def epoch(self) -> int:
-        """Images of one epoch, as `balance` has it."""
+        """Images of one epoch, which depend on `balance`."""
         return sum(self._shown)
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -365,7 +362,7 @@ class LabelledStream(TrainStream):
         picked = []
         for rows, count in zip(self._classes, self._shown, strict=True):
             times = -(-count // len(rows))
-            # The last round may not be whole: which images it has is drawn.
+            # The last round may be incomplete: its images are drawn.
             picked += [*[rows] * (times - 1), rng.permutation(rows)[: count - (times - 1) * len(rows)]]
         return rng.permutation(np.concatenate(picked))
 
@@ -379,8 +376,8 @@ def _mixed(k: NDArray[np.int64], seed: int, stream: int = 1) -> NDArray[np.uint6
     return np.asarray(z ^ (z >> np.uint64(31)))
 
 
-def some(patches: PatchSet, most: int | None, seed: int) -> PatchSet:
-    """At most `most` of the patches, drawn with `seed`, in their order."""
-    if most is None or len(patches) <= most:
+def some(patches: PatchSet, limit: int | None, seed: int) -> PatchSet:
+    """At most `limit` of the patches, drawn with `seed`, in their order."""
+    if limit is None or len(patches) <= limit:
         return patches
-    return patches.take(np.sort(np.random.default_rng(seed).choice(len(patches), most, replace=False)))
+    return patches.take(np.sort(np.random.default_rng(seed).choice(len(patches), limit, replace=False)))

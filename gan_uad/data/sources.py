@@ -1,7 +1,7 @@
 """Where patches come from: folders, zips, MedMNIST NPZ and PCam HDF5, each behind the same few methods.
 
-`open_source` looks at the path and says which; what it cannot tell is a `UserError`. A source may be pickled and read from
-many threads; its handles are opened lazily, once a process.
+`open_source` recognises the kind of a path, or raises `UserError`. A source may be pickled and read from many threads; its files are
+opened lazily, once per process.
 """
 
 from __future__ import annotations
@@ -10,26 +10,25 @@ import csv
 import io
 import os
 import re
-import threading
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from gan_uad.config import DataConfig
-from gan_uad.data.arrays import H5_NAME, H5Source, NpzSource, digest, h5_siblings
+from gan_uad.data.arrays import H5_NAME, H5Source, Handles, NpzSource, digest, h5_siblings
 from gan_uad.data.images import ENDINGS, BadImage, Mask, Pixels, decode, decode_mask, inspect
 from gan_uad.data.layouts import labels_of, read_names
 from gan_uad.data.manifest import Manifest
 from gan_uad.errors import UserError
 
 INDEX = "index.csv"
-# What `gan-uad tile` puts beside the tiles of each slide.
+# What `gan-uad tile` writes beside the tiles of each slide.
 RECORD, MASK, SHEET = "slide.json", "tissue.png", "contact_sheet.jpg"
 
 
 class Source(Protocol):
-    """A set of pictures somewhere, with its manifest (row i of the manifest is picture i)."""
+    """A set of images somewhere, with its manifest (row i of the manifest is image i)."""
 
     kind: str
     path: Path
@@ -37,20 +36,20 @@ class Source(Protocol):
     notes: list[str]  # what was guessed or left out, one sentence each
 
     def read(self, i: int) -> Pixels:
-        """Picture i, uint8 [H, W, 3] RGB. Raises `BadImage`."""
+        """Image i, uint8 [H, W, 3] RGB. Raises `BadImage`."""
 
     def read_mask(self, i: int) -> Mask | None:
-        """The mask of picture i, bool [H, W]; None where there is none. Raises `BadImage`."""
+        """The mask of image i, bool [H, W]; None where there is none. Raises `BadImage`."""
 
     def describe(self, i: int) -> tuple[int, int, str]:
-        """Width, height and stored pixel type of picture i, cheaply. Raises `BadImage`."""
+        """Width, height and stored pixel type of image i, cheaply. Raises `BadImage`."""
 
     def fingerprint(self) -> str:
-        """A key of the content that changes when a file does: from names, sizes and times or checksums; labels are not in it."""
+        """A key of the content that changes when a file does: from names, sizes and times or checksums, without labels."""
 
 
 def open_source(path: str | Path, data: DataConfig) -> Source:
-    """Find out what `path` is and open it. Raises `UserError` when it is missing, unreadable, empty or undecidable."""
+    """Recognise and open `path`. Raises `UserError` when it is missing, unreadable, empty or ambiguous."""
     path = Path(path).expanduser()
     suffix = path.suffix.lower()
     try:
@@ -72,24 +71,13 @@ def open_source(path: str | Path, data: DataConfig) -> Source:
             return ImageSource(path.parent, Folder(path.parent), data)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    raise UserError(
-        f"{path} is no set of patches: give a folder, a .zip, .npz or .h5 file, or one image ({' '.join(ENDINGS)})"
-    )
-
-
-class Files(Protocol):
-    """Files with names relative to some root: a folder or a zip."""
-
-    names: list[str]  # sorted, forward slashes, hidden ones left out
-
-    def read(self, name: str) -> bytes: ...
-
-    def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
-        """What tells that one of these files has changed, one tuple a file."""
+    raise UserError(f"{path} is no set of patches: give a folder, .zip, .npz, .h5 or one image ({' '.join(ENDINGS)})")
 
 
 class Folder:
-    """The files below a folder, links followed; `only` takes a single file of it."""
+    """The files below a folder, links followed; `only`: a single file of it."""
+
+    names: list[str]  # sorted, relative, forward slashes, hidden ones left out
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root = root
@@ -109,40 +97,37 @@ class Folder:
         return (self.root / name).read_bytes()
 
     def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
+        """One tuple per file, which changes when the file does."""
         stats = ((name, (self.root / name).stat()) for name in names)
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 class Archive:
-    """The files of a zip, read in place; nothing is ever unpacked to disk."""
+    """The files of a zip, read in place, never unpacked to disk; as `Folder`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._handle: tuple[int, zipfile.ZipFile] | None = None
-        self._lock = threading.Lock()
+        self._handles = Handles()
         self._infos = {i.filename: (i.file_size, i.CRC) for i in self._zip().infolist() if self._usable(i)}
         self.names = sorted(self._infos)
 
     def _usable(self, info: zipfile.ZipInfo) -> bool:
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
         if ".." in parts or info.filename.startswith(("/", "\\")) or re.match("[A-Za-z]:", info.filename):
-            raise UserError(
-                f"{self.path} holds the path {info.filename!r}, which leads out of the archive; it is not opened"
-            )
+            raise UserError(f"{self.path} is not opened: its path {info.filename!r} leads out of the archive")
         if info.flag_bits & 1:
             raise UserError(f"{self.path} is encrypted; unpack it and give the folder")
         return not info.is_dir() and not any(_hidden(part) for part in parts)
 
     def _zip(self) -> zipfile.ZipFile:
-        with self._lock:
-            if (
-                self._handle is None or self._handle[0] != os.getpid()
-            ):  # a forked child must not share the file position
-                try:
-                    self._handle = (os.getpid(), zipfile.ZipFile(self.path))
-                except zipfile.BadZipFile as error:
-                    raise UserError(f"{self.path} is no readable zip file: {error}") from None
-            return self._handle[1]
+        archive: zipfile.ZipFile = self._handles.get("zip", self._opened)
+        return archive
+
+    def _opened(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{self.path} is no readable zip file: {error}") from None
 
     def read(self, name: str) -> bytes:
         try:
@@ -152,12 +137,6 @@ class Archive:
 
     def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
         return [(name, *self._infos[name]) for name in names]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_handle": None, "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_lock": threading.Lock()})
 
 
 def _hidden(name: str) -> bool:
@@ -179,38 +158,35 @@ class ImageSource:
             self.kind, self.manifest, self.notes = layout.kind, layout.manifest, layout.notes
         else:
             if len(rivals := [name for name in indices if name.count("/") == top.count("/")]) > 1:
-                raise UserError(
-                    f"{path} holds {len(rivals)} files {INDEX} ({', '.join(rivals[:3])}); give the folder of one"
-                )
+                shown = ", ".join(rivals[:3])
+                raise UserError(f"{path} holds {len(rivals)} files {INDEX} ({shown}); give the folder of one")
             self.kind = INDEX
             self.manifest, self.notes = self._indexed(top, images, data)
 
     def _indexed(self, index: str, images: list[str], data: DataConfig) -> tuple[Manifest, list[str]]:
-        where = f"{self.path}/{index}"
-        manifest = Manifest.from_csv(self.files.read(index), where)
+        context = f"{self.path}/{index}"
+        manifest = Manifest.from_csv(self.files.read(index), context)
         root = PurePosixPath(index).parent
         image = [(root / name).as_posix() for name in manifest.image]
         mask = [(root / name).as_posix() if name else "" for name in manifest.mask]
         known = set(self.files.names)
-        for given, name in zip(
-            manifest.image + [m for m in manifest.mask if m], image + [m for m in mask if m], strict=True
-        ):
-            if name not in known:
+        for given, name in zip(manifest.image + manifest.mask, image + mask, strict=True):
+            if name and name not in known:
                 outside = PurePosixPath(given).is_absolute() or ".." in PurePosixPath(given).parts
-                why = "lies outside; names must be relative to the index" if outside else "is not there"
-                raise UserError(f"{where}:{_line_of(self.files.read(index), given)}: {given!r} {why}")
+                why = "lies outside; names must be relative to the index" if outside else "does not exist"
+                raise UserError(f"{context}, line {_line_of(self.files.read(index), given)}: {given!r} {why}")
         notes = []
         unlisted = {PurePosixPath(name) for name in set(images) - set(image) - set(mask)}
         by_tile = {p for p in unlisted if p.name in {MASK, SHEET} and (p.parent / RECORD).as_posix() in known}
         if left := len(unlisted - by_tile):
-            notes.append(f"{left} images are not named in {INDEX} and left out")
+            notes.append(f"{left} images are not named in {INDEX} and are left out")
         if data.normal_classes:
             if not any(manifest.klass):
                 raise UserError(
-                    f"{where} has no class names, so data.normal_classes cannot apply; its label column decides"
+                    f"{context} has no class names: leave data.normal_classes out, its label column decides"
                 )
-            label, taken = labels_of(manifest.klass, data, where)
-            manifest, notes = manifest.replace(label=label), notes + taken
+            label, chosen = labels_of(manifest.klass, data, context)
+            manifest, notes = manifest.replace(label=label), notes + chosen
         return manifest.replace(image=image, mask=mask), notes
 
     def read(self, i: int) -> Pixels:
