@@ -1,10 +1,9 @@
-"""`gan-uad generate` from the outside."""
+"""`gan-uad generate` and `interpolate` through the command line."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from score_tools import fails
 
 import gan_uad
 from gan_uad import registry
@@ -62,31 +62,24 @@ def test_arrays_and_grid(cli: Any, trained: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", ["", "a", "3-1", "1,,2", "-4", "1.5", "²", "1-2-3", "9" * 30, "0-99999999999"])
 def test_bad_seeds(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
-    result = cli("generate", trained.generator, f"--seeds={seeds}", "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("Error: --seeds ")
-    assert len(result.stderr.splitlines()) == 1
+    fails(cli("generate", trained.generator, f"--seeds={seeds}", "--out", tmp_path / "out"), "--seeds ")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_run(cli: Any, tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "nothing", "no such run folder"), (tmp_path, "holds no model.safetensors")):
-        result = cli("generate", path, "--out", tmp_path / "out")
-        assert result.exit_code == 2
-        assert message in result.stderr
+    for path, named in ((tmp_path / "nothing", str(tmp_path / "nothing")), (tmp_path, "model.safetensors")):
+        fails(cli("generate", path, "--out", tmp_path / "out"), named)
 
 
 def test_a_shipped_model_by_its_name(cli: Any, tmp_path: Path) -> None:
-    """Wherever one works, as long as nothing of that name is there; a mistyped name is told what there is."""
+    """It stands for its file; for a mistyped name the error lists near ones."""
     name = "pcam_stylegan2_64_small"
     file = Path(gan_uad.__file__).parents[1] / "models" / f"{name}.safetensors"
     for out, run in (("a", name), ("b", file)):
         assert cli("generate", run, "--seeds", "3", "--out", tmp_path / out).exit_code == 0
     assert np.array_equal(pixels(tmp_path / "a" / "seed000003.png"), pixels(tmp_path / "b" / "seed000003.png"))
     assert gan_uad.load(name).resolution == 64
-    result = cli("generate", "pcam_stylegan_64_small", "--out", tmp_path / "none")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert name in result.stderr
+    fails(cli("generate", "pcam_stylegan_64_small", "--out", tmp_path / "none"), name)
     result = cli("train", "izi_f_64_small", "--generator", name, "--dry-run")
     assert f"generator: {file}" in result.output
     assert "stylegan2" in json.loads(cli("models", "--json").output)["trained"][name]
@@ -97,7 +90,7 @@ TINY = {"z_dim": 16, "w_dim": 16, "mapping_layers": 2, "channel_base": 64, "chan
 
 @pytest.fixture(scope="module")
 def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StyleGAN2 whose weights are random, but whose noise and average w count, as in a trained one."""
+    """A StyleGAN2 of random weights, whose noise and average w matter as in a trained one."""
     net = registry.build("network", "stylegan2", {"resolution": 16, **TINY})
     generator = torch.Generator().manual_seed(0)
     for name, tensor in net.G.state_dict().items():
@@ -111,7 +104,7 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def made(cli: Any, tmp_path: Path) -> Any:
-    """Pictures of `generate`, by name, of a call that must succeed."""
+    """The images of a successful call of `generate`, by name."""
 
     def run(model: Path, *arguments: object) -> dict[str, Any]:
         out = tmp_path / f"made{len(list(tmp_path.iterdir()))}"
@@ -127,6 +120,7 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
+@pytest.mark.numerical
 def test_truncation(made: Any, styled: Path) -> None:
     plain, half, none = (
         made(styled, "--seeds", "0-3", *options) for options in ((), ("--truncation", 0.5), ("--truncation", 0))
@@ -186,7 +180,7 @@ def test_arrays_of_a_style_based_net_and_back(cli: Any, made: Any, styled: Path,
     assert cli(*arguments, tmp_path / "b").exit_code == 0
     a, b = ((tmp_path / name / "images.npz").read_bytes() for name in "ab")
     assert a == b
-    back = made(styled, "--latents", tmp_path / "a" / "images.npz")  # takes w, which is truncated already
+    back = made(styled, "--latents", tmp_path / "a" / "images.npz")  # uses w, which is truncated already
     assert list(back)[299] == "latent000299"
     assert all(np.array_equal(x, y) for x, y in zip(back.values(), arrays["images"], strict=True))
 
@@ -213,67 +207,57 @@ def test_latents(made: Any, styled: Path, trained: Any, tmp_path: Path, dtype: A
 
 def test_bad_latents(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
     z = np.zeros((2, 16), np.float32)
-    wrong = {
-        "z must be [N, 16] for this generator, not [2, 15]": {"z": z[:, 1:]},
-        "z must be [N, 16] for this generator, not [16]": {"z": z[0]},
-        "z must be [N, 16] for this generator, not []": {"z": np.float32(0)},
-        "w must be [N, 16] for this generator, not [2, 1, 16]": {"w": z[:, None]},
-        "ws must be [N, 6, 16] for this generator, not [2, 5, 16]": {"ws": np.zeros((2, 5, 16))},
-        "z is empty": {"z": z[:0]},
-        "w holds a value that is not finite in row 1": {"w": np.stack([z[0], z[1] / np.float32("nan")])},
-        "z holds a value that is not finite in row 0": {"z": np.full((1, 16), 1e300)},
-        "z must be numbers, not complex64": {"z": z + 1j},
-        "holds x, y; this generator takes an array named ws or w or z": {"x": z, "y": z},
-        "holds pickled objects, which are never loaded": {"z": np.array([{}], dtype=object)},
-    }
-    for i, (message, arrays) in enumerate(wrong.items()):
-        np.savez(tmp_path / f"{i}.npz", **arrays)  # type: ignore[arg-type]
-        assert message in refused(cli, styled, "--latents", tmp_path / f"{i}.npz")
-    message = refused(cli, trained.generator, "--latents", tmp_path / "4.npz")
-    assert "holds ws; this generator takes an array named z" in message
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("z must be [N, 16] for this generator, not [2, 15]", {"z": z[:, 1:]}),
+        ("z must be [N, 16] for this generator, not [16]", {"z": z[0]}),
+        ("z must be [N, 16] for this generator, not []", {"z": np.float32(0)}),
+        ("w must be [N, 16] for this generator, not [2, 1, 16]", {"w": z[:, None]}),
+        ("ws must be [N, 6, 16] for this generator, not [2, 5, 16]", {"ws": np.zeros((2, 5, 16))}),
+        ("z is empty", {"z": z[:0]}),
+        ("w holds a value that is not finite in row 1", {"w": np.stack([z[0], z[1] / np.float32("nan")])}),
+        ("z holds a value that is not finite in row 0", {"z": np.full((1, 16), 1e300)}),
+        ("complex64", {"z": z + 1j}),
+        ("an array named ws or w or z", {"x": z, "y": z}),
+        ("pickled", {"z": np.array([{}], dtype=object)}),
+    ]
+    for i, (message, arrays) in enumerate(wrong):
+        np.savez(tmp_path / f"{i}.npz", **arrays)
+        fails(
+            cli("generate", styled, "--latents", tmp_path / f"{i}.npz"), f"--latents {tmp_path / f'{i}.npz'}", message
+        )
+    fails(cli("generate", trained.generator, "--latents", tmp_path / "4.npz"), "an array named z")
     np.save(tmp_path / "single.npy", z)
     (tmp_path / "text.npz").write_text("z = 3")
     (tmp_path / "empty.npz").touch()
-    whole = (tmp_path / "0.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[:-40])
-    (tmp_path / "damaged.npz").write_bytes(whole.replace(bytes(8), b"\1" * 8, 1))
+    valid = (tmp_path / "0.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(valid[:-40])
+    (tmp_path / "damaged.npz").write_bytes(valid.replace(bytes(8), b"\1" * 8, 1))
     for name in ("single.npy", "text.npz", "empty.npz", "cut.npz", "damaged.npz", "nothing.npz", "."):
-        assert str(tmp_path / name) in refused(cli, styled, "--latents", tmp_path / name)
-
-
-def refused(cli: Any, model: Path, *arguments: object) -> str:
-    """The one line with which `generate` answers bad input."""
-    result = cli("generate", model, *arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ")
-    assert len(result.stderr.splitlines()) == 1
-    return str(result.stderr)
+        fails(cli("generate", styled, "--latents", tmp_path / name), f"--latents {tmp_path / name}")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "named"),
     [
-        (("--truncation", 0.5), "truncation 0.5 needs StyleGAN or StyleGAN2"),
-        (("--truncation", "nan"), "truncation must be a finite number"),
-        (("--noise", "none"), "noise 'none' needs StyleGAN or StyleGAN2"),
-        (("--interpolate", "a.gif", "--space", "w"), "--space w needs StyleGAN or StyleGAN2"),
-        (("--interpolate", "a.jpg"), "must end in .gif or .png"),
-        (("--interpolate", "a.gif", "--seeds", "3"), "at least two"),
-        (("--interpolate", "a.gif", "--noise", "random"), "would flicker"),
-        (("--interpolate", "a.gif", "--frames-between", 10**9), "at most 1; use fewer"),
-        (("--interpolate", "a.gif", "--out", "b"), "--out does not go with --interpolate"),
-        (("--interpolate", "a.gif", "--npz"), "--npz does not go with --interpolate"),
-        (("--frames-between", 0), "--frames-between goes with --interpolate only"),
-        (("--loop",), "--loop goes with --interpolate only"),
-        (("--latents", "a.npz", "--seeds", "0-63"), "--seeds and --latents exclude each other"),
-        (("--grid", "--seeds", "0-99999"), "--grid: at most 65536 images of 32 px, not 100000"),
+        ("generate --truncation 0.5", "truncation 0.5"),
+        ("generate --truncation nan", "truncation"),
+        ("generate --noise none", "noise 'none'"),
+        ("generate --latents a.npz --seeds 0-63", "--seeds and --latents"),
+        ("generate --grid --seeds 0-99999", "--grid: at most 65536 images of 32 px, not 100000"),
+        ("interpolate --space w", "--space w"),
+        ("interpolate --out a.jpg", "--out a.jpg: the name must end in .gif or .png"),
+        ("interpolate --seeds 3", "--seeds or --latents"),
+        ("interpolate --noise random", "--noise random"),
+        ("interpolate --frames-between 1000000000", "--frames-between"),
+        ("interpolate --latents a.npz --seeds 0-63", "--seeds and --latents"),
     ],
 )
-def test_what_does_not_go_together(
-    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+def test_bad_options(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, named: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in refused(cli, trained.generator, *arguments)
+    command, *options = words.split()
+    fails(cli(command, trained.generator, *options), named)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,7 +268,7 @@ def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: P
     for space in ("w", "z"):
         file = tmp_path / "new" / f"{space}.png"
         arguments = ("--seeds", "5,1,3", "--truncation", 0.8, "--frames-between", 3, "--loop", "--space", space)
-        result = cli("generate", styled, *arguments, "--interpolate", file)
+        result = cli("interpolate", styled, *arguments, "--out", file)
         assert result.exit_code == 0, result.output
         strip = pixels(file)
         assert strip.shape == (3 * 16, 5 * 16, 3)
@@ -297,7 +281,7 @@ def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: P
     z = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 1)])
     middle = {
         "w": G.synthesis(G.spread(G.mapping.truncate(G.mapping(z).mean(0, keepdim=True), 0.8))),
-        "z": G(z.sum(0, keepdim=True), 0.8),  # half the way on the sphere; the mapping sees only the direction
+        "z": G(z.sum(0, keepdim=True), 0.8),  # halfway on the sphere; the mapping uses only the direction
     }
     for space, images in middle.items():
         expected = (images[0].permute(1, 2, 0).numpy() * 127.5 + 128).clip(0, 255)
@@ -307,7 +291,7 @@ def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: P
 def test_interpolation_as_an_animation(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
     for model, side, space in ((styled, 16, "w"), (trained.generator, 32, "z")):
         for loop, frames in (((), 13), (("--loop",), 18)):
-            common = ("generate", model, "--seeds", "0-2", "--frames-between", 5, *loop, "--interpolate")
+            common = ("interpolate", model, "--seeds", "0-2", "--frames-between", 5, *loop, "--out")
             for suffix in ("gif", "png"):
                 result = cli(*common, tmp_path / f"a.{suffix}", "--duration", 70)
                 assert result.exit_code == 0, result.output
@@ -326,17 +310,27 @@ def test_interpolation_as_an_animation(cli: Any, styled: Path, trained: Any, tmp
 def test_interpolation_of_latents(cli: Any, styled: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "ws.npz", ws=rng.normal(size=(2, 6, 16)))
-    arguments = ("--latents", tmp_path / "ws.npz", "--frames-between", 0, "--interpolate", tmp_path / "a.PNG")
-    assert cli("generate", styled, *arguments).exit_code == 0
+    words = (
+        "interpolate",
+        styled,
+        "--latents",
+        tmp_path / "ws.npz",
+        "--frames-between",
+        0,
+        "--out",
+        tmp_path / "a.PNG",
+    )
+    assert cli(*words).exit_code == 0
     assert pixels(tmp_path / "a.PNG").shape == (16, 32, 3)
-    assert "cannot be had from an array of ws" in refused(cli, styled, *arguments, "--space", "z")
+    fails(cli(*words, "--space", "z"), "--space z", "--space w")
     z = rng.normal(size=(1, 16))
     np.savez(tmp_path / "opposite.npz", z=np.concatenate([z, -z]))
-    arguments = ("--latents", tmp_path / "opposite.npz", "--interpolate", tmp_path / "b.gif")
-    assert "latents 0 and 1 are opposite in z" in refused(cli, styled, *arguments, "--space", "z")
-    assert cli("generate", styled, *arguments).exit_code == 0
+    words = ("interpolate", styled, "--latents", tmp_path / "opposite.npz", "--out", tmp_path / "b.gif")
+    fails(cli(*words, "--space", "z"), "latents 0 and 1", "--space w")
+    assert cli(*words).exit_code == 0
 
 
+@pytest.mark.numerical
 def test_slerp_against_closed_forms() -> None:
     a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0])
     for t in (0.0, 0.25, 0.5, 1.0):
@@ -346,7 +340,7 @@ def test_slerp_against_closed_forms() -> None:
     torch.testing.assert_close(slerp(a / 2, c, 0.3), torch.tensor([math.cos(0.6), math.sin(0.6), 0.0]))
     torch.testing.assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)
     assert torch.equal(slerp(a, a, 0.3), a)
-    torch.testing.assert_close(slerp(a, 0 * a, 0.5), a * math.sin(math.pi / 4))  # no direction: finite all the same
+    torch.testing.assert_close(slerp(a, 0 * a, 0.5), a * math.sin(math.pi / 4))  # no direction, but finite
     with pytest.raises(ValueError, match="opposite"):
         slerp(a, -a, 0.5)
 
@@ -358,7 +352,7 @@ def test_walks() -> None:
     assert torch.equal(walk(keys, 0).values, keys.values)
 
 
-def test_run_again_only_what_is_not_there_is_made(
+def test_run_again_only_missing_images_are_made(
     cli: Any, styled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = job._write_png
@@ -386,20 +380,20 @@ def test_run_again_only_what_is_not_there_is_made(
     assert len(list((tmp_path / "out").iterdir())) == 5
     stop = False
     assert run("--grid") == names(*range(5, 10))
-    whole = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    complete = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert run() == []
-    (tmp_path / "out" / "seed000002.png").write_bytes(whole["seed000002.png"][:-60])
+    (tmp_path / "out" / "seed000002.png").write_bytes(complete["seed000002.png"][:-60])
     (tmp_path / "out" / "seed000003.png").unlink()
     Image.new("RGB", (16, 16)).save(tmp_path / "out" / "seed000004.png")
     assert run() == names(2, 3, 4)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == complete
     note = json.loads(Image.open(tmp_path / "out" / "seed000007.png").info["gan_uad"])
     assert (note["seed"], note["truncation"], note["noise"]) == (7, 1.0, "const")
     assert run("--truncation", 0.5) == names(*range(10))
     assert run("--truncation", 0.5, "--noise", "none") == names(*range(10))
     again = tmp_path / "again"
     assert cli("generate", styled, "--seeds", "0-9", "--grid", "--out", again).exit_code == 0
-    assert {file.name: file.read_bytes() for file in again.iterdir()} == whole
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == complete
 
 
 def test_from_python(styled: Path, trained: Any) -> None:
@@ -408,7 +402,7 @@ def test_from_python(styled: Path, trained: Any) -> None:
     plain = gan_uad.load(str(trained.generator))
     assert plain.generate([1, 2]).shape == (2, 3, 32, 32)
     for options in ({"psi": 0.5}, {"noise": "random"}):
-        with pytest.raises(UserError, match="needs StyleGAN or StyleGAN2"):
+        with pytest.raises(UserError, match="StyleGAN2"):
             plain.generate([1], **options)
-    with pytest.raises(UserError, match=re.escape("const, none, random")):
+    with pytest.raises(UserError, match="wild"):
         model.generate([1], noise="wild")
