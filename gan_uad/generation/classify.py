@@ -11,17 +11,7 @@ from gan_uad.detection.patch_sets import choose_sets
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder
-from gan_uad.generation.accuracy import (
-    as_text,
-    generator_notes,
-    in_one_process,
-    metrics,
-    of_both_classes,
-    open_generator,
-    scored,
-    seeds_of,
-    write_table,
-)
+from gan_uad.generation import accuracy
 from gan_uad.generation.feature_sets import of_patches
 from gan_uad.model import about_run, load_model
 
@@ -44,31 +34,33 @@ def classify(
 
     `jpeg`: quality of a JPEG compression of all images. An interrupted call can be resumed by calling it again.
     """
-    in_one_process("classify")
+    accuracy.in_one_process("classify")
     model = load_model(run, prepare(device))
     if "classifier" not in model.networks:
         raise UserError(f"{run} holds no classifier, only {model.held}: train one with `gan-uad train densenet121_64`")
     sources = dict(zip(CLASSES, (normal, anomalous), strict=True))
-    generators = {name: open_generator(source, model.resolution, model.device) for name, source in sources.items()}
+    generators = {
+        name: accuracy.open_generator(source, model.resolution, model.device) for name, source in sources.items()
+    }
     sets = choose_sets(model, model.config.data, data, None, None, seed)
-    real = of_both_classes(sets.target, num, seed)
+    real = accuracy.of_both_classes(sets.target, num, seed)
     counts = np.bincount(real.manifest.label, minlength=2)
-    seeds = {name: seeds_of(seed, int(count)) for name, count in zip(CLASSES, counts, strict=True)}
+    seeds = {name: accuracy.seeds_of(seed, int(count)) for name, count in zip(CLASSES, counts, strict=True)}
 
     cached = make_folder(out / "parts")
-    of_real = scored(model, of_patches(real, "real patches"), range(len(real)), cached, jpeg)
-    of_generated = [scored(model, generators[name][1], seeds[name], cached, jpeg) for name in CLASSES]
+    of_real = accuracy.scored(model, of_patches(real, "real patches"), range(len(real)), cached, jpeg)
+    of_generated = [accuracy.scored(model, generators[name][1], seeds[name], cached, jpeg) for name in CLASSES]
     rows = [
-        metrics("real", real.manifest.label, of_real, real.manifest.group, seed),
-        metrics("generated", np.repeat([0, 1], counts), np.concatenate(of_generated), None, seed),
+        accuracy.metrics("real", real.manifest.label, of_real, real.manifest.group, seed),
+        accuracy.metrics("generated", np.repeat([0, 1], counts), np.concatenate(of_generated), None, seed),
     ]
     notes = [*sets.warnings, *real.notes]
     runs = {"classifier": about_run(run, model)}
     for name, (generator, _) in generators.items():
-        notes += generator_notes(generator, sources[name], model.config.data, name)
+        notes += accuracy.generator_notes(generator, sources[name], model.config.data, name)
         runs[name] = about_run(sources[name], generator)
-    spans = {name: as_text(chosen) for name, chosen in seeds.items()}
+    spans = {name: accuracy.as_text(chosen) for name, chosen in seeds.items()}
     settings: dict[str, Any] = {"runs": runs, "data": real.source, "jpeg": jpeg, "seed": seed, "image_seeds": spans}
     title = f"Accuracy on real and on generated patches of {model.resolution} px."
-    print(write_table(out, "classify", title, CLASSES, rows, settings, notes), end="")
+    print(accuracy.write_table(out, "classify", title, CLASSES, rows, settings, notes), end="")
     return out

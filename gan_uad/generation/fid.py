@@ -57,9 +57,6 @@ FeatureSets = tuple[Features, Features, Features | None]  # real, compared, held
 class Choices:
     """What the user chose for all cells."""
 
-    num: int
-    psi: float
-    noise: str
     baselines: bool
     seed: int
     out: Path
@@ -96,9 +93,7 @@ def fid(
     if not features:
         raise UserError("--features names no network; see `gan-uad models`")
     with distributed.processes() as here:
-        chosen = Choices(
-            num, psi, noise, baselines, seed, out, distributed.together(lambda: prepare(device))
-        )  # fmt: skip
+        chosen = Choices(baselines, seed, out, distributed.together(lambda: prepare(device)))
         rows = distributed.together(
             lambda: candidates(sources, real, overrides, resolution, untrained, psi, chosen.device)
         )
@@ -109,23 +104,25 @@ def fid(
         cells: dict[tuple[str, str], dict[str, Any]] = {}
         for row in rows:
             real_images = choose_real(row, split, label)
+            images, about = _compared_images(row, num, psi, noise)
             for net in nets:
-                for cell in _cells(row, real_images, net, chosen):
+                for cell in _cells(row, real_images, images, about, net, chosen):
                     cells.setdefault((cell["key"], cell["method"]), cell)
         if here.rank == 0:
             print(_write(list(cells.values()), out), end="")
     return out
 
 
-def _cells(row: Candidate, real_images: RealImages, net: FeatureNet, chosen: Choices) -> list[dict[str, Any]]:
-    """The row's cell in one network, after those of the real images among themselves."""
+def _cells(
+    row: Candidate, real_images: RealImages, images: ImageSet, about: dict[str, Any], net: FeatureNet, chosen: Choices
+) -> list[dict[str, Any]]:
+    """The cell of `images` in one network, with what `about` says of them, after those of the real images among themselves."""
     kept, device = cache.default_dir() / "features", chosen.device
     real_set = of_patches(real_images.patches, "real images")
-    held_set = (
-        of_patches(real_images.held_out, "held-out real images") if len(real_images.held_out) >= MIN_IMAGES else None
-    )
-    real = collect(real_set, net, device, kept)
-    held_out = None if held_set is None else collect(held_set, net, device, kept)
+    real, held_set, held_out = collect(real_set, net, device, kept), None, None
+    if len(real_images.held_out) >= MIN_IMAGES:
+        held_set = of_patches(real_images.held_out, "held-out real images")
+        held_out = collect(held_set, net, device, kept)
     common = {
         "px": row.resolution, "features": net.spec["name"], "weights": net.weights, "preprocessing": net.preprocessing,
         "real": real_images.patches.source, "reals": real_images.kind, "data": row.real_data.model_dump(mode="json"),
@@ -154,29 +151,30 @@ def _cells(row: Candidate, real_images: RealImages, net: FeatureNet, chosen: Cho
         cells.append(cell("halves", "real, half against half", None, None, lambda: _halves(real, chosen.seed), notes))
     if chosen.baselines and held_out is not None:
         cells.append(cell("held out", "real, held out", held_set, None, lambda: (real, held_out, None), notes))
-    images, about = _compared_images(row, chosen)
     about = {"source": row.source, "kimg": row.kimg, **about, "notes": [*real_images.notes, *about["notes"]]}
-    cells.append(
-        cell("images", row.name, images, held_set, lambda: (real, collect(images, net, device, chosen.out), held_out), about)
-    )  # fmt: skip
+
+    def generated() -> FeatureSets:
+        return real, collect(images, net, device, chosen.out), held_out
+
+    cells.append(cell("images", row.name, images, held_set, generated, about))
     distributed.first(lambda: features_file(images, net, device, chosen.out).unlink(missing_ok=True))
     return cells
 
 
-def _compared_images(row: Candidate, chosen: Choices) -> tuple[ImageSet, dict[str, Any]]:
-    """What is compared with the real images, and what the cell says of it."""
+def _compared_images(row: Candidate, num: int, psi: float, noise: str) -> tuple[ImageSet, dict[str, Any]]:
+    """What is compared with the real images, and what its cells say of it."""
     if row.model is None:
         patches = load_together(row.real_data.of(row.source), row.resolution)
         if len(patches) < MIN_IMAGES:
             raise UserError(f"{row.source}: {len(patches)} images, at least {MIN_IMAGES} are needed")
         return of_patches(patches, row.name), {"notes": [f"{row.name}: {note}" for note in patches.notes]}
     run = about_run(row.source, row.model)
-    noise = chosen.noise if style_based(row.model.generator) else "const"
-    images = of_generator(row.model, row.name, f"{run['sha256']} {row.kimg}", chosen.num, chosen.psi, noise)
+    noise = noise if style_based(row.model.generator) else "const"
+    images = of_generator(row.model, row.name, f"{run['sha256']} {row.kimg}", num, psi, noise)
     notes = []
     if run["short"] and row.kimg:
         notes = [f"{row.name}: TRUNCATED training, {run['trained_kimg']:g} of {run['planned_kimg']:g} kimg"]
-    return images, {"notes": notes, "truncation": chosen.psi, "noise": noise, "run": run}
+    return images, {"notes": notes, "truncation": psi, "noise": noise, "run": run}
 
 
 def _halves(real: Features, seed: int) -> FeatureSets:

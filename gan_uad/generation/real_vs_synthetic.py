@@ -15,17 +15,7 @@ from gan_uad.data.patches import PatchSet, load_patches, some
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import explained, make_folder, write_json
-from gan_uad.generation.accuracy import (
-    CHUNK,
-    as_jpeg,
-    as_text,
-    in_one_process,
-    metrics,
-    open_generator,
-    scored,
-    seeds_of,
-    write_table,
-)
+from gan_uad.generation import accuracy
 from gan_uad.generation.feature_sets import ImageSet, of_patches
 from gan_uad.model import Model, about_run, file_digest, load_model
 from gan_uad.run import Run
@@ -54,8 +44,8 @@ def real_vs_synthetic(
     compression of both. `overrides` are settings of the training. Returns the folder with `real_vs_synthetic.md`, `.csv`, `.tex` and
     `.json`. An interrupted call can be resumed by calling it again.
     """
-    in_one_process("real-vs-synthetic")
-    model, generated = open_generator(generator, None, prepare(device))
+    accuracy.in_one_process("real-vs-synthetic")
+    model, generated = accuracy.open_generator(generator, None, prepare(device))
     real = _real_patches(model, data)
     counts = {split: min(num, len(real.select(split))) for split in SPLITS}
     if empty := [split for split, count in counts.items() if count == 0]:
@@ -72,8 +62,8 @@ def real_vs_synthetic(
 
     classifier = load_model(run, prepare(device))
     test = load_patches(classifier.config.data, model.resolution).select("test")
-    scores = scored(classifier, of_patches(test, "test images"), range(len(test)), folder)
-    rows = [metrics(model.name, test.manifest.label, scores, test.manifest.group, seed)]
+    scores = accuracy.scored(classifier, of_patches(test, "test images"), range(len(test)), folder)
+    rows = [accuracy.metrics(model.name, test.manifest.label, scores, test.manifest.group, seed)]
     settings: dict[str, Any] = {
         "runs": {"generator": about_run(generator, model), "classifier": about_run(run, classifier)}, "data": real.source,
         "jpeg": jpeg, "seed": seed, "image_seeds": spans, "images_of_each_kind": counts,
@@ -84,7 +74,7 @@ def real_vs_synthetic(
         *real.notes,
     ]
     title = f"Telling generated from real {model.config.data.label} patches of {model.resolution} px."
-    print(write_table(out, "real_vs_synthetic", title, ("real", "generated"), rows, settings, notes), end="")
+    print(accuracy.write_table(out, "real_vs_synthetic", title, ("real", "generated"), rows, settings, notes), end="")
     return out
 
 
@@ -133,8 +123,8 @@ def _write_patches(
     n = 0
     for split in SPLITS:
         chosen = some(real.select(split), counts[split], seed)
-        seeds = seeds_of(seed, counts[split], n)
-        spans[split], n = as_text(seeds), n + len(seeds)
+        seeds = accuracy.seeds_of(seed, counts[split], n)
+        spans[split], n = accuracy.as_text(seeds), n + len(seeds)
         sets.append((split, 0, of_patches(chosen, ""), list(range(len(chosen))), chosen.manifest.group))
         sets.append((split, 1, generated, list(seeds), [""] * len(seeds)))
     if (folder / "index.csv").is_file():
@@ -144,8 +134,8 @@ def _write_patches(
     with console.progress("writing images", 2 * n) as bar:
         for split, label, images, rows, groups in sets:
             files = [f"images/{split}_{CLASSES[label]}_{i:06d}.png" for i in range(len(rows))]
-            for start in range(0, len(rows), CHUNK):
-                chunk = slice(start, start + CHUNK)
+            for start in range(0, len(rows), accuracy.CHUNK):
+                chunk = slice(start, start + accuracy.CHUNK)
                 _write_missing([folder / file for file in files[chunk]], images, rows[chunk], jpeg)
                 bar.update(len(index) + start)
             index += [(file, group, label, split, CLASSES[label]) for file, group in zip(files, groups, strict=True)]
@@ -157,7 +147,7 @@ def _write_patches(
 def _write_missing(paths: list[Path], images: ImageSet, rows: list[int], jpeg: int | None) -> None:
     if all(path.is_file() for path in paths):
         return
-    for path, image in zip(paths, as_jpeg(images.get(rows), jpeg), strict=True):
+    for path, image in zip(paths, accuracy.as_jpeg(images.get(rows), jpeg), strict=True):
         temporary = path.with_name(f".{path.name}.tmp")  # not `atomic`: a sync to disk per image would take minutes
         with explained(path):
             Image.fromarray(image).save(temporary, format="png", compress_level=1)

@@ -53,7 +53,8 @@ def contact_sheet(
     widths = [line + GAP + text_size(text, font)[0] + 2 * GAP for _, text in legend]
     width = max(picture.width, text_size(title, font)[0], sum(widths)) + 2 * GAP
     strip = _strip(samples, width - 2 * GAP)
-    sheet = Image.new("RGB", (width, 2 * line + picture.height + 3 * GAP + (len(strip) and len(strip) + GAP)), "white")
+    below = 2 * line + picture.height + 2 * GAP  # where the samples begin
+    sheet = Image.new("RGB", (width, below + len(strip) + (2 * GAP if len(strip) else GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), title, fill="black", font=font)
     left, top = GAP, GAP + line
@@ -63,7 +64,7 @@ def contact_sheet(
         left += step
     sheet.paste(picture, (GAP, 2 * line + GAP))
     if len(strip):
-        sheet.paste(Image.fromarray(strip), (GAP, 2 * line + 2 * GAP + picture.height))
+        sheet.paste(Image.fromarray(strip), (GAP, below))
     with atomic(path) as temporary:
         sheet.save(temporary, format="JPEG", quality=90)
     return path
