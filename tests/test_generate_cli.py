@@ -103,11 +103,11 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(cli: Any, tmp_path: Path) -> Any:
+def generated(cli: Any, tmp_path: Path) -> Any:
     """The images of a successful call of `generate`, by name."""
 
     def run(model: Path, *arguments: object) -> dict[str, Any]:
-        out = tmp_path / f"made{len(list(tmp_path.iterdir()))}"
+        out = tmp_path / f"generated{len(list(tmp_path.iterdir()))}"
         result = cli("generate", model, *arguments, "--out", out)
         assert result.exit_code == 0, result.output
         return {file.stem: pixels(file) for file in sorted(out.glob("*.png"))}
@@ -121,11 +121,11 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 @pytest.mark.numerical
-def test_truncation(made: Any, styled: Path) -> None:
+def test_truncation(generated: Any, styled: Path) -> None:
     plain, half, none = (
-        made(styled, "--seeds", "0-3", *options) for options in ((), ("--truncation", 0.5), ("--truncation", 0))
+        generated(styled, "--seeds", "0-3", *options) for options in ((), ("--truncation", 0.5), ("--truncation", 0))
     )
-    assert same(plain, made(styled, "--seeds", "0-3", "--truncation", 1))
+    assert same(plain, generated(styled, "--seeds", "0-3", "--truncation", 1))
     assert all(np.array_equal(image, none["seed000000"]) for image in none.values())
     assert not np.array_equal(plain["seed000000"], plain["seed000001"])
 
@@ -141,26 +141,26 @@ def test_truncation(made: Any, styled: Path) -> None:
 
 
 @pytest.mark.parametrize("noise", ["const", "none", "random"])
-def test_a_style_based_image_depends_on_its_seed_alone(made: Any, styled: Path, noise: str) -> None:
-    many = made(styled, "--seeds", "0-39", "--noise", noise)
-    few = made(styled, "--seeds", "39,7", "--noise", noise)
+def test_a_style_based_image_depends_on_its_seed_alone(generated: Any, styled: Path, noise: str) -> None:
+    many = generated(styled, "--seeds", "0-39", "--noise", noise)
+    few = generated(styled, "--seeds", "39,7", "--noise", noise)
     assert same(few, {name: many[name] for name in few})
     model = gan_uad.load(str(styled))
     alone, among = (model.generate(seeds, noise=noise)[-1] for seeds in ([7], [3, 39, 7]))
     assert torch.equal(alone, among)
-    others = made(styled, "--seeds", "7", "--noise", "none" if noise != "none" else "const")
+    others = generated(styled, "--seeds", "7", "--noise", "none" if noise != "none" else "const")
     assert not np.array_equal(others["seed000007"], many["seed000007"])
 
 
-def test_random_noise_differs_between_images_of_the_same_w(made: Any, styled: Path) -> None:
-    images = made(styled, "--seeds", "0-1", "--noise", "random", "--truncation", 0)
+def test_random_noise_differs_between_images_of_the_same_w(generated: Any, styled: Path) -> None:
+    images = generated(styled, "--seeds", "0-1", "--noise", "random", "--truncation", 0)
     assert not np.array_equal(images["seed000000"], images["seed000001"])
 
 
-def test_arrays_of_a_style_based_net_and_back(cli: Any, made: Any, styled: Path, tmp_path: Path) -> None:
+def test_arrays_of_a_style_based_net_and_back(cli: Any, generated: Any, styled: Path, tmp_path: Path) -> None:
     arguments = ("generate", styled, "--seeds", "0-299", "--truncation", 0.7, "--npz", "--out")
     assert cli(*arguments, tmp_path / "a").exit_code == 0
-    plain = made(styled, "--seeds", "299,3", "--truncation", 0.7)
+    plain = generated(styled, "--seeds", "299,3", "--truncation", 0.7)
     with np.load(tmp_path / "a" / "images.npz") as file:
         arrays = dict(file)
     shapes = {key: (array.shape, array.dtype) for key, array in arrays.items() if array.ndim}
@@ -180,29 +180,29 @@ def test_arrays_of_a_style_based_net_and_back(cli: Any, made: Any, styled: Path,
     assert cli(*arguments, tmp_path / "b").exit_code == 0
     a, b = ((tmp_path / name / "images.npz").read_bytes() for name in "ab")
     assert a == b
-    back = made(styled, "--latents", tmp_path / "a" / "images.npz")  # uses w, which is truncated already
+    back = generated(styled, "--latents", tmp_path / "a" / "images.npz")  # uses w, which is truncated already
     assert list(back)[299] == "latent000299"
     assert all(np.array_equal(x, y) for x, y in zip(back.values(), arrays["images"], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_latents(made: Any, styled: Path, trained: Any, tmp_path: Path, dtype: Any) -> None:
+def test_latents(generated: Any, styled: Path, trained: Any, tmp_path: Path, dtype: Any) -> None:
     model = gan_uad.load(str(styled))
     G = model.networks["gan"].G
     z = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
-    plain, half = (list(made(styled, "--seeds", "0-2", "--truncation", psi).values()) for psi in (1, 0.5))
+    plain, half = (list(generated(styled, "--seeds", "0-2", "--truncation", psi).values()) for psi in (1, 0.5))
     w = G.mapping(z)
     for key, array in {"z": z, "w": w, "ws": G.spread(w)}.items():
         np.savez(tmp_path / f"{key}.npz", **{key: array.numpy().astype(dtype)})
         for psi, expected in ((1, plain), (0.5, half)):
-            images = made(styled, "--latents", tmp_path / f"{key}.npz", "--truncation", psi)
+            images = generated(styled, "--latents", tmp_path / f"{key}.npz", "--truncation", psi)
             assert list(images) == [f"latent{row:06d}" for row in range(3)]
             for image, other in zip(images.values(), expected, strict=True):
                 assert np.abs(image.astype(int) - other).max() <= 1
     z = torch.randn(64, generator=torch.Generator().manual_seed(4))
     np.savez_compressed(tmp_path / "other.npz", z=z.numpy()[None], w=np.zeros((1, 16)))
-    images = made(trained.generator, "--latents", tmp_path / "other.npz")
-    assert np.array_equal(images["latent000000"], made(trained.generator, "--seeds", "4")["seed000004"])
+    images = generated(trained.generator, "--latents", tmp_path / "other.npz")
+    assert np.array_equal(images["latent000000"], generated(trained.generator, "--seeds", "4")["seed000004"])
 
 
 def test_bad_latents(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
@@ -261,8 +261,8 @@ def test_bad_options(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: Path) -> None:
-    plain = list(made(styled, "--seeds", "5,1,3", "--truncation", 0.8).values())
+def test_interpolation_as_a_strip(cli: Any, generated: Any, styled: Path, tmp_path: Path) -> None:
+    plain = list(generated(styled, "--seeds", "5,1,3", "--truncation", 0.8).values())
     plain = [plain[2], plain[0], plain[1]]  # by the order of the seeds, not of their names
     strips = {}
     for space in ("w", "z"):
