@@ -50,7 +50,7 @@ def interpolate(
     if (size := (pairs * (between + 1) + 1) * side * side * 3) > MAX_BYTES:
         raise UserError(f"the frames need {size / 2**30:.1f} GiB, at most 1: use fewer --seeds or --frames-between")
     if source.latents is not None and source.latents.maps is not None:
-        console.say(f"note: the noise maps in {latents} are not used: all frames have those of the generator")
+        console.say(f"note: the noise maps in {latents} are left out: all frames have those of the generator")
     make_folder(out.parent)
     frames = render(source, path_of(source, between, space, loop))
     if out.suffix.lower() == ".gif":

@@ -11,7 +11,7 @@ from gan_uad import console
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.data.manifest import LABELS, SPLITS, Manifest
-from gan_uad.data.patches import PatchSet, load_patches, some
+from gan_uad.data.patches import PatchSet, Pixels, load_patches, some
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import explained, make_folder, write_json
@@ -136,7 +136,9 @@ def _write_patches(
             files = [f"images/{split}_{CLASSES[label]}_{i:06d}.png" for i in range(len(rows))]
             for start in range(0, len(rows), accuracy.CHUNK):
                 chunk = slice(start, start + accuracy.CHUNK)
-                _write_missing([folder / file for file in files[chunk]], images, rows[chunk], jpeg)
+                paths = [folder / file for file in files[chunk]]
+                if not all(path.is_file() for path in paths):
+                    _write_images(paths, accuracy.as_jpeg(images.get(rows[chunk]), jpeg))
                 bar.update(len(index) + start)
             index += [(file, group, label, split, CLASSES[label]) for file, group in zip(files, groups, strict=True)]
     file, group, of_label, of_split, klass = zip(*index, strict=True)
@@ -144,10 +146,8 @@ def _write_patches(
     return spans
 
 
-def _write_missing(paths: list[Path], images: ImageSet, rows: list[int], jpeg: int | None) -> None:
-    if all(path.is_file() for path in paths):
-        return
-    for path, image in zip(paths, accuracy.as_jpeg(images.get(rows), jpeg), strict=True):
+def _write_images(paths: list[Path], images: Pixels) -> None:
+    for path, image in zip(paths, images, strict=True):
         temporary = path.with_name(f".{path.name}.tmp")  # not `atomic`: a sync to disk per image would take minutes
         with explained(path):
             Image.fromarray(image).save(temporary, format="png", compress_level=1)
