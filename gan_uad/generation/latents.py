@@ -75,7 +75,7 @@ def read_latents(path: Path, G: Any) -> Latents:
             _checked(noise[n], shape, context + n) for n, shape in zip(wanted, G.synthesis.noise_shapes, strict=True)
         ]
         if any(len(of_layer) != len(values) for of_layer in maps):
-            raise UserError(f"{context}{len(values)} latents, but another number of noise maps")
+            raise UserError(f"{context}there are {len(values)} latents, and another number of noise maps")
     return Latents(key, values, range(len(values)), maps)
 
 
