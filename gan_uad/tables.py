@@ -1,15 +1,13 @@
-"""Tables as Markdown, CSV, LaTeX or aligned plain text, and figures written the same way everywhere."""
+"""Tables as Markdown, CSV, LaTeX or aligned plain text, and numbers written the same way everywhere."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gan_uad.files import write_text
+from gan_uad.files import csv_text, write_text
 
 MISSING = "–"
 LATEX = {
@@ -30,7 +28,7 @@ LATEX = {
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """`0.8531` -> `0.853`; None and NaN -> `–`; infinite -> `inf`; what would round to 0 keeps digits: `1.2e-05`."""
+    """`0.8531` -> `0.853`; None and NaN -> `–`; infinite -> `inf`; a small number that would round to 0 -> `1.2e-05`."""
     if value is None or math.isnan(value):
         return MISSING
     if isinstance(value, int) or math.isinf(value):
@@ -40,8 +38,8 @@ def format_number(value: float | None, digits: int = 3) -> str:
 
 
 def format_interval(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
-    """`0.853 [0.81, 0.89]`: the bounds have one digit less, but as many where the figure as shown would lie outside of them:
-    `0.999 [0.998, 1.000]`. Where they are None or NaN: `0.853 [–]`.
+    """`0.853 [0.81, 0.89]`. The bounds have one digit less, or as many where the rounded value would lie outside of them:
+    `0.999 [0.998, 1.000]`. Bounds that are None or NaN: `0.853 [–]`.
     """
     if low is None or high is None or math.isnan(low) or math.isnan(high):
         return f"{format_number(value, digits)} [{MISSING}]"
@@ -64,7 +62,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[st
     for the format), numbers by `format_number`, but in full in CSV; a key that a row lacks is `–`, in CSV empty.
     ValueError for another `fmt`, or for a column that no row has.
     """
-    writers = {"markdown": _markdown, "csv": _csv, "latex": _latex, "text": _text}
+    writers = {"markdown": _markdown, "csv": csv_text, "latex": _latex, "text": _text}
     if fmt not in writers:
         raise ValueError(f"unknown table format {fmt!r}; the formats are {', '.join(writers)}")
     headings = dict(columns) if isinstance(columns, Mapping) else {key: key for key in columns}
@@ -86,13 +84,6 @@ def _cell(value: Any) -> str:
 def _right_aligned(cells: list[list[Any]], width: int) -> list[bool]:
     """Per column: numbers and gaps only."""
     return [bool(cells) and all(row[i] is None or _is_number(row[i]) for row in cells) for i in range(width)]
-
-
-def _csv(headings: list[str], cells: list[list[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([headings, *cells])
-    return text.getvalue()
 
 
 def _padded(headings: list[str], cells: list[list[str]], right: list[bool]) -> tuple[list[list[str]], list[int]]:

@@ -1,4 +1,4 @@
-"""What the tests of classifiers share: patches of two kinds, a classifier, two generators, Table 2; and figures by hand."""
+"""What the tests of classifiers share: labelled patches, a classifier, two generators, Table 2, and metrics by hand."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def classifier(
 
 @pytest.fixture(scope="session")
 def two_generators(labelled_patches: Path, tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Of normal and of anomalous patches: two runs of a few steps."""
+    """Two runs of a few steps, on normal and on anomalous patches."""
 
     def make(out: Path) -> None:
         words = ("--data", labelled_patches, "-o", "data.label=anomalous")
@@ -105,11 +105,8 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def called(run: Path, images: Tensor) -> list[int]:
-    """What the best model of a run calls 8-bit images."""
+    """The classes that the best model of a run gives to 8-bit images."""
     net = gan_uad.load(str(run / "best.safetensors")).networks["classifier"]
     with torch.no_grad():
         found: list[int] = net(to_tensor(to_uint8(images))).argmax(1).tolist()
     return found
-
-
-# ---------------------------------------------------------------- training and scoring

@@ -1,10 +1,9 @@
-"""`gan-uad generate` from the outside."""
+"""`gan-uad generate` and `interpolate` through the command line."""
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from score_tools import fails
 
 import gan_uad
 from gan_uad import registry
@@ -62,31 +62,24 @@ def test_arrays_and_grid(cli: Any, trained: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seeds", ["", "a", "3-1", "1,,2", "-4", "1.5", "²", "1-2-3", "9" * 30, "0-99999999999"])
 def test_bad_seeds(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
-    result = cli("generate", trained.generator, f"--seeds={seeds}", "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert result.stderr.startswith("Error: --seeds ")
-    assert len(result.stderr.splitlines()) == 1
+    fails(cli("generate", trained.generator, f"--seeds={seeds}", "--out", tmp_path / "out"), "--seeds ")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_run(cli: Any, tmp_path: Path) -> None:
-    for path, message in ((tmp_path / "nothing", "no such run folder"), (tmp_path, "holds no model.safetensors")):
-        result = cli("generate", path, "--out", tmp_path / "out")
-        assert result.exit_code == 2
-        assert message in result.stderr
+    for path, named in ((tmp_path / "nothing", str(tmp_path / "nothing")), (tmp_path, "model.safetensors")):
+        fails(cli("generate", path, "--out", tmp_path / "out"), named)
 
 
 def test_a_shipped_model_by_its_name(cli: Any, tmp_path: Path) -> None:
-    """Wherever one works, as long as nothing of that name is there; a mistyped name is told what there is."""
+    """It stands for its file; for a mistyped name the error lists near ones."""
     name = "pcam_stylegan2_64_small"
     file = Path(gan_uad.__file__).parents[1] / "models" / f"{name}.safetensors"
     for out, run in (("a", name), ("b", file)):
         assert cli("generate", run, "--seeds", "3", "--out", tmp_path / out).exit_code == 0
     assert np.array_equal(pixels(tmp_path / "a" / "seed000003.png"), pixels(tmp_path / "b" / "seed000003.png"))
     assert gan_uad.load(name).resolution == 64
-    result = cli("generate", "pcam_stylegan_64_small", "--out", tmp_path / "none")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert name in result.stderr
+    fails(cli("generate", "pcam_stylegan_64_small", "--out", tmp_path / "none"), name)
     result = cli("train", "izi_f_64_small", "--generator", name, "--dry-run")
     assert f"generator: {file}" in result.output
     assert "stylegan2" in json.loads(cli("models", "--json").output)["trained"][name]
@@ -97,7 +90,7 @@ TINY = {"z_dim": 16, "w_dim": 16, "mapping_layers": 2, "channel_base": 64, "chan
 
 @pytest.fixture(scope="module")
 def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A StyleGAN2 whose weights are random, but whose noise and average w count, as in a trained one."""
+    """A StyleGAN2 of random weights, whose noise and average w matter as in a trained one."""
     net = registry.build("network", "stylegan2", {"resolution": 16, **TINY})
     generator = torch.Generator().manual_seed(0)
     for name, tensor in net.G.state_dict().items():
@@ -110,11 +103,11 @@ def styled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(cli: Any, tmp_path: Path) -> Any:
-    """Pictures of `generate`, by name, of a call that must succeed."""
+def generated(cli: Any, tmp_path: Path) -> Any:
+    """The images of a successful call of `generate`, by name."""
 
     def run(model: Path, *arguments: object) -> dict[str, Any]:
-        out = tmp_path / f"made{len(list(tmp_path.iterdir()))}"
+        out = tmp_path / f"generated{len(list(tmp_path.iterdir()))}"
         result = cli("generate", model, *arguments, "--out", out)
         assert result.exit_code == 0, result.output
         return {file.stem: pixels(file) for file in sorted(out.glob("*.png"))}
@@ -127,11 +120,12 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
 
 
-def test_truncation(made: Any, styled: Path) -> None:
+@pytest.mark.numerical
+def test_truncation(generated: Any, styled: Path) -> None:
     plain, half, none = (
-        made(styled, "--seeds", "0-3", *options) for options in ((), ("--truncation", 0.5), ("--truncation", 0))
+        generated(styled, "--seeds", "0-3", *options) for options in ((), ("--truncation", 0.5), ("--truncation", 0))
     )
-    assert same(plain, made(styled, "--seeds", "0-3", "--truncation", 1))
+    assert same(plain, generated(styled, "--seeds", "0-3", "--truncation", 1))
     assert all(np.array_equal(image, none["seed000000"]) for image in none.values())
     assert not np.array_equal(plain["seed000000"], plain["seed000001"])
 
@@ -147,26 +141,26 @@ def test_truncation(made: Any, styled: Path) -> None:
 
 
 @pytest.mark.parametrize("noise", ["const", "none", "random"])
-def test_a_style_based_image_depends_on_its_seed_alone(made: Any, styled: Path, noise: str) -> None:
-    many = made(styled, "--seeds", "0-39", "--noise", noise)
-    few = made(styled, "--seeds", "39,7", "--noise", noise)
+def test_a_style_based_image_depends_on_its_seed_alone(generated: Any, styled: Path, noise: str) -> None:
+    many = generated(styled, "--seeds", "0-39", "--noise", noise)
+    few = generated(styled, "--seeds", "39,7", "--noise", noise)
     assert same(few, {name: many[name] for name in few})
     model = gan_uad.load(str(styled))
     alone, among = (model.generate(seeds, noise=noise)[-1] for seeds in ([7], [3, 39, 7]))
     assert torch.equal(alone, among)
-    others = made(styled, "--seeds", "7", "--noise", "none" if noise != "none" else "const")
+    others = generated(styled, "--seeds", "7", "--noise", "none" if noise != "none" else "const")
     assert not np.array_equal(others["seed000007"], many["seed000007"])
 
 
-def test_random_noise_differs_between_images_of_the_same_w(made: Any, styled: Path) -> None:
-    images = made(styled, "--seeds", "0-1", "--noise", "random", "--truncation", 0)
+def test_random_noise_differs_between_images_of_the_same_w(generated: Any, styled: Path) -> None:
+    images = generated(styled, "--seeds", "0-1", "--noise", "random", "--truncation", 0)
     assert not np.array_equal(images["seed000000"], images["seed000001"])
 
 
-def test_arrays_of_a_style_based_net_and_back(cli: Any, made: Any, styled: Path, tmp_path: Path) -> None:
+def test_arrays_of_a_style_based_net_and_back(cli: Any, generated: Any, styled: Path, tmp_path: Path) -> None:
     arguments = ("generate", styled, "--seeds", "0-299", "--truncation", 0.7, "--npz", "--out")
     assert cli(*arguments, tmp_path / "a").exit_code == 0
-    plain = made(styled, "--seeds", "299,3", "--truncation", 0.7)
+    plain = generated(styled, "--seeds", "299,3", "--truncation", 0.7)
     with np.load(tmp_path / "a" / "images.npz") as file:
         arrays = dict(file)
     shapes = {key: (array.shape, array.dtype) for key, array in arrays.items() if array.ndim}
@@ -186,105 +180,95 @@ def test_arrays_of_a_style_based_net_and_back(cli: Any, made: Any, styled: Path,
     assert cli(*arguments, tmp_path / "b").exit_code == 0
     a, b = ((tmp_path / name / "images.npz").read_bytes() for name in "ab")
     assert a == b
-    back = made(styled, "--latents", tmp_path / "a" / "images.npz")  # takes w, which is truncated already
+    back = generated(styled, "--latents", tmp_path / "a" / "images.npz")  # uses w, which is truncated already
     assert list(back)[299] == "latent000299"
     assert all(np.array_equal(x, y) for x, y in zip(back.values(), arrays["images"], strict=True))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32])
-def test_latents(made: Any, styled: Path, trained: Any, tmp_path: Path, dtype: Any) -> None:
+def test_latents(generated: Any, styled: Path, trained: Any, tmp_path: Path, dtype: Any) -> None:
     model = gan_uad.load(str(styled))
     G = model.networks["gan"].G
     z = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in range(3)])
-    plain, half = (list(made(styled, "--seeds", "0-2", "--truncation", psi).values()) for psi in (1, 0.5))
+    plain, half = (list(generated(styled, "--seeds", "0-2", "--truncation", psi).values()) for psi in (1, 0.5))
     w = G.mapping(z)
     for key, array in {"z": z, "w": w, "ws": G.spread(w)}.items():
         np.savez(tmp_path / f"{key}.npz", **{key: array.numpy().astype(dtype)})
         for psi, expected in ((1, plain), (0.5, half)):
-            images = made(styled, "--latents", tmp_path / f"{key}.npz", "--truncation", psi)
+            images = generated(styled, "--latents", tmp_path / f"{key}.npz", "--truncation", psi)
             assert list(images) == [f"latent{row:06d}" for row in range(3)]
             for image, other in zip(images.values(), expected, strict=True):
                 assert np.abs(image.astype(int) - other).max() <= 1
     z = torch.randn(64, generator=torch.Generator().manual_seed(4))
     np.savez_compressed(tmp_path / "other.npz", z=z.numpy()[None], w=np.zeros((1, 16)))
-    images = made(trained.generator, "--latents", tmp_path / "other.npz")
-    assert np.array_equal(images["latent000000"], made(trained.generator, "--seeds", "4")["seed000004"])
+    images = generated(trained.generator, "--latents", tmp_path / "other.npz")
+    assert np.array_equal(images["latent000000"], generated(trained.generator, "--seeds", "4")["seed000004"])
 
 
 def test_bad_latents(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
     z = np.zeros((2, 16), np.float32)
-    wrong = {
-        "z must be [N, 16] for this generator, not [2, 15]": {"z": z[:, 1:]},
-        "z must be [N, 16] for this generator, not [16]": {"z": z[0]},
-        "z must be [N, 16] for this generator, not []": {"z": np.float32(0)},
-        "w must be [N, 16] for this generator, not [2, 1, 16]": {"w": z[:, None]},
-        "ws must be [N, 6, 16] for this generator, not [2, 5, 16]": {"ws": np.zeros((2, 5, 16))},
-        "z is empty": {"z": z[:0]},
-        "w holds a value that is not finite in row 1": {"w": np.stack([z[0], z[1] / np.float32("nan")])},
-        "z holds a value that is not finite in row 0": {"z": np.full((1, 16), 1e300)},
-        "z must be numbers, not complex64": {"z": z + 1j},
-        "holds x, y; this generator takes an array named ws or w or z": {"x": z, "y": z},
-        "holds pickled objects, which are never loaded": {"z": np.array([{}], dtype=object)},
-    }
-    for i, (message, arrays) in enumerate(wrong.items()):
-        np.savez(tmp_path / f"{i}.npz", **arrays)  # type: ignore[arg-type]
-        assert message in refused(cli, styled, "--latents", tmp_path / f"{i}.npz")
-    message = refused(cli, trained.generator, "--latents", tmp_path / "4.npz")
-    assert "holds ws; this generator takes an array named z" in message
+    wrong: list[tuple[str, dict[str, Any]]] = [
+        ("z must be [N, 16] for this generator, not [2, 15]", {"z": z[:, 1:]}),
+        ("z must be [N, 16] for this generator, not [16]", {"z": z[0]}),
+        ("z must be [N, 16] for this generator, not []", {"z": np.float32(0)}),
+        ("w must be [N, 16] for this generator, not [2, 1, 16]", {"w": z[:, None]}),
+        ("ws must be [N, 6, 16] for this generator, not [2, 5, 16]", {"ws": np.zeros((2, 5, 16))}),
+        ("z is empty", {"z": z[:0]}),
+        ("w holds a value that is not finite in row 1", {"w": np.stack([z[0], z[1] / np.float32("nan")])}),
+        ("z holds a value that is not finite in row 0", {"z": np.full((1, 16), 1e300)}),
+        ("complex64", {"z": z + 1j}),
+        ("an array named ws or w or z", {"x": z, "y": z}),
+        ("pickled", {"z": np.array([{}], dtype=object)}),
+    ]
+    for i, (message, arrays) in enumerate(wrong):
+        np.savez(tmp_path / f"{i}.npz", **arrays)
+        fails(
+            cli("generate", styled, "--latents", tmp_path / f"{i}.npz"), f"--latents {tmp_path / f'{i}.npz'}", message
+        )
+    fails(cli("generate", trained.generator, "--latents", tmp_path / "4.npz"), "an array named z")
     np.save(tmp_path / "single.npy", z)
     (tmp_path / "text.npz").write_text("z = 3")
     (tmp_path / "empty.npz").touch()
-    whole = (tmp_path / "0.npz").read_bytes()
-    (tmp_path / "cut.npz").write_bytes(whole[:-40])
-    (tmp_path / "damaged.npz").write_bytes(whole.replace(bytes(8), b"\1" * 8, 1))
+    valid = (tmp_path / "0.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(valid[:-40])
+    (tmp_path / "damaged.npz").write_bytes(valid.replace(bytes(8), b"\1" * 8, 1))
     for name in ("single.npy", "text.npz", "empty.npz", "cut.npz", "damaged.npz", "nothing.npz", "."):
-        assert str(tmp_path / name) in refused(cli, styled, "--latents", tmp_path / name)
-
-
-def refused(cli: Any, model: Path, *arguments: object) -> str:
-    """The one line with which `generate` answers bad input."""
-    result = cli("generate", model, *arguments)
-    assert result.exit_code == 2, result.output
-    assert result.stderr.startswith("Error: ")
-    assert len(result.stderr.splitlines()) == 1
-    return str(result.stderr)
+        fails(cli("generate", styled, "--latents", tmp_path / name), f"--latents {tmp_path / name}")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "named"),
     [
-        (("--truncation", 0.5), "truncation 0.5 needs StyleGAN or StyleGAN2"),
-        (("--truncation", "nan"), "truncation must be a finite number"),
-        (("--noise", "none"), "noise 'none' needs StyleGAN or StyleGAN2"),
-        (("--interpolate", "a.gif", "--space", "w"), "--space w needs StyleGAN or StyleGAN2"),
-        (("--interpolate", "a.jpg"), "must end in .gif or .png"),
-        (("--interpolate", "a.gif", "--seeds", "3"), "at least two"),
-        (("--interpolate", "a.gif", "--noise", "random"), "would flicker"),
-        (("--interpolate", "a.gif", "--frames-between", 10**9), "at most 1; use fewer"),
-        (("--interpolate", "a.gif", "--out", "b"), "--out does not go with --interpolate"),
-        (("--interpolate", "a.gif", "--npz"), "--npz does not go with --interpolate"),
-        (("--frames-between", 0), "--frames-between goes with --interpolate only"),
-        (("--loop",), "--loop goes with --interpolate only"),
-        (("--latents", "a.npz", "--seeds", "0-63"), "--seeds and --latents exclude each other"),
-        (("--grid", "--seeds", "0-99999"), "--grid: at most 65536 images of 32 px, not 100000"),
+        ("generate --truncation 0.5", "truncation 0.5"),
+        ("generate --truncation nan", "truncation"),
+        ("generate --noise none", "noise 'none'"),
+        ("generate --latents a.npz --seeds 0-63", "--seeds and --latents"),
+        ("generate --grid --seeds 0-99999", "--grid: at most 65536 images of 32 px, not 100000"),
+        ("interpolate --space w", "--space w"),
+        ("interpolate --out a.jpg", "--out a.jpg: the name must end in .gif or .png"),
+        ("interpolate --seeds 3", "--seeds or --latents"),
+        ("interpolate --noise random", "--noise random"),
+        ("interpolate --frames-between 1000000000", "--frames-between"),
+        ("interpolate --latents a.npz --seeds 0-63", "--seeds and --latents"),
     ],
 )
-def test_what_does_not_go_together(
-    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], message: str
+def test_bad_options(
+    cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, named: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert message in refused(cli, trained.generator, *arguments)
+    command, *options = words.split()
+    fails(cli(command, trained.generator, *options), named)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: Path) -> None:
-    plain = list(made(styled, "--seeds", "5,1,3", "--truncation", 0.8).values())
+def test_interpolation_as_a_strip(cli: Any, generated: Any, styled: Path, tmp_path: Path) -> None:
+    plain = list(generated(styled, "--seeds", "5,1,3", "--truncation", 0.8).values())
     plain = [plain[2], plain[0], plain[1]]  # by the order of the seeds, not of their names
     strips = {}
     for space in ("w", "z"):
         file = tmp_path / "new" / f"{space}.png"
         arguments = ("--seeds", "5,1,3", "--truncation", 0.8, "--frames-between", 3, "--loop", "--space", space)
-        result = cli("generate", styled, *arguments, "--interpolate", file)
+        result = cli("interpolate", styled, *arguments, "--out", file)
         assert result.exit_code == 0, result.output
         strip = pixels(file)
         assert strip.shape == (3 * 16, 5 * 16, 3)
@@ -297,7 +281,7 @@ def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: P
     z = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(seed)) for seed in (5, 1)])
     middle = {
         "w": G.synthesis(G.spread(G.mapping.truncate(G.mapping(z).mean(0, keepdim=True), 0.8))),
-        "z": G(z.sum(0, keepdim=True), 0.8),  # half the way on the sphere; the mapping sees only the direction
+        "z": G(z.sum(0, keepdim=True), 0.8),  # halfway on the sphere; the mapping uses only the direction
     }
     for space, images in middle.items():
         expected = (images[0].permute(1, 2, 0).numpy() * 127.5 + 128).clip(0, 255)
@@ -307,7 +291,7 @@ def test_interpolation_as_a_strip(cli: Any, made: Any, styled: Path, tmp_path: P
 def test_interpolation_as_an_animation(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> None:
     for model, side, space in ((styled, 16, "w"), (trained.generator, 32, "z")):
         for loop, frames in (((), 13), (("--loop",), 18)):
-            common = ("generate", model, "--seeds", "0-2", "--frames-between", 5, *loop, "--interpolate")
+            common = ("interpolate", model, "--seeds", "0-2", "--frames-between", 5, *loop, "--out")
             for suffix in ("gif", "png"):
                 result = cli(*common, tmp_path / f"a.{suffix}", "--duration", 70)
                 assert result.exit_code == 0, result.output
@@ -326,17 +310,27 @@ def test_interpolation_as_an_animation(cli: Any, styled: Path, trained: Any, tmp
 def test_interpolation_of_latents(cli: Any, styled: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "ws.npz", ws=rng.normal(size=(2, 6, 16)))
-    arguments = ("--latents", tmp_path / "ws.npz", "--frames-between", 0, "--interpolate", tmp_path / "a.PNG")
-    assert cli("generate", styled, *arguments).exit_code == 0
+    words = (
+        "interpolate",
+        styled,
+        "--latents",
+        tmp_path / "ws.npz",
+        "--frames-between",
+        0,
+        "--out",
+        tmp_path / "a.PNG",
+    )
+    assert cli(*words).exit_code == 0
     assert pixels(tmp_path / "a.PNG").shape == (16, 32, 3)
-    assert "cannot be had from an array of ws" in refused(cli, styled, *arguments, "--space", "z")
+    fails(cli(*words, "--space", "z"), "--space z", "--space w")
     z = rng.normal(size=(1, 16))
     np.savez(tmp_path / "opposite.npz", z=np.concatenate([z, -z]))
-    arguments = ("--latents", tmp_path / "opposite.npz", "--interpolate", tmp_path / "b.gif")
-    assert "latents 0 and 1 are opposite in z" in refused(cli, styled, *arguments, "--space", "z")
-    assert cli("generate", styled, *arguments).exit_code == 0
+    words = ("interpolate", styled, "--latents", tmp_path / "opposite.npz", "--out", tmp_path / "b.gif")
+    fails(cli(*words, "--space", "z"), "latents 0 and 1", "--space w")
+    assert cli(*words).exit_code == 0
 
 
+@pytest.mark.numerical
 def test_slerp_against_closed_forms() -> None:
     a, b = torch.tensor([2.0, 0.0, 0.0]), torch.tensor([0.0, 3.0, 0.0])
     for t in (0.0, 0.25, 0.5, 1.0):
@@ -346,7 +340,7 @@ def test_slerp_against_closed_forms() -> None:
     torch.testing.assert_close(slerp(a / 2, c, 0.3), torch.tensor([math.cos(0.6), math.sin(0.6), 0.0]))
     torch.testing.assert_close(slerp(a, 2 * a, 0.5), 1.5 * a)
     assert torch.equal(slerp(a, a, 0.3), a)
-    torch.testing.assert_close(slerp(a, 0 * a, 0.5), a * math.sin(math.pi / 4))  # no direction: finite all the same
+    torch.testing.assert_close(slerp(a, 0 * a, 0.5), a * math.sin(math.pi / 4))  # no direction, but finite
     with pytest.raises(ValueError, match="opposite"):
         slerp(a, -a, 0.5)
 
@@ -358,7 +352,7 @@ def test_walks() -> None:
     assert torch.equal(walk(keys, 0).values, keys.values)
 
 
-def test_run_again_only_what_is_not_there_is_made(
+def test_run_again_only_missing_images_are_made(
     cli: Any, styled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = job._write_png
@@ -386,20 +380,20 @@ def test_run_again_only_what_is_not_there_is_made(
     assert len(list((tmp_path / "out").iterdir())) == 5
     stop = False
     assert run("--grid") == names(*range(5, 10))
-    whole = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    complete = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
     assert run() == []
-    (tmp_path / "out" / "seed000002.png").write_bytes(whole["seed000002.png"][:-60])
+    (tmp_path / "out" / "seed000002.png").write_bytes(complete["seed000002.png"][:-60])
     (tmp_path / "out" / "seed000003.png").unlink()
     Image.new("RGB", (16, 16)).save(tmp_path / "out" / "seed000004.png")
     assert run() == names(2, 3, 4)
-    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == whole
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == complete
     note = json.loads(Image.open(tmp_path / "out" / "seed000007.png").info["gan_uad"])
     assert (note["seed"], note["truncation"], note["noise"]) == (7, 1.0, "const")
     assert run("--truncation", 0.5) == names(*range(10))
     assert run("--truncation", 0.5, "--noise", "none") == names(*range(10))
     again = tmp_path / "again"
     assert cli("generate", styled, "--seeds", "0-9", "--grid", "--out", again).exit_code == 0
-    assert {file.name: file.read_bytes() for file in again.iterdir()} == whole
+    assert {file.name: file.read_bytes() for file in again.iterdir()} == complete
 
 
 def test_from_python(styled: Path, trained: Any) -> None:
@@ -408,7 +402,7 @@ def test_from_python(styled: Path, trained: Any) -> None:
     plain = gan_uad.load(str(trained.generator))
     assert plain.generate([1, 2]).shape == (2, 3, 32, 32)
     for options in ({"psi": 0.5}, {"noise": "random"}):
-        with pytest.raises(UserError, match="needs StyleGAN or StyleGAN2"):
+        with pytest.raises(UserError, match="StyleGAN2"):
             plain.generate([1], **options)
-    with pytest.raises(UserError, match=re.escape("const, none, random")):
+    with pytest.raises(UserError, match="wild"):
         model.generate([1], noise="wild")

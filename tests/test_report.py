@@ -1,4 +1,4 @@
-"""Plots are files that show what they should; grids keep every pixel; tables are what their readers can parse."""
+"""Plots show what they should; grids keep every pixel; tables can be parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gan_uad.plotting import pictures, plots
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Every figure that is saved, kept so that a test can ask what is on it."""
+    """Every figure that is saved."""
     figures = []
     savefig = matplotlib.figure.Figure.savefig
 
@@ -39,7 +39,7 @@ def texts(figure) -> list[str]:
 
 
 def assert_nothing_is_cut_off(path) -> None:
-    """A label that reaches over the rim leaves ink on it."""
+    """A label that reaches over the edge leaves ink on it."""
     picture = np.asarray(Image.open(path).convert("L"))
     assert min(picture[[0, -1]].min(), picture[:, [0, -1]].min()) == 255, path
 
@@ -49,7 +49,7 @@ SCORES = np.random.default_rng(0).normal(size=50) + LABELS
 MANY = {f"method {i}": (LABELS, SCORES * (-1) ** i) for i in range(9)} | {"long name " * 12: (LABELS, SCORES)}
 
 
-def test_curves_name_their_areas_and_cut_nothing_off(tmp_path, drawn):
+def test_curves_name_their_areas_and_nothing_is_cut_off(tmp_path, drawn):
     assert plots.roc(MANY, tmp_path / "roc.png") == tmp_path / "roc.png"
     plots.pr(MANY, tmp_path / "pr.png")
     area = plots.auroc(LABELS, SCORES)
@@ -69,7 +69,7 @@ def test_curves_name_their_areas_and_cut_nothing_off(tmp_path, drawn):
 @pytest.mark.parametrize(
     ("threshold", "text"), [(1.25, "threshold 1.25"), (math.inf, "nothing is flagged"), (None, None)]
 )
-def test_histogram_says_the_threshold(tmp_path, drawn, threshold, text):
+def test_histogram_states_the_threshold(tmp_path, drawn, threshold, text):
     plots.histogram(LABELS, SCORES, threshold, tmp_path / "h.png")
     assert any(text in found for found in texts(drawn[0])) if text else not any("thresh" in t for t in texts(drawn[0]))
     assert "normal (n = 30)" in texts(drawn[0])
@@ -95,7 +95,7 @@ def test_confusion_calibration_balance_and_training(tmp_path, drawn):
         plots.confusion([[1, 2, 3]], tmp_path / "c2.png")
 
 
-def test_a_failed_plot_leaves_the_old_one_and_no_rubbish(tmp_path):
+def test_a_failed_plot_leaves_the_old_one_and_no_temporary_file(tmp_path):
     path = tmp_path / "roc.png"
     plots.roc({"a": (LABELS, SCORES)}, path)
     before = path.read_bytes()
@@ -119,21 +119,11 @@ def test_grid_keeps_every_pixel(tmp_path):
     np.testing.assert_array_equal(grid[2::3, 14:24:3], IMAGES[1])
 
 
-def test_captions_widen_the_cells_and_leave_the_pixels(tmp_path):
-    captions = ["short", "Štepec, a much longer caption", "a", "b", "c"]
-    grid = np.asarray(Image.open(pictures.image_grid(IMAGES, tmp_path / "g.png", columns=2, captions=captions)))
-    cell = grid.shape[1] // 2
-    assert cell > 150
-    np.testing.assert_array_equal(grid[:6, cell // 2 - 2 : cell // 2 + 2], IMAGES[0])
-    assert (grid[:, [0, -1]] == 255).all()  # no caption reaches the rim
-    assert (grid[6:24, cell:] < 128).any()
-
-
 def test_pictures_refuse_what_they_cannot_show(tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         pictures.image_grid(IMAGES / 255, tmp_path / "g.png")
-    with pytest.raises(ValueError, match="2 captions for 5 images"):
-        pictures.image_grid(IMAGES, tmp_path / "g.png", captions=["a", "b"])
+    with pytest.raises(ValueError, match="columns and scale"):
+        pictures.image_grid(IMAGES, tmp_path / "g.png", scale=0)
     maps = np.zeros((5, 6, 4))
     with pytest.raises(ValueError, match=r"differ in length.*'difference': 4"):
         pictures.triplets(IMAGES, IMAGES, maps[:4], tmp_path / "t.png")

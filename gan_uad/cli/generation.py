@@ -159,7 +159,7 @@ def fid(sources: tuple[str, ...], real: str, features: str, **options: Any) -> N
     help="Largest number of real patches, and of generated patches.",
 )
 @jpeg_option
-@seed_option("Random seed of the choice of images.", most=10**9)
+@seed_option("Random seed (image sampling).", most=10**9)
 @out_option("classify", "Output folder.")
 @device_option
 def classify(classifier: str, **options: Any) -> None:
@@ -188,7 +188,7 @@ def classify(classifier: str, **options: Any) -> None:
 @click.option("--kimg", type=click.FloatRange(0.001), help="Length of its training. [default: that of the preset]")
 @overrides_option("Override a setting of its training.")
 @jpeg_option
-@seed_option("Random seed of the choice of images and of the training.", most=10**9)
+@seed_option("Random seed (image sampling and training).", most=10**9)
 @out_option("classify", "Output folder.")
 @device_option
 def real_vs_synthetic(generator: str, **options: Any) -> None:
@@ -204,7 +204,7 @@ def real_vs_synthetic(generator: str, **options: Any) -> None:
 @click.command()
 @click.argument("run")
 @click.argument("data", required=False)
-@out_option(None, "Output folder for latents.png and latents.npz. [default: latents/ in RUN, or beside a model file]")
+@out_option(None, "Output folder for latent_space.png and latents.npz. [default: latents/ in RUN, or beside a model file]")
 @split_option("Split to show. [default: test where DATA has splits, else all]")
 @subset_options
 @overrides_option("Override a data.* setting of RUN.")

@@ -107,7 +107,7 @@ class _Count(click.ParamType):
 )
 @stain_option
 @click.option("--compress", is_flag=True, help="Write PNG files that are a fifth smaller, in twice the time.")
-@seed_option("Random seed of the choice of tiles.")
+@seed_option("Random seed (tile sampling).")
 @shard_option
 @workers_option
 def tile(

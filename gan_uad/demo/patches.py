@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from gan_uad import console, device
 from gan_uad.config import DataConfig
 from gan_uad.data.patches import PatchSet, batches, load_patches
 from gan_uad.demo.phantom import write_phantom
-from gan_uad.errors import Interrupted, JobFailed, UserError
-from gan_uad.files import claim, make_folder, write_json
 from gan_uad.detection.evaluate import evaluate
-from gan_uad.detection.score_file import read_scores
-from gan_uad.generation.generate import generate
-from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.detection.score import score
-from gan_uad.training.train import build_task, train
+from gan_uad.detection.score_file import read_scores
+from gan_uad.errors import Interrupted, JobFailed
+from gan_uad.files import claim, write_json
+from gan_uad.generation.generate import generate
 from gan_uad.metrics.detection import auroc
+from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.plotting.plots import training_curves
 from gan_uad.run import Run
+from gan_uad.training.train import build_task, train
 
 PRESETS = ("demo_wgan_gp", "demo_izi_f")
 FULL = (2000, 200, 300)  # train, val, test images of a kind

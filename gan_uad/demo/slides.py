@@ -11,13 +11,13 @@ from gan_uad import console, device
 from gan_uad.demo.phantom_slide import write_phantom_slide
 from gan_uad.errors import JobFailed
 from gan_uad.files import claim, make_folder, write_json
+from gan_uad.run import Run
 from gan_uad.slides.evaluate import evaluate_slides
-from gan_uad.slides.score_slides import score_slides
 from gan_uad.slides.score_slide import Cut
+from gan_uad.slides.score_slides import score_slides
 from gan_uad.slides.tile import tile
 from gan_uad.slides.tile_slide import TileSettings
 from gan_uad.training.train import train
-from gan_uad.run import Run
 
 SIZE, MPP = 64, 1.0  # of the tiles
 # Preset; width, height and µm/px of a slide; normal slides; test slides of a kind.

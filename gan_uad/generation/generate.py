@@ -1,4 +1,4 @@
-"""`gan-uad generate`: images of a trained generator as files, one a seed or latent; the ways between them are in `interpolate`."""
+"""`gan-uad generate`: images of a trained generator as files, one per seed or latent."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.generation.latents import read_latents
-from gan_uad.model import Model, load_model
+from gan_uad.model import Model, file_digest, load_model
 from gan_uad.networks.sampling import Latents, check_style, draw, from_seeds, to_w
 from gan_uad.plotting.pictures import image_grid
-from gan_uad.run import model_file
 
 CHUNK = 256
-MOST = 1_000_000  # seeds of a range: more is a slip of the finger
-GRID_SIDE = 8192  # px
-NOTE = "gan_uad"  # the text in a PNG that says what it was made of
+MAX_SEEDS = 1_000_000  # of a range: more is a typing error
+MAX_GRID = 8192  # px
+PNG_KEY = "gan_uad"  # of the text in a PNG that says what the image depends on
 
 
 @dataclass(frozen=True)
 class GeneratorSource:
-    """A loaded generator, which latents it gets, and how it shall draw them."""
+    """A loaded generator, its latents, and how it draws images of them."""
 
     model: Model
     digest: str  # of the model file
-    seeds: list[int]  # empty: `latents` are from a file
+    seeds: list[int]  # empty where `latents` come from a file
     latents: Latents | None
     psi: float
     noise: str
@@ -64,27 +63,25 @@ class GeneratorSource:
         """The latents of some of the images."""
         return from_seeds(self.seeds[rows], self.G.z_dim) if self.latents is None else self.latents[rows]
 
-    def chunks(self) -> Iterator[tuple[int, Latents]]:
-        """All latents in order, few at a time, with the row that each part starts at; progress is shown."""
-        with console.progress("generating", len(self)) as bar:
-            for start in range(0, len(self), CHUNK):
-                part = self.get(slice(start, start + CHUNK))
-                yield start, part
-                bar.update(start + len(part))
+    def chunks(self, path: Latents | None = None) -> Iterator[tuple[int, Latents]]:
+        """All latents (or those of `path`) in order, `CHUNK` at a time, with the row that each chunk starts at. Shows progress."""
+        count = len(self if path is None else path)
+        with console.progress("generating", count) as bar:
+            for start in range(0, count, CHUNK):
+                rows = slice(start, start + CHUNK)
+                chunk = self.get(rows) if path is None else path[rows]
+                yield start, chunk
+                bar.update(start + len(chunk))
 
 
 def open_source(
     run: str, seeds: list[int], latents: Path | None, psi: float = 1.0, noise: str = "const", device: str = "auto"
 ) -> GeneratorSource:
-    """Load the generator of `run`; latents come from the file if there is one, else from `seeds`. Raises `UserError`."""
+    """Load the generator of `run`. Latents come from the file `latents`, else from `seeds`. Raises `UserError`."""
     model = load_model(run, prepare(device))
-    G = model.generator
-    check_style(G, psi, noise)
-    with open(model_file(run), "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    if latents is not None:
-        return GeneratorSource(model, digest, [], read_latents(latents, G), psi, noise)
-    return GeneratorSource(model, digest, seeds, None, psi, noise)
+    check_style(model.generator, psi, noise)
+    found = None if latents is None else read_latents(latents, model.generator)
+    return GeneratorSource(model, file_digest(run)[:16], seeds if found is None else [], found, psi, noise)
 
 
 def generate(
@@ -99,46 +96,48 @@ def generate(
     psi: float = 1.0,
     noise: str = "const",
 ) -> Path:
-    """Write a PNG for every seed (or row of the file `latents`), or all in `images.npz` (see `write_npz`), and `grid.png` if asked.
+    """Write a PNG per seed (or row of the file `latents`), or all images to `images.npz` (see `write_npz`); `grid` adds `grid.png`.
 
-    Run again after an interruption, PNGs that were made of the very same are left as they are; others are written anew.
+    An interrupted call can be resumed by calling it again. PNGs of other seeds, settings, models or versions are replaced.
     """
     source = open_source(run, seeds, latents, psi, noise, device)
-    if grid:
-        most = (GRID_SIDE // source.model.resolution) ** 2
-        if len(source) > most:
-            raise UserError(f"--grid: at most {most} images of {source.model.resolution} px, not {len(source)}")
+    limit = (MAX_GRID // source.model.resolution) ** 2
+    if grid and len(source) > limit:
+        raise UserError(f"--grid: at most {limit} images of {source.model.resolution} px, not {len(source)}")
     make_folder(out)
-    shown: list[Pixels] | None = [] if grid else None
-    there = 0
+    existing = 0
     if npz:
-        write_npz(source, out / "images.npz", shown)
+        write_npz(source, out / "images.npz")
     else:
-        there = write_pngs(source, out, shown)
-    if shown:
-        image_grid(np.concatenate(shown), out / "grid.png")
-    console.say(f"{len(source)} images -> {out}" + (f" ({there} were there already)" if there else ""))
+        existing = write_pngs(source, out)
+    if grid:
+        image_grid(_written(source, out, npz), out / "grid.png")
+    console.say(f"{len(source)} images -> {out}" + (f" ({existing} existed already)" if existing else ""))
     return out
 
 
-def write_pngs(source: GeneratorSource, out: Path, shown: list[Pixels] | None) -> int:
-    """A PNG for each image, which says in a text chunk what it was made of; returns how many were there already."""
-    there = 0
-    names = source.names
+def write_pngs(source: GeneratorSource, out: Path) -> int:
+    """A PNG per image, with all that it depends on in a text chunk. Returns how many existed already."""
+    existing, names = 0, source.names
     for start, latents in source.chunks():
         paths = [out / name for name in names[start : start + len(latents)]]
         notes = [_note(source, latents, i) for i in range(len(latents))]
-        images = [_existing(path, note) for path, note in zip(paths, notes, strict=True)]
-        todo = [i for i, image in enumerate(images) if image is None]
+        todo = [i for i in range(len(latents)) if not _exists(paths[i], notes[i])]
         if todo:
             mapped = to_w(source.G, _pick(latents, todo), source.psi)
             for i, image in zip(todo, to_uint8(draw(source.G, mapped, source.noise)), strict=True):
                 _write_png(paths[i], image, notes[i])
-                images[i] = image
-        there += len(latents) - len(todo)
-        if shown is not None:
-            shown += [image[None] for image in images if image is not None]
-    return there
+        existing += len(latents) - len(todo)
+    return existing
+
+
+def _written(source: GeneratorSource, out: Path, npz: bool) -> Pixels:
+    """All images, as they were written."""
+    if npz:
+        with np.load(out / "images.npz") as file:
+            images: Pixels = file["images"]
+            return images
+    return np.stack([np.asarray(Image.open(out / name)) for name in source.names])
 
 
 def _pick(latents: Latents, rows: list[int]) -> Latents:
@@ -147,7 +146,7 @@ def _pick(latents: Latents, rows: list[int]) -> Latents:
 
 
 def _note(source: GeneratorSource, latents: Latents, i: int) -> str:
-    """All that image i of `latents` depends on, as JSON: two with the same note are the same (on the same kind of machine)."""
+    """All that image i of `latents` depends on, as JSON. Images with the same note are equal (on the same kind of machine)."""
     origin: dict[str, Any] = {"seed": latents.seeds[i]}
     if source.latents is not None:
         origin = {"row": latents.seeds[i], latents.space: _digest(latents.values[i])}
@@ -162,28 +161,28 @@ def _digest(*tensors: Tensor) -> str:
     return hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in tensors)).hexdigest()[:16]
 
 
-def _existing(path: Path, note: str) -> Pixels | None:
-    """The picture under `path`, if it is whole and was made of what `note` says."""
+def _exists(path: Path, note: str) -> bool:
+    """Whether the file `path` is a complete image with this note."""
     try:
         with Image.open(path) as image:
-            return np.asarray(image) if image.info.get(NOTE) == note else None
+            image.load()
+            return image.info.get(PNG_KEY) == note
     except (OSError, SyntaxError, ValueError):  # what Pillow raises for damaged files
-        return None
+        return False
 
 
 def _write_png(path: Path, image: Pixels, note: str) -> None:
     info = PngInfo()
-    info.add_text(NOTE, note)
+    info.add_text(PNG_KEY, note)
     with atomic(path) as temporary:
         Image.fromarray(image).save(temporary, format="png", pnginfo=info)
 
 
-def write_npz(source: GeneratorSource, path: Path, shown: list[Pixels] | None) -> None:
-    """`images` uint8 `[N, R, R, 3]`, `truncation`, `noise`, `seeds` `[N]` and `z` where there were any, `w` or `ws` of style-based nets.
+def write_npz(source: GeneratorSource, path: Path) -> None:
+    """Write `images` uint8 `[N, R, R, 3]`, `truncation`, `noise`, `seeds` `[N]` and `z` if given, `w` or `ws` of style-based nets.
 
-    w and ws float32 are those that made the images: truncated. Noise maps that came with latents are kept beside them. Images go to
-    the file as they come (not compressed: deflate takes 5 % off patches of tissue, and longer than making them), so that memory holds
-    the latents only.
+    w and ws are float32, after truncation. Noise maps that were given with latents are included. Images are written chunk by chunk, so
+    memory holds only the latents; uncompressed, because deflate saves 5 % on tissue and takes longer than generating.
     """
     kept: dict[str, list[np.ndarray[Any, Any]]] = {}
     side = source.model.resolution
@@ -193,12 +192,9 @@ def write_npz(source: GeneratorSource, path: Path, shown: list[Pixels] | None) -
             np.lib.format.write_array_header_1_0(entry, header)
             for _, latents in source.chunks():
                 mapped = to_w(source.G, latents, source.psi)
-                images = to_uint8(draw(source.G, mapped, source.noise))
-                entry.write(images.tobytes())
-                if shown is not None:
-                    shown.append(images)
-                for part in {latents.space: latents, mapped.space: mapped}.values():
-                    kept.setdefault(part.space, []).append(part.values.numpy())
+                entry.write(to_uint8(draw(source.G, mapped, source.noise)).tobytes())
+                for each in {latents.space: latents, mapped.space: mapped}.values():
+                    kept.setdefault(each.space, []).append(each.values.numpy())
         others = {"truncation": np.array(source.psi), "noise": np.array(source.noise)}
         if source.latents is None:
             others["seeds"] = np.array(source.seeds)
@@ -211,16 +207,16 @@ def write_npz(source: GeneratorSource, path: Path, shown: list[Pixels] | None) -
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`"0-63"` and `"1,5,9"` and mixtures -> seeds of at most 18 digits, in that order. Raises `UserError` for anything else."""
+    """`"0-63"`, `"1,5,9"` and mixtures -> seeds of at most 18 digits, in that order. Raises `UserError` for anything else."""
     seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", part)
+    for word in text.split(","):
+        found = re.fullmatch(r"\s*([0-9]{1,18})(?:-([0-9]{1,18}))?\s*", word)
         if found is None:
             raise UserError(f"--seeds {text!r}: expected numbers and ranges such as 0-63 or 1,5,9")
         first, last = int(found[1]), int(found[2] or found[1])
-        if last < first:
-            raise UserError(f"--seeds {text!r}: a range goes upwards, such as 0-63")
-        if last - first >= MOST:
-            raise UserError(f"--seeds {text!r}: a range holds at most {MOST:,} seeds; generate in several calls")
+        if not 0 <= last - first < MAX_SEEDS:
+            raise UserError(
+                f"--seeds {text!r}: a range goes upwards, such as 0-63, and holds at most {MAX_SEEDS:,} seeds"
+            )
         seeds += range(first, last + 1)
     return seeds

@@ -1,4 +1,4 @@
-"""`gan-uad latents`: where the images of a set lie in the latent space of an autoencoder, as a picture and as a file."""
+"""`gan-uad latents`: the latents of a set of images in an autoencoder, as a plot and as a file."""
 
 from __future__ import annotations
 
@@ -30,21 +30,20 @@ def latent_space(
     seed: int = 0,
     device: str = "auto",
 ) -> Path:
-    """Write `latents.npz` and `latent_space.png` of the images that `gan-uad score` would take by default; returns the folder.
+    """Write `latents.npz` and `latent_space.png` of the images that `gan-uad score` uses by default; returns the folder.
 
-    The file has `z` (the mean μ of q(z|x)) and `logvar`, float32 `[N, latent_dim]`, and `image` and `label` `[N]` of each: it can be
-    given to `gan-uad generate --latents`. The picture shows z along the two directions in which it varies most (PCA).
+    The file has `z` (the mean μ of q(z|x)) and `logvar`, float32 `[N, latent_dim]`, and `image` and `label` `[N]`. It can be given to
+    `gan-uad generate --latents`. The plot shows the first two principal components of z.
     """
     model = load_model(run, prepare(device))
     if "vae" not in model.networks:
-        raise UserError(f"{run} holds {', '.join(model.networks)}: the latent space shown is that of an autoencoder")
+        raise UserError(f"{run} holds {model.held}: give the run of an autoencoder")
     trained_on = model.config.data
     model.config = overridden_config(model, overrides, None)
     patches = choose_sets(model, trained_on, data, split, max_images, seed).target
     if model.networks["vae"].latent_dim < 2 or len(patches) < 3:
         raise UserError(
-            f"a picture of {len(patches)} images in {model.networks['vae'].latent_dim} dimensions shows nothing: "
-            "it takes 3 images and 2 dimensions"
+            f"{len(patches)} images in {model.networks['vae'].latent_dim} latent dimensions: at least 3 images and 2 dimensions are needed"
         )
     mu, logvar = _encoded(model.networks["vae"], patches, model.device)
     if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
@@ -65,7 +64,7 @@ def _encoded(net: Any, patches: PatchSet, device: torch.device) -> tuple[Array, 
     with console.progress("encoding", len(patches)) as bar:
         for images, _ in batches(patches, BATCH):
             found.append(torch.stack(net.encode(images.to(device))).cpu())
-            bar.update(sum(part.shape[1] for part in found))
+            bar.update(sum(batch.shape[1] for batch in found))
     mu, logvar = torch.cat(found, 1).numpy()
     return mu, logvar
 
@@ -77,7 +76,7 @@ def _draw(z: Array, patches: PatchSet, folder: Path) -> None:
 
     pca = PCA(2, svd_solver="full")
     points = pca.fit_transform(z.astype(np.float64))
-    # Where all images have one latent, nothing varies and there is no share of it.
+    # Where all images have the same latent, the ratio of variances is undefined.
     first, second = np.nan_to_num(pca.explained_variance_ratio_)
     names = f"1st principal component ({first:.0%} of the variance)", f"2nd ({second:.0%})"
     scatter(points, patches.manifest.label, names, folder / "latent_space.png")

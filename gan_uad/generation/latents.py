@@ -1,4 +1,4 @@
-"""Latents of a trained generator: read from a file, walked between; what may be asked of which generator."""
+"""Latents of a trained generator: read from a file, interpolated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gan_uad.networks.sampling import Latents, style_based
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     """Spherical interpolation `(sin((1−t)Ω)·a + sin(tΩ)·b) / sin Ω`, Ω the angle between vectors `a` and `b` (White 2016, section 2.1).
 
-    Raises `ValueError` for opposite vectors, between which no way is the shortest.
+    Raises `ValueError` for opposite vectors: no shortest path is unique.
     """
     u, v = a.double(), b.double()
     cosine = u @ v / (u.norm() * v.norm()).clamp_min(torch.finfo(torch.float64).tiny)
@@ -36,29 +36,25 @@ def walk(keys: Latents, between: int, loop: bool = False) -> Latents:
 
     z spherically, w and ws linearly. Raises `UserError` where z and the next z are opposite.
     """
-    values = keys.values
     steps = []
     for i in range(len(keys) if loop else len(keys) - 1):
-        a, b = values[i], values[(i + 1) % len(keys)]
+        a, b = keys.values[i], keys.values[(i + 1) % len(keys)]
         steps.append(a)
-        for j in range(1, between + 1):
-            t = j / (between + 1)
+        for t in (j / (between + 1) for j in range(1, between + 1)):
             try:
                 steps.append(slerp(a, b, t) if keys.space == "z" else a.lerp(b, t))
             except ValueError:
-                raise UserError(
-                    f"latents {i} and {(i + 1) % len(keys)} are opposite in z: no way between them is the shortest; use --space w"
-                ) from None
+                raise UserError(f"latents {i} and {(i + 1) % len(keys)} are opposite in z; use --space w") from None
     if not loop:
-        steps.append(values[-1])
+        steps.append(keys.values[-1])
     return Latents(keys.space, torch.stack(steps), range(len(steps)))
 
 
 def read_latents(path: Path, G: Any) -> Latents:
     """Latents for `G` from an npz file: `ws [N, num_ws, w_dim]`, else `w [N, w_dim]`, else `z [N, z_dim]`; w only where `G` has a mapping.
 
-    With them the noise maps that `gan-uad project` found, `noise_00`, `noise_01`, ... `[N, 1, h, w]`, where the file has them.
-    Seeds are the numbers of the rows. Raises `UserError` for a file without latents, another shape, or values that are not finite.
+    Includes the noise maps `noise_00`, `noise_01`, ... `[N, 1, h, w]` that `gan-uad project` found, where the file has them. Row numbers
+    serve as seeds. Raises `UserError` for a file without latents, another shape, or values that are not finite.
     """
     shapes: dict[str, tuple[int, ...]] = {"z": (G.z_dim,)}
     if style_based(G):
@@ -100,29 +96,21 @@ def _checked(array: np.ndarray[Any, Any], shape: tuple[int, ...], context: str) 
 
 def _read_arrays(path: Path, keys: list[str]) -> tuple[str, np.ndarray[Any, Any], dict[str, np.ndarray[Any, Any]]]:
     """The first of `keys` that the file has, its array, and all arrays whose names begin with `noise_`."""
-    context = f"--latents {path}"
+    context, wanted = f"--latents {path}", f"an array named {' or '.join(keys)}"
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise UserError(
-                f"{context} is a single array; expected an npz file with an array named {' or '.join(keys)}"
-            )
+            raise UserError(f"{context} is a single array; expected an npz file with {wanted}")
         with archive:
             key = next((key for key in keys if key in archive.files), None)
             if key is None:
                 held = ", ".join(archive.files) or "nothing"
-                raise UserError(f"{context} holds {held}; this generator takes an array named {' or '.join(keys)}")
+                raise UserError(f"{context} holds {held}; this generator takes {wanted}")
             return key, archive[key], {name: archive[name] for name in archive.files if name.startswith("noise_")}
     except FileNotFoundError:
         raise UserError(f"{context}: no such file") from None
-    except ValueError as error:
-        pickled = "pickle" in str(error)
-        raise UserError(
-            f"{context} {'is no npz file or holds pickled objects, which are never loaded' if pickled else f'is damaged: {_line(error)}'}"
-        ) from None
-    except (OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{context} cannot be read: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+    except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        if "pickle" in why:
+            why = "it is no npz file or holds pickled objects, which are never loaded"
+        raise UserError(f"{context} cannot be read: {why}") from None

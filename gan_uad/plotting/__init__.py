@@ -1,1 +1,1 @@
-"""Figures and grids of images as files. Whoever calls computes the numbers and decides what to show."""
+"""Figures and grids of images as files. The callers compute the numbers and choose what to show."""

@@ -1,4 +1,4 @@
-"""The contact sheet of a tiled slide: where its tissue is, which tiles were taken, and what some of them look like."""
+"""The contact sheet of a tiled slide: its tissue, the chosen tiles, and some of the tiles enlarged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Pixels = NDArray[np.uint8]
 # As in the reference paper's Figure 2.
 GREEN, YELLOW, RED = (0, 170, 60), (240, 200, 0), (220, 40, 40)
 FULL, EMPTY = 0.9, 0.1  # shares of tissue
-TAKEN, TUMOUR = (20, 60, 220), (0, 0, 0)
+CHOSEN, TUMOUR = (20, 60, 220), (0, 0, 0)
 TINT = 0.3  # weight of the colour over the slide
-TEXT = 15
-SAMPLE = 128  # px at most of a tile that is shown
+FONT_SIZE = 15
+MAX_SAMPLE = 128  # px of a sample
 
 
 def contact_sheet(
     path: Path, thumbnail: Pixels, shares: NDArray[np.floating], cell: tuple[float, float],
-    taken: NDArray[np.floating], outlines: Sequence[NDArray[np.floating]] = (), samples: Sequence[Pixels] = (), title: str = "",
+    tiles: NDArray[np.floating], outlines: Sequence[NDArray[np.floating]] = (), samples: Sequence[Pixels] = (), title: str = "",
 ) -> Path:  # fmt: skip
     """Write the sheet as JPEG.
 
@@ -32,7 +32,7 @@ def contact_sheet(
         thumbnail: the slide, uint8 [H, W, 3]; all lengths are its px.
         shares: of tissue, [rows, columns], of a grid of cells from the top left: at least 90 % green, at most 10 % red, else yellow.
         cell: width and height of a cell.
-        taken: boxes (left, top, right, bottom) of the tiles that were taken, [n, 4].
+        tiles: boxes (left, top, right, bottom) of the chosen tiles, [n, 4].
         outlines: rings [k, 2] around annotated tumour.
         samples: some tiles, uint8 [s, s, 3], shown below.
         title: first line of the legend.
@@ -41,39 +41,37 @@ def contact_sheet(
 
     picture = Image.fromarray(tinted(thumbnail, shares, cell))
     draw = ImageDraw.Draw(picture)
-    for box in np.rint(np.asarray(taken)).astype(int).tolist():
-        left, top, right, bottom = box
-        draw.rectangle([left, top, max(left, right - 1), max(top, bottom - 1)], outline=TAKEN)
+    for left, top, right, bottom in np.rint(np.asarray(tiles)).astype(int).tolist():
+        draw.rectangle([left, top, max(left, right - 1), max(top, bottom - 1)], outline=CHOSEN)
     for ring in outlines:
         draw.line([tuple(point) for point in np.asarray(ring).tolist()], fill=TUMOUR, width=2)
-    legend = [
-        (GREEN, "tissue ≥ 90 %"), (YELLOW, "between"), (RED, "≤ 10 %"), (TAKEN, f"{len(taken)} tiles taken"),
-        *([(TUMOUR, "annotated tumour")] if len(outlines) else []),
-    ]  # fmt: skip
-    font = load_font(TEXT)
+    legend = [(GREEN, "tissue ≥ 90 %"), (YELLOW, "between"), (RED, "≤ 10 %"), (CHOSEN, f"{len(tiles)} tiles chosen")]
+    if len(outlines):
+        legend.append((TUMOUR, "annotated tumour"))
+    font = load_font(FONT_SIZE)
     line = text_size("Äg", font)[1] + GAP
-    keys = sum(line + GAP + text_size(text, font)[0] + 2 * GAP for _, text in legend)
-    width = max(picture.width, text_size(title, font)[0], keys) + 2 * GAP
+    widths = [line + GAP + text_size(text, font)[0] + 2 * GAP for _, text in legend]
+    width = max(picture.width, text_size(title, font)[0], sum(widths)) + 2 * GAP
     strip = _strip(samples, width - 2 * GAP)
-    height = 2 * line + picture.height + 3 * GAP + (0 if strip is None else strip.shape[0] + GAP)
-    sheet = Image.new("RGB", (width, height), "white")
+    below = 2 * line + picture.height + 2 * GAP  # where the samples begin
+    sheet = Image.new("RGB", (width, below + len(strip) + (2 * GAP if len(strip) else GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     draw.text((GAP, GAP), title, fill="black", font=font)
     left, top = GAP, GAP + line
-    for colour, text in legend:
+    for (colour, text), step in zip(legend, widths, strict=True):
         draw.rectangle([left, top + 1, left + line - GAP, top + line - GAP + 1], fill=colour)
         draw.text((left + line, top), text, fill="black", font=font)
-        left += line + GAP + text_size(text, font)[0] + 2 * GAP
+        left += step
     sheet.paste(picture, (GAP, 2 * line + GAP))
-    if strip is not None:
-        sheet.paste(Image.fromarray(strip), (GAP, 2 * line + 2 * GAP + picture.height))
+    if len(strip):
+        sheet.paste(Image.fromarray(strip), (GAP, below))
     with atomic(path) as temporary:
         sheet.save(temporary, format="JPEG", quality=90)
     return path
 
 
 def tinted(thumbnail: Pixels, shares: NDArray[np.floating], cell: tuple[float, float]) -> Pixels:
-    """The thumbnail with each cell of the grid tinted by its share of tissue; what no cell covers stays as it is."""
+    """The thumbnail with each cell of the grid tinted by its share of tissue; pixels outside the grid are unchanged."""
     if not shares.size:
         return thumbnail.copy()
     colours = np.array([RED, YELLOW, GREEN], np.float32)[(shares > EMPTY).astype(int) + (shares >= FULL - 1e-9)]
@@ -81,23 +79,20 @@ def tinted(thumbnail: Pixels, shares: NDArray[np.floating], cell: tuple[float, f
         ((np.arange(n) + 0.5) / side).astype(int) for n, side in zip(thumbnail.shape, cell[::-1], strict=False)
     )
     row, column = row[row < shares.shape[0]], column[column < shares.shape[1]]
-    found = thumbnail.copy()
-    part = found[: len(row), : len(column)]
-    part[:] = np.rint((1 - TINT) * part + TINT * colours[row[:, None], column])
-    return found
+    result = thumbnail.copy()
+    covered = result[: len(row), : len(column)]
+    covered[:] = np.rint((1 - TINT) * covered + TINT * colours[row[:, None], column])
+    return result
 
 
-def _strip(samples: Sequence[Pixels], width: int) -> Pixels | None:
-    """As many samples as fit beside each other, [s, width, 3]; None where there are none."""
+def _strip(samples: Sequence[Pixels], width: int) -> Pixels:
+    """As many samples as fit side by side, [s, width, 3]; [0, width, 3] without samples."""
     from PIL import Image
 
-    if not len(samples):
-        return None
-    side = min(SAMPLE, samples[0].shape[0])
+    side = min(MAX_SAMPLE, samples[0].shape[0]) if len(samples) else 0
     strip = np.full((side, max(width, side), 3), 255, np.uint8)
     fit = min(len(samples), max(1, (width + GAP) // (side + GAP)))
     for k, chosen in enumerate(np.linspace(0, len(samples) - 1, fit).round().astype(int)):
-        left = k * (side + GAP)
         small = Image.fromarray(samples[chosen]).resize((side, side), Image.Resampling.BOX)
-        strip[:, left : left + side] = np.asarray(small)
+        strip[:, k * (side + GAP) :][:, :side] = np.asarray(small)
     return strip

@@ -1,9 +1,8 @@
-"""A picture of a latent space: one point an image, in two dimensions, coloured by label."""
+"""A plot of a latent space: one point per image, in two dimensions, coloured by label."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,10 +19,10 @@ def scatter(points: ArrayLike, labels: ArrayLike, names: tuple[str, str], path: 
     with figure_file(path, 6.0, 5.6) as figure:
         axes = figure.add_subplot(xlabel=names[0], ylabel=names[1], aspect="equal", adjustable="datalim")
         for label, name, colour, marker in KINDS:
-            own = xy[kinds == label]
-            if len(own):
-                shape: dict[str, Any] = {"s": size, "color": colour, "marker": marker, "alpha": 0.5, "linewidths": 0}
-                axes.scatter(own[:, 0], own[:, 1], label=f"{name} (n = {len(own):,})", **shape)
+            x, y = xy[kinds == label].T
+            if len(x):
+                text = f"{name} (n = {len(x):,})"
+                axes.scatter(x, y, label=text, s=size, color=colour, marker=marker, alpha=0.5, linewidths=0)
         axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return path

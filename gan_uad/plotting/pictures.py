@@ -1,4 +1,4 @@
-"""Pictures made of images (uint8 `[N, H, W, 3]`), as PNG files; written atomically, the path is returned."""
+"""Pictures made of images (uint8 `[N, H, W, 3]`), as PNG and GIF files. Files are written atomically; the path is returned."""
 
 from __future__ import annotations
 
@@ -11,92 +11,75 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gan_uad.files import atomic
-from gan_uad.plotting.plots import DPI, figure_file
+from gan_uad.plotting.plots import DPI, figure_file, place
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from PIL import Image, ImageFont
+    from PIL import ImageFont
 
 Images = NDArray[np.uint8]
 Column = tuple[NDArray[Any], dict[str, Any]]
-FONT_SIZE = 13
 GAP = 6
 CELL_INCHES, GAP_INCHES, HEAD_INCHES, BAR_INCHES = 1.6, 0.09, 0.34, 1.05
 
 
-def _check_images(images: ArrayLike, what: str) -> Images:
+def _check_images(images: ArrayLike, context: str) -> Images:
     values = np.asarray(images)
     if values.dtype != np.uint8 or values.ndim != 4 or values.shape[-1] != 3 or not values.size:
-        raise ValueError(f"{what}: expected non-empty uint8 [N, H, W, 3], got {values.dtype} {list(values.shape)}")
+        raise ValueError(f"{context}: expected non-empty uint8 [N, H, W, 3], got {values.dtype} {list(values.shape)}")
     return values
 
 
-def load_font(size: int = FONT_SIZE) -> ImageFont.FreeTypeFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans: names of patients and slides have letters that Pillow's own font lacks."""
     import matplotlib
     from PIL import ImageFont
 
-    # Pillow's own font has no letters beyond Latin-1; names of patients and slides do.
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def text_size(text: str, font: ImageFont.FreeTypeFont) -> tuple[int, int]:
+    """Width and height in px."""
     from PIL import Image, ImageDraw
 
     box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font=font)
     return math.ceil(box[2]), math.ceil(box[3])
 
 
-def _grid(images: Images, columns: int, scale: int, captions: Sequence[str] | None) -> Image.Image:
-    """Without captions the images touch; with them, cells are as wide as the widest caption needs."""
-    from PIL import Image, ImageDraw
-
+def _grid(images: Images, columns: int, scale: int) -> Images:
+    """The images side by side, without gaps; cells without an image are white."""
     if columns < 1 or scale < 1:
         raise ValueError(f"image grid: columns and scale must be at least 1, got {columns} and {scale}")
-    if captions is not None and len(captions) != len(images):
-        raise ValueError(f"image grid: {len(captions)} captions for {len(images)} images")
-    enlarged = images.repeat(scale, axis=1).repeat(scale, axis=2) if scale > 1 else images
-    height, width = enlarged.shape[1:3]
-    cell_width, cell_height = width, height
-    if captions is not None:
-        font = load_font()
-        sizes = [text_size(text, font) for text in captions]
-        cell_width = max(width, *(w for w, _ in sizes)) + GAP
-        cell_height = height + max(h for _, h in sizes) + 2 * GAP
-    rows = math.ceil(len(images) / columns)
-    canvas = Image.new("RGB", (columns * cell_width, rows * cell_height), "white")
-    draw = ImageDraw.Draw(canvas)
-    for index, image in enumerate(enlarged):
-        left, top = index % columns * cell_width, index // columns * cell_height
-        canvas.paste(Image.fromarray(image), (left + (cell_width - width) // 2, top))
-        if captions is not None:
-            middle = (left + cell_width / 2, top + height + GAP / 2)
-            draw.multiline_text(middle, captions[index], fill="black", font=font, anchor="ma", align="center")
-    return canvas
+    n, height, width = images.shape[:3]
+    rows = math.ceil(n / columns)
+    cells = np.full((rows * columns, height, width, 3), 255, np.uint8)
+    cells[:n] = images
+    grid = cells.reshape(rows, columns, height, width, 3).swapaxes(1, 2).reshape(rows * height, columns * width, 3)
+    return grid.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def image_grid(
-    images: ArrayLike, path: Path, columns: int | None = None, scale: int = 1, captions: Sequence[str] | None = None
-) -> Path:
+def image_grid(images: ArrayLike, path: Path, columns: int | None = None, scale: int = 1) -> Path:
     """`images` uint8 `[N, H, W, 3]` row by row, every pixel kept exactly (each becomes `scale` x `scale`).
 
-    `columns` None: as square as N allows. Cells left over are white. ValueError for other images or numbers of captions.
+    `columns` None: as square as N allows. Cells left over are white. ValueError for other images.
     """
+    from PIL import Image
+
     values = _check_images(images, "image grid")
-    canvas = _grid(values, columns or min(len(values), math.ceil(math.sqrt(len(values)))), scale, captions)
+    grid = _grid(values, columns or math.ceil(math.sqrt(len(values))), scale)
     with atomic(path) as temporary:
-        canvas.save(temporary, format="PNG")
+        Image.fromarray(grid).save(temporary, format="PNG")
     return path
 
 
 def animation(frames: ArrayLike, path: Path, duration: int) -> Path:
-    """`frames` uint8 `[N, H, W, 3]` as an animated GIF that plays for ever, `duration` ms a frame (GIF keeps 10 ms steps).
+    """`frames` uint8 `[N, H, W, 3]` as an animated GIF in an endless loop, `duration` ms per frame (in steps of 10 ms).
 
-    Each frame has 256 colours of its own. Equal frames that follow each other become one that stands longer.
+    Each frame has its own 256 colours. Equal consecutive frames become one longer frame.
     """
     from PIL import Image
 
     images = [
-        # Dithering would make what stands still flicker.
+        # Dithering would make still areas flicker.
         Image.fromarray(frame).quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         for frame in _check_images(frames, "animation")
     ]
@@ -108,23 +91,23 @@ def animation(frames: ArrayLike, path: Path, duration: int) -> Path:
 
 
 def class_samples(images_by_class: Mapping[str, ArrayLike], path: Path, columns: int = 8, scale: int = 1) -> Path:
-    """Samples of each class, name -> uint8 `[N, H, W, 3]`, under the name of the class, `columns` to a row."""
+    """Samples of each class, name -> uint8 `[N, H, W, 3]`, under the name of the class, `columns` per row."""
     from PIL import Image, ImageDraw
 
     if not images_by_class:
         raise ValueError("class samples: no class given")
     font = load_font(16)
     blocks = {name: _check_images(images, name) for name, images in images_by_class.items()}
-    grids = {name: _grid(images, min(columns, len(images)), scale, None) for name, images in blocks.items()}
+    grids = {name: _grid(images, min(columns, len(images)), scale) for name, images in blocks.items()}
     strip = max(text_size(name, font)[1] for name in grids) + 2 * GAP
-    width = max(max(grid.width, text_size(name, font)[0]) for name, grid in grids.items()) + 2 * GAP
-    canvas = Image.new("RGB", (width, sum(grid.height + strip for grid in grids.values()) + GAP), "white")
+    width = max(max(grid.shape[1], text_size(name, font)[0]) for name, grid in grids.items()) + 2 * GAP
+    canvas = Image.new("RGB", (width, sum(len(grid) + strip for grid in grids.values()) + GAP), "white")
     draw = ImageDraw.Draw(canvas)
     top = 0
     for name, grid in grids.items():
         draw.text((GAP, top + GAP), name, fill="black", font=font)
-        canvas.paste(grid, (GAP, top + strip))
-        top += strip + grid.height
+        canvas.paste(Image.fromarray(grid), (GAP, top + strip))
+        top += strip + len(grid)
     with atomic(path) as temporary:
         canvas.save(temporary, format="PNG")
     return path
@@ -138,33 +121,29 @@ def triplets(
     captions: Sequence[str] | None = None,
     vmax: float | None = None,
     masks: ArrayLike | None = None,
-    what: str = "difference",
+    label: str = "difference",
 ) -> Path:
-    """Rows of input | closest normal | map (of `what`), and annotation where `masks [N, H, W]` are given; None: no closest normals.
+    """Rows of input | closest normal (unless None) | map | annotation (where `masks [N, H, W]` are given).
 
-    `inputs`, `reconstructions` uint8 `[N, H, W, 3]`; `maps` float `[N, h, w]` >= 0. All maps share one colour scale from
-    0 to `vmax` (None: the largest value among these maps, so comparable inside this picture only): a scale of its own
-    for each image would make every normal image glow. ValueError for arrays that do not fit.
+    `inputs`, `reconstructions` uint8 `[N, H, W, 3]`; `maps` float `[N, h, w]` >= 0. All maps share one colour scale, called `label`,
+    from 0 to `vmax` (None: the largest value among these maps, so comparable inside this picture only): with one scale per image,
+    every normal image would look anomalous. ValueError for arrays that do not fit.
     """
     columns, beyond = _triplet_columns(inputs, reconstructions, maps, masks, vmax)
-    shown = columns["input"][0]
-    if captions is not None and len(captions) != len(shown):
-        raise ValueError(f"triplets: {len(captions)} captions for {len(shown)} inputs")
-    # Laid out by hand: matplotlib's own layouts cut captions off beside pictures of a fixed aspect.
+    n, input_height, input_width = columns["input"][0].shape[:3]
+    if captions is not None and len(captions) != n:
+        raise ValueError(f"triplets: {len(captions)} captions for {n} inputs")
+    # Explicit layout: matplotlib's own layouts cut captions off beside pictures of a fixed aspect.
     left = GAP_INCHES + max((_inches(text) for text in captions or ()), default=0.0)
-    cell_height = CELL_INCHES * shown.shape[1] / shown.shape[2]
+    cell_height = CELL_INCHES * input_height / input_width
     width = left + len(columns) * (CELL_INCHES + GAP_INCHES) + BAR_INCHES
-    height = HEAD_INCHES + len(shown) * (cell_height + GAP_INCHES)
+    height = HEAD_INCHES + n * (cell_height + GAP_INCHES)
     with figure_file(path, width, height) as figure:
         figure.set_layout_engine("none")
-
-        def place(x: float, y: float, w: float, h: float) -> Axes:
-            return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
-
         for column, (title, (pictures, look)) in enumerate(columns.items()):
             for row, picture in enumerate(pictures):
                 x, y = left + column * (CELL_INCHES + GAP_INCHES), HEAD_INCHES + row * (cell_height + GAP_INCHES)
-                axes = place(x, y, CELL_INCHES, cell_height)
+                axes = place(figure, x, y, CELL_INCHES, cell_height)
                 drawn = axes.imshow(picture, interpolation="nearest", aspect="auto", **look)
                 axes.set_axis_off()
                 if row == 0:
@@ -175,34 +154,35 @@ def triplets(
                     )
             if look.get("cmap") == "inferno":
                 scale = drawn
-        bar = place(width - BAR_INCHES + 2 * GAP_INCHES, HEAD_INCHES, 0.16, height - HEAD_INCHES - GAP_INCHES)
-        figure.colorbar(scale, bar, label=what, extend="max" if beyond else "neither")
+        left = width - BAR_INCHES + 2 * GAP_INCHES
+        bar = place(figure, left, HEAD_INCHES, 0.16, height - HEAD_INCHES - GAP_INCHES)
+        figure.colorbar(scale, bar, label=label, extend="max" if beyond else "neither")
     return path
 
 
 def _triplet_columns(
     inputs: ArrayLike, reconstructions: ArrayLike | None, maps: ArrayLike, masks: ArrayLike | None, vmax: float | None
 ) -> tuple[dict[str, Column], bool]:
-    """Title -> (pictures, how to draw them), checked, and whether some map goes beyond the colour scale."""
+    """Title -> (checked pictures, how to draw them), and whether some map exceeds the colour scale."""
     heat = np.asarray(maps)
     if heat.ndim != 3 or not np.isfinite(heat).all() or heat.min() < 0:
         raise ValueError(f"triplets: maps must be finite, not negative and [N, h, w], got shape {list(heat.shape)}")
-    top = float(heat.max()) if vmax is None else vmax
-    if not 0 <= top < math.inf:
-        raise ValueError(f"triplets: vmax must be finite and not negative, got {top}")
+    vmax = float(heat.max()) if vmax is None else vmax
+    if not 0 <= vmax < math.inf:
+        raise ValueError(f"triplets: vmax must be finite and not negative, got {vmax}")
     columns: dict[str, Column] = {"input": (_check_images(inputs, "inputs"), {})}
     if reconstructions is not None:
         columns["closest normal"] = (_check_images(reconstructions, "reconstructions"), {})
     title = "map" if reconstructions is None else "difference"
-    columns[title] = (heat, {"cmap": "inferno", "vmin": 0, "vmax": top or 1.0})
+    columns[title] = (heat, {"cmap": "inferno", "vmin": 0, "vmax": vmax or 1.0})
     if masks is not None:
         columns["annotation"] = (np.asarray(masks, dtype=bool), {"cmap": "gray", "vmin": 0, "vmax": 1})
     lengths = {title: len(pictures) for title, (pictures, _) in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"triplets: the columns differ in length: {lengths}")
-    return columns, bool(heat.max() > top)
+    return columns, bool(heat.max() > vmax)
 
 
 def _inches(text: str) -> float:
-    """The width of a caption in a plot, which has 11 points."""
+    """The width of a caption in a plot, in inches, at 11 points."""
     return text_size(text, load_font(round(11 * DPI / 72)))[0] / DPI + GAP_INCHES

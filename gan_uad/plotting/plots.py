@@ -1,4 +1,4 @@
-"""Plots of figures, as PNG files. Every function writes atomically and returns the path; folders must exist.
+"""Plots of metrics, as PNG files. Every function writes atomically and returns the path; folders must exist.
 
 Pictures made of images (grids, triplets) are in `pictures`. Colours are those of Okabe & Ito 2008, which colour-blind
 readers can tell apart; lines differ in dashes too.
@@ -28,6 +28,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", (0, (1, 1)))
 NORMAL, ANOMALOUS, GUIDE = COLOURS[0], COLOURS[1], "#767676"
 DPI = 150
+MAX_MARKED = 25  # points of a line that are marked one by one
 STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -36,13 +37,13 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "figure.facecolor": "white",
-    "text.parse_math": False,  # a dollar in a file name is a dollar
+    "text.parse_math": False,  # file names may contain dollars
 }
 
 
 @contextmanager
 def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of `width` x `height` inches, written to `path` at the end unless drawing it failed (`files.atomic`)."""
+    """A figure of `width` x `height` inches, written to `path` at the end unless drawing failed (`files.atomic`)."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -55,26 +56,38 @@ def figure_file(path: Path, width: float, height: float) -> Iterator[Figure]:
             figure.savefig(temporary, format="png")
 
 
-def _line(index: int) -> dict[str, Any]:
-    # 7 colours and 4 dashes: 28 lines before a pair comes again
+def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place given in inches, from the top left corner of the figure."""
+    total_width, total_height = figure.get_size_inches()
+    box = (left / total_width, 1 - (top + height) / total_height, width / total_width, height / total_height)
+    return figure.add_axes(box)
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dashes of line `index` of a plot: 7 colours and 4 dashes, so 28 lines differ."""
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)], "linewidth": 2}
 
 
-def _unit_square(figure: Figure, xlabel: str, ylabel: str) -> Axes:
-    axes = figure.add_subplot()
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.3)
-    return axes
+def _marker(points: int) -> str:
+    return "o" if points <= MAX_MARKED else ""
 
 
 def _wrapped(text: str) -> str:
     return textwrap.fill(text, 54)
 
 
-def _curve_height(curves: Mapping[str, object]) -> float:
+@contextmanager
+def _unit_square(curves: Mapping[str, object], path: Path, xlabel: str, ylabel: str) -> Iterator[Axes]:
+    """Axes from 0 to 1 with a legend below, high enough for the names of the curves. ValueError without curves."""
     if not curves:
         raise ValueError("nothing to plot: no curve given")
-    return 5.3 + 0.27 * sum(1 + _wrapped(name + ": AUROC 0.000").count("\n") for name in curves)
+    lines = sum(1 + _wrapped(name + ": AUROC 0.000").count("\n") for name in curves)
+    with figure_file(path, 5.2, 5.3 + 0.27 * lines) as figure:
+        axes = figure.add_subplot()
+        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        yield axes
+        figure.legend(loc="outside lower center", frameon=False)
 
 
 def roc(curves: Curves, path: Path) -> Path:
@@ -82,15 +95,12 @@ def roc(curves: Curves, path: Path) -> Path:
 
     ValueError for scores that `metrics.detection.auroc` refuses, or no curve.
     """
-    with figure_file(path, 5.2, _curve_height(curves)) as figure:
-        axes = _unit_square(figure, "False-positive rate", "True-positive rate")
+    with _unit_square(curves, path, "False-positive rate", "True-positive rate") as axes:
         for index, (name, (labels, scores)) in enumerate(curves.items()):
             points = roc_points(labels, scores)
-            axes.plot(
-                points.fpr, points.tpr, label=_wrapped(f"{name}: AUROC {auroc(labels, scores):.3f}"), **_line(index)
-            )
+            text = _wrapped(f"{name}: AUROC {auroc(labels, scores):.3f}")
+            axes.plot(points.fpr, points.tpr, label=text, **line_style(index))
         axes.plot([0, 1], [0, 1], ":", color=GUIDE, label="chance: 0.500")
-        figure.legend(loc="outside lower center", frameon=False)
     return path
 
 
@@ -99,38 +109,33 @@ def pr(curves: Curves, path: Path) -> Path:
 
     Errors as in `roc`.
     """
-    with figure_file(path, 5.2, _curve_height(curves)) as figure:
-        axes = _unit_square(figure, "Recall (sensitivity)", "Precision")
-        chances = []
+    with _unit_square(curves, path, "Recall (sensitivity)", "Precision") as axes:
         for index, (name, (labels, scores)) in enumerate(curves.items()):
             points = pr_points(labels, scores)
             text = _wrapped(f"{name}: AUPRC {auprc(labels, scores):.3f}")
-            # The last point is a convention, not a threshold: the step of the highest score goes on to recall 0.
+            # The last point is a convention, not a threshold: the step of the highest score extends to recall 0.
             precision = np.append(points.precision[:-1], points.precision[-2])
-            axes.plot(points.recall, precision, label=text, drawstyle="steps-post", **_line(index))
-            chances.append(float(np.mean(np.asarray(labels))))
-        for chance in sorted(set(chances)):
+            axes.plot(points.recall, precision, label=text, drawstyle="steps-post", **line_style(index))
+        for chance in sorted({float(np.mean(np.asarray(labels))) for labels, _ in curves.values()}):
             axes.axhline(chance, color=GUIDE, linestyle=":", label=f"chance: {chance:.3f}")
-        figure.legend(loc="outside lower center", frameon=False)
     return path
 
 
 def histogram(labels: ArrayLike, scores: ArrayLike, threshold: float | None, path: Path) -> Path:
-    """Histograms of the scores `[N]` of normal (0) and anomalous (1) images, each as a share of its class.
+    """Histograms of the scores `[N]` of normal (0) and anomalous (1) images, each as a share of its class, in the same bins.
 
-    Both use the same bins. `threshold` is drawn as a line; an infinite one is named instead.
+    `threshold` is drawn as a line; an infinite one is stated in words.
     """
     values, truth = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     edges = np.histogram_bin_edges(values, bins=min(50, max(10, round(math.sqrt(values.size)))))
     with figure_file(path, 6.4, 4.4) as figure:
         axes = figure.add_subplot(xlabel="Anomaly score", ylabel="Share of the class")
         for label, name, colour, hatch in ((0, "normal", NORMAL, ""), (1, "anomalous", ANOMALOUS, "///")):
-            own = values[truth == label]
-            if own.size:
-                share = np.full(own.size, 1 / own.size)
-                shape: dict[str, Any] = {"bins": edges, "weights": share, "color": colour}
-                axes.hist(own, alpha=0.35, hatch=hatch, edgecolor=colour, linewidth=0, **shape)
-                axes.hist(own, histtype="step", linewidth=1.8, label=f"{name} (n = {own.size})", **shape)
+            of_class = values[truth == label]
+            if n := of_class.size:
+                bars: dict[str, Any] = {"bins": edges, "weights": np.full(n, 1 / n), "color": colour}
+                axes.hist(of_class, alpha=0.35, hatch=hatch, edgecolor=colour, linewidth=0, **bars)
+                axes.hist(of_class, histtype="step", linewidth=1.8, label=f"{name} (n = {n})", **bars)
         if threshold is not None and math.isfinite(threshold):
             axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.4g}")
         elif threshold is not None:
@@ -140,7 +145,7 @@ def histogram(labels: ArrayLike, scores: ArrayLike, threshold: float | None, pat
 
 
 def confusion(matrix: ArrayLike, path: Path) -> Path:
-    """The confusion matrix `[2, 2]` `[[tn, fp], [fn, tp]]`: counts, and the share of the true class, which is the shade."""
+    """The confusion matrix `[2, 2]` `[[tn, fp], [fn, tp]]`: counts, and shares of the true class, which set the shade."""
     counts = np.asarray(matrix)
     if counts.shape != (2, 2):
         raise ValueError(f"confusion matrix: expected shape (2, 2), got {counts.shape}")
@@ -155,27 +160,24 @@ def confusion(matrix: ArrayLike, path: Path) -> Path:
         axes.spines[:].set_visible(False)
         for (row, column), count in np.ndenumerate(counts):
             colour = "white" if shares[row, column] > 0.7 else "black"
-            place: dict[str, Any] = {"ha": "center", "color": colour}
-            axes.text(column, row, f"{count:,}", va="bottom", fontsize=17, **place)
+            axes.text(column, row, f"{count:,}", va="bottom", fontsize=17, ha="center", color=colour)
             if counts[row].sum():
-                axes.text(column, row + 0.04, f"{shares[row, column]:.1%}", va="top", **place)
+                axes.text(column, row + 0.04, f"{shares[row, column]:.1%}", va="top", ha="center", color=colour)
     return path
 
 
-def calibration(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], path: Path, xlabel: str, ylabel: str) -> Path:
+def calibration(curves: Curves, path: Path, xlabel: str, ylabel: str) -> Path:
     """Calibration curves, name -> (promised `[B]`, observed `[B]`) in [0, 1], against the diagonal; NaN is left out.
 
     For a classifier these are `predicted` and `observed` of `metrics.detection.reliability`, for a normal-only detector
     `levels` and `observed` of `pvalue_calibration`; the axis labels say which.
     """
-    with figure_file(path, 5.2, _curve_height(curves)) as figure:
-        axes = _unit_square(figure, xlabel, ylabel)
+    with _unit_square(curves, path, xlabel, ylabel) as axes:
         for index, (name, (promised, observed)) in enumerate(curves.items()):
             x, y = np.asarray(promised, dtype=np.float64), np.asarray(observed, dtype=np.float64)
             held = ~(np.isnan(x) | np.isnan(y))
-            axes.plot(x[held], y[held], label=_wrapped(name), marker="o" if held.sum() <= 25 else "", **_line(index))
+            axes.plot(x[held], y[held], label=_wrapped(name), marker=_marker(held.sum()), **line_style(index))
         axes.plot([0, 1], [0, 1], ":", color=GUIDE, label="calibrated")
-        figure.legend(loc="outside lower center", frameon=False)
     return path
 
 
@@ -203,10 +205,17 @@ def class_balance(counts: Mapping[str, Mapping[str, int]], path: Path) -> Path:
     return path
 
 
-def training_curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: Path) -> Path:
-    """Log rows over `kimg` (thousands of images seen), one panel for each of `keys`; rows without a key are passed over.
+def _over_kimg(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+    """Draw what the rows have under `key`."""
+    points = [(float(row["kimg"]), float(row[key])) for row in rows if row.get(key) is not None]
+    if points:
+        axes.plot(*np.array(points).T, marker=_marker(len(points)), markersize=4, **style)
 
-    ValueError for a key that no row has, naming those there are.
+
+def training_curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path: Path) -> Path:
+    """Log rows over `kimg` (thousands of images seen), one panel for each of `keys`; rows without a key are skipped.
+
+    ValueError for a key that no row has; it names the keys of the log.
     """
     present = list(dict.fromkeys(name for row in rows for name in row if name != "kimg"))
     absent = [key for key in keys if key not in present]
@@ -218,11 +227,7 @@ def training_curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path
         axes: Axes | None = None
         for index, key in enumerate(keys):
             axes = figure.add_subplot(lines, columns, index + 1, title=key, sharex=axes)
-            points = [(float(row["kimg"]), float(row[key])) for row in rows if row.get(key) is not None]
-            kimg, values = np.array(points).reshape(-1, 2).T
-            axes.plot(
-                kimg, values, color=COLOURS[0], linewidth=1.8, marker="o" if len(points) <= 25 else "", markersize=4
-            )
+            _over_kimg(axes, rows, key, color=COLOURS[0], linewidth=1.8)
             axes.grid(alpha=0.3)
             if index + columns >= len(keys):
                 axes.set_xlabel("kimg")
@@ -230,31 +235,23 @@ def training_curves(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], path
 
 
 def learning_curves(
-    rows: Sequence[Mapping[str, Any]], judgements: Sequence[Mapping[str, Any]], figures: Mapping[str, str], path: Path
+    rows: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]], metrics: Mapping[str, str], path: Path
 ) -> Path:
-    """A panel for each of `figures`, over kimg: log rows' own under its name, and of `judgements` what it is called there.
+    """A panel for each of `metrics`, over kimg: key of the log rows -> key of the same metric in `validations`.
 
-    The last judgement marked `best` is shown by a line. ValueError where no row has a figure.
+    The last validation marked `best` is shown by a line. ValueError where no log row has a metric.
     """
-    best = [float(row["kimg"]) for row in judgements if row.get("best")][-1:]
-    with figure_file(path, 1.2 + 3.9 * len(figures), 3.6) as figure:
-        for index, (name, judged) in enumerate(figures.items()):
-            axes = figure.add_subplot(1, len(figures), index + 1, title=name, xlabel="kimg")
-            for k, (label, source, key) in enumerate((("train", rows, name), ("validation", judgements, judged))):
-                points = [(float(row["kimg"]), float(row[key])) for row in source if row.get(key) is not None]
-                if not points and source is rows:
-                    raise ValueError(f"learning curves: no {key} in the log")
-                if points:
-                    marker = "o" if len(points) <= 25 else ""
-                    axes.plot(
-                        *np.array(points).T,
-                        label=label if index == 0 else None,
-                        marker=marker,
-                        markersize=4,
-                        **_line(k),
-                    )
+    best = [float(row["kimg"]) for row in validations if row.get("best")][-1:]
+    with figure_file(path, 1.2 + 3.9 * len(metrics), 3.6) as figure:
+        for index, (name, validated) in enumerate(metrics.items()):
+            if not any(row.get(name) is not None for row in rows):
+                raise ValueError(f"learning curves: no {name} in the log")
+            axes = figure.add_subplot(1, len(metrics), index + 1, title=name, xlabel="kimg")
+            labels = ("train", "validation", "best model") if index == 0 else (None, None, None)
+            _over_kimg(axes, rows, name, label=labels[0], **line_style(0))
+            _over_kimg(axes, validations, validated, label=labels[1], **line_style(1))
             for kimg in best:
-                axes.axvline(kimg, color=GUIDE, linestyle=":", label="best model" if index == 0 else None)
+                axes.axvline(kimg, color=GUIDE, linestyle=":", label=labels[2])
             axes.grid(alpha=0.3)
         figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return path

@@ -1,4 +1,4 @@
-"""Pictures of one search for the closest normal image; written atomically, the path is returned."""
+"""Plot and animation of one search for the closest normal image. Files are written atomically; the path is returned."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from numpy.typing import ArrayLike
 from gan_uad.plotting.pictures import Images, animation
 from gan_uad.plotting.plots import COLOURS, figure_file
 
-FRAME_MS, STANDS, SIDE = 80, 15, 256  # ms a frame; the last one stands for so many; least side in px
+FRAME_MS, LAST_FRAMES, MIN_SIDE = 80, 15, 256  # ms per frame; repeats of the last one; px
 
 
-def loss_curve(losses: ArrayLike, what: str, found: float, path: Path) -> Path:
-    """`losses` `[T]` at steps 1 to T, called `what`, and that of the image which was `found` in the end; ValueError without any."""
+def loss_curve(losses: ArrayLike, ylabel: str, found: float, path: Path) -> Path:
+    """`losses` `[T]` at steps 1 to T; the title states the last one and that of the image `found`. ValueError without losses."""
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"loss curve: expected [T] with T >= 1, got {list(values.shape)}")
     with figure_file(path, 6.0, 3.6) as figure:
-        axes = figure.add_subplot(
-            xlabel="Step", ylabel=what, title=f"last step {values[-1]:.4g}, image found {found:.4g}"
-        )
+        title = f"last step {values[-1]:.4g}, image found {found:.4g}"
+        axes = figure.add_subplot(xlabel="Step", ylabel=ylabel, title=title)
         axes.plot(np.arange(1, len(values) + 1), values, color=COLOURS[0], marker="o" if len(values) == 1 else "")
         axes.set_ylim(0, 1.05 * float(values.max()) or 1.0)
         axes.grid(alpha=0.3)
@@ -29,8 +28,8 @@ def loss_curve(losses: ArrayLike, what: str, found: float, path: Path) -> Path:
 
 
 def search_animation(target: Images, frames: Images, path: Path) -> Path:
-    """The searched image `[H, W, 3]` beside each picture `[N, H, W, 3]` of the way to it, as a GIF; small ones are enlarged."""
+    """The target image `[H, W, 3]` beside each frame `[N, H, W, 3]` of the search, as a GIF. Small images are enlarged."""
     beside = np.concatenate([np.broadcast_to(target, frames.shape), frames], 2)
-    scale = max(1, SIDE // target.shape[0])
+    scale = max(1, MIN_SIDE // target.shape[0])
     beside = beside.repeat(scale, 1).repeat(scale, 2)
-    return animation(np.concatenate([beside, beside[-1:].repeat(STANDS, 0)]), path, FRAME_MS)
+    return animation(np.concatenate([beside, beside[-1:].repeat(LAST_FRAMES, 0)]), path, FRAME_MS)
