@@ -204,7 +204,9 @@ def real_vs_synthetic(generator: str, **options: Any) -> None:
 @click.command()
 @click.argument("run")
 @click.argument("data", required=False)
-@out_option(None, "Output folder for latent_space.png and latents.npz. [default: latents/ in RUN, or beside a model file]")
+@out_option(
+    None, "Output folder for latent_space.png and latents.npz. [default: latents/ in RUN, or beside a model file]"
+)
 @split_option("Split to show. [default: test where DATA has splits, else all]")
 @subset_options
 @overrides_option("Override a data.* setting of RUN.")

@@ -130,16 +130,9 @@ def choose_real(candidate: Candidate, split: str | None, label: str | None) -> R
     """
     settings, model = candidate.real_data, candidate.model
     patches = load_together(settings, candidate.resolution)
-<<<<<<< HEAD
-    own = None if model is None else model.config.data
-    same = own is not None and _same(own, settings, patches, model)
-    for key in SPLIT_SETTINGS if same else ():
-        if getattr(own, key) != getattr(settings, key):
-=======
     trained_on = model is not None and _is_training_set(model, settings, patches)
-    for key in DEALT_BY if model and trained_on else ():
+    for key in SPLIT_SETTINGS if model and trained_on else ():
         if model and getattr(model.config.data, key) != getattr(settings, key):
->>>>>>> room-gener
             raise UserError(
                 f"-o data.{key}: {candidate.source} was trained on these patches; with other splits, training images would be held out"
             )
