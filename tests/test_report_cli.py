@@ -23,7 +23,7 @@ from PIL import Image
 from score_tools import fails, rows
 
 from gan_uad.benchmark import tables as benchmark_tables
-from gan_uad.benchmark.plan import OWN
+from gan_uad.benchmark.plan import DEFAULT_SCORING
 from gan_uad.config import load_config
 from gan_uad.files import make_folder, write_json
 from gan_uad.generation import accuracy as classify_rows
@@ -271,7 +271,7 @@ def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path, monkeypatch: pyt
     about = {
         "data": "toy",
         "method": HOSTILE,
-        "scoring": OWN,
+        "scoring": DEFAULT_SCORING,
         "overrides": "",
         "seed": 0,
         "settings": "",
@@ -305,7 +305,7 @@ def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path, monkeypatch: pyt
     assert "labels" not in page.sections["benchmark"], "no method saw any"
     assert (row["method"], row["AUROC"]) == (HOSTILE, "0.750 [0.50, 0.88]")
     assert len(page.images["benchmark"]) == len(page.images["maps"]) == 1
-    for text in ("FAILED: two: no memory", "1 cells of the benchmark were not run yet: three", "SHORT"):
+    for text in ("FAILED: two: no memory", "1 cells of the benchmark were not run yet: three", "TRUNCATED"):
         assert text in page.sections["missing"]
     write_json(tmp_path / "cells" / "3" / "cell.json", {**better, "training": [{**training, "trained_on": "all"}]})
     benchmark_tables.write_tables(described, cells, tmp_path)
