@@ -24,7 +24,7 @@ from score_tools import fails, index, rows
 from sklearn.metrics import roc_auc_score
 
 from gan_uad.benchmark.datasets import BenchmarkData, prepare_data
-from gan_uad.benchmark.plan import plan, plan_comparisons, points
+from gan_uad.benchmark.plan import plan, points
 from gan_uad.benchmark.schema import DataEntry, Search, load_benchmark, shipped
 from gan_uad.config import DataConfig, load_config
 from gan_uad.data.sources import open_source
@@ -277,7 +277,7 @@ def test_cells_of_version_0_1_keep_their_keys(label: str, tmp_path: Path) -> Non
     name, _, results = file.partition("-")
     found = load_benchmark(f"{Path(__file__).parents[1]}/docs/results/{name}/benchmark.yaml" if results else name)
     (tmp_path / folder).mkdir(parents=True)
-    cells = plan(found, {data: BenchmarkData(tmp_path, data)}, None, "auto", tmp_path)
+    cells, _ = plan(found, {data: BenchmarkData(tmp_path, data)}, None, "auto", tmp_path)
     assert (method, folder) in {(cell.method, cell.folder) for cell in cells}
 
 
@@ -323,7 +323,7 @@ def test_shipped_files_are_complete(name: str, tmp_path: Path) -> None:
     """Every method of every shipped benchmark names what there is, on data that need not be here."""
     found = load_benchmark(name)
     data = {one: BenchmarkData(tmp_path, one) for one in found.data}
-    cells, comparisons = plan(found, data, None, "auto"), plan_comparisons(found, data, None, "auto")
+    cells, comparisons = plan(found, data, None, "auto")
     assert {cell.method for cell in cells} == set(found.methods)
     assert not [comparison.problem for comparison in comparisons if comparison.problem]
     assert len({comparison.folder for comparison in comparisons}) == len(comparisons)
@@ -338,7 +338,7 @@ def test_reduced_files_need_no_data(name: str, tmp_path: Path) -> None:
     assert [one.path for one in found.data.values()] == [None]
     assert all(one.phantom is not None and one.phantom.train <= 300 for one in found.data.values())
     data = {one: BenchmarkData(tmp_path, one) for one in found.data}
-    cells, comparisons = plan(found, data, None, "auto"), plan_comparisons(found, data, None, "auto")
+    cells, comparisons = plan(found, data, None, "auto")
     assert {cell.method for cell in cells} == set(found.methods)
     assert not [cell.problem for cell in (*cells, *comparisons) if cell.problem]
     trainings = {step.key: step for cell in (*cells, *comparisons) for step in cell.chain}.values()
@@ -433,7 +433,7 @@ def test_wrong_words_are_refused(cli: Any, words: list[str], named: list[str], t
 
 def test_reduced_and_capped(tmp_path: Path) -> None:
     found = load_benchmark("phantom", reduced=True)
-    cells = plan(found, {"phantom": BenchmarkData(tmp_path, "")}, 0.2, "auto")
+    cells, _ = plan(found, {"phantom": BenchmarkData(tmp_path, "")}, 0.2, "auto")
     told = {text for cell in cells for step in cell.chain for text in step.overrides}
     assert {text for text in told if "total_kimg" in text} >= {"training.total_kimg=0.2"}
     assert found.data["phantom"].phantom is not None

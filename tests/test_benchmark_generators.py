@@ -13,7 +13,7 @@ import yaml
 from score_tools import fails, rows
 
 from gan_uad.benchmark.datasets import BenchmarkData
-from gan_uad.benchmark.plan import plan, plan_comparisons
+from gan_uad.benchmark.plan import plan
 from gan_uad.benchmark.schema import load_benchmark
 
 pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
@@ -142,17 +142,17 @@ def test_generators_are_the_runs_of_the_detection(tmp_path: Path) -> None:
     """What has the same settings is trained once; each generator of the shipped file is compared in each network."""
     found = load_benchmark("pcam")
     data = {"pcam": BenchmarkData(tmp_path, "")}
-    compared_rows = plan_comparisons(found, data, None, "auto")
-    trained = {step.key: cell.method for cell in plan(found, data, None, "auto") for step in cell.chain}
-    assert [trained.get(one.chains[0][0].key) for one in compared_rows if one.features == "inception"] == [
+    cells, comparisons = plan(found, data, None, "auto")
+    trained = {step.key: cell.method for cell in cells for step in cell.chain}
+    assert [trained.get(one.chains[0][0].key) for one in comparisons if one.features == "inception"] == [
         "anogan_64", "izi_f", "pgan_64", "stylegan_64", "style_encoder",
     ]  # fmt: skip
-    (table2,) = (one for one in compared_rows if one.kind == "table2")
+    (table2,) = (one for one in comparisons if one.kind == "table2")
     assert trained[table2.chains[0][0].key] == "densenet_64_small"
     assert 'data.label="anomalous"' in table2.chains[2][0].overrides
     assert table2.chains[2][0].key not in trained
-    assert [(one.what, one.kimg) for one in compared_rows if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
-    capped = plan_comparisons(found, data, 20, "auto")
+    assert [(one.what, one.kimg) for one in comparisons if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
+    _, capped = plan(found, data, 20, "auto")
     assert [one.kimg for one in capped if one.kind == "real_vs_synthetic"] == [20]
 
 

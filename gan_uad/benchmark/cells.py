@@ -33,20 +33,9 @@ DONE = "done.json"
 SUBSETS = 2020  # seed of KID's subsets and of the halves, as of `gan-uad fid`
 ATTEMPT_RESAMPLES = 100  # of the bootstrap: an attempt is chosen by its AUROC, not by the interval
 CHOSEN_BY = {"auroc": "AUROC on the val split", "validation": "the run's own metric on validation images"}
-ACCURACY = [
-    "n",
-    "n_0",
-    "n_1",
-    "accuracy",
-    "low",
-    "high",
-    "interval",
-    "auroc",
-    "auroc_low",
-    "auroc_high",
-    "recall_0",
-    "recall_1",
-]
+ACCURACY = (
+    "n", "n_0", "n_1", "accuracy", "low", "high", "interval", "auroc", "auroc_low", "auroc_high", "recall_0", "recall_1",
+)  # fmt: skip
 
 
 def main(plan: Path, device: str) -> int:

@@ -108,25 +108,18 @@ class Missing(Exception):
 
 def plan(
     benchmark: Benchmark, data: Mapping[str, BenchmarkData], kimg: float | None, device: str, home: Path | None = None
-) -> list[Cell]:
-    """All cells on the data sets of `data`, in the order of the table; `home`: where folders of version 0.1 are looked for.
+) -> tuple[list[Cell], list[Comparison]]:
+    """All cells and comparisons on the data sets of `data`, in the order of the tables. `home`: where folders of version 0.1 may lie.
 
     Raises `UserError` for settings that a training does not have.
     """
-    found = (Planner(benchmark, name, data[name], kimg, device, home) for name in benchmark.data if name in data)
-    return [cell for planner in found for cell in planner.cells()]
-
-
-def plan_comparisons(
-    benchmark: Benchmark, data: Mapping[str, BenchmarkData], kimg: float | None, device: str, home: Path | None = None
-) -> list[Comparison]:
-    """All comparisons, as `plan`."""
-    found = (Planner(benchmark, name, data[name], kimg, device, home) for name in benchmark.data if name in data)
-    return [one for planner in found for seed in benchmark.seeds for one in planner.comparisons(seed)]
+    found = [_Planner(benchmark, name, data[name], kimg, device, home) for name in benchmark.data if name in data]
+    comparisons = [one for planner in found for seed in benchmark.seeds for one in planner.comparisons(seed)]
+    return [cell for planner in found for cell in planner.cells()], comparisons
 
 
 @dataclass(frozen=True)
-class Planner:
+class _Planner:
     """Plans what is done on one data set."""
 
     benchmark: Benchmark

@@ -10,6 +10,7 @@ benchmarks/NAME/  results.csv .json .md .tex
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -17,13 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import TypeAdapter
 
 from gan_uad import console
 from gan_uad.benchmark.datasets import BenchmarkData, prepare_data
-from gan_uad.benchmark.plan import CLASSIFICATION, GENERATION, Work, plan, plan_comparisons
+from gan_uad.benchmark.plan import CLASSIFICATION, GENERATION, Work, plan
 from gan_uad.benchmark.schema import Benchmark, load_benchmark
 from gan_uad.benchmark.tables import CELL, ENDED, ERROR, LOG, read_cell, write_tables
 from gan_uad.device import cores
@@ -33,14 +33,6 @@ from gan_uad.slides.batch import parse_shard
 from gan_uad.tables import format_number
 
 POLL_S = 0.1
-
-
-class Process(Protocol):
-    """What is used of `subprocess.Popen`."""
-
-    def poll(self) -> int | None: ...
-    def terminate(self) -> None: ...
-    def wait(self) -> int: ...
 
 
 def benchmark(
@@ -74,11 +66,9 @@ def benchmark(
             sets[name] = prepare_data(name, entry, {**found.set, **entry.set}, root, places, folder)
         except UserError:
             if name in wanted:  # else what is finished on the others can stay in the table
-                absent = {name: BenchmarkData(Path(name), name)}
-                plan(found, absent, kimg, device)  # mistakes in the file are reported first
-                plan_comparisons(found, absent, kimg, device)
+                plan(found, {name: BenchmarkData(Path(name), name)}, kimg, device)  # mistakes in the file come first
                 raise
-    cells, comparisons = plan(found, sets, kimg, device, folder), plan_comparisons(found, sets, kimg, device, folder)
+    cells, comparisons = plan(found, sets, kimg, device, folder)
     planned: list[Work] = [*cells, *comparisons]
     families = list(dict.fromkeys(_family(cell) for cell in planned))[part::parts]
     mine = [cell for cell in planned if _family(cell) in families and wanted >= {cell.method, cell.data}]
@@ -133,7 +123,7 @@ def _finished(cell: Work, home: Path) -> bool:
     return (home / cell.folder / CELL).is_file()
 
 
-def start(plan: Path, device: str, environ: Mapping[str, str]) -> Process:
+def start(plan: Path, device: str, environ: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of the cell that the file `plan` holds; its output goes to `log.txt` beside it. (Tests replace this function to
     run `cells.main` in their own process.)
     """
@@ -144,16 +134,15 @@ def start(plan: Path, device: str, environ: Mapping[str, str]) -> Process:
 
 def _run(todo: Sequence[Work], home: Path, jobs: int, device: str, after_each: Callable[[], object]) -> int:
     """Run all cells, `jobs` at a time; returns how many of the table failed. Raises `Interrupted` on Ctrl-C, when all have ended."""
-    waiting, running, failed = list(todo), dict[Work, tuple[Process, int]](), []
-    reported = 0
+    waiting, failed = list(todo), list[Work]()
+    running: dict[Work, tuple[subprocess.Popen[bytes], int]] = {}
+    count = itertools.count(1)
 
     def report(cell: Work, why: str) -> None:
-        nonlocal reported
-        reported += 1
-        failed.extend([cell] if why and not cell.by else [])
         log = home / cell.folder / LOG
-        seen = f"{f' (log: {log})' if log.is_file() else ''}"
-        console.say(f"[{reported}/{len(todo)}] {cell.label}{f' FAILED: {why}{seen}' if why else _said(cell, home)}")
+        result = f" FAILED: {why}{f' (log: {log})' if log.is_file() else ''}" if why else f": {_said(cell, home)}"
+        console.say(f"[{next(count)}/{len(todo)}] {cell.label}{result}")
+        failed.extend([cell] if why and not cell.by else [])
 
     try:
         while waiting or running:
@@ -219,6 +208,6 @@ def _said(cell: Work, home: Path) -> str:
     """The result of a cell in a few words."""
     found = read_cell(home / cell.folder) or {}
     if "said" in found:
-        return f": {found['said']}"
+        return str(found["said"])
     area = "scored" if found["auroc"] is None else f"AUROC {format_number(found['auroc']['value'])}"
-    return f": {area}{' on val' if cell.by else ''}"
+    return f"{area}{' on val' if cell.by else ''}"
