@@ -87,16 +87,17 @@ def _comparison(work: Comparison, home: Path, folder: Path, device: str) -> dict
     pairs = zip(itertools.chain(*chains), work.chain, strict=True)
     trainings = [training_metrics(run, step, home) for run, step in pairs]
     sources = [str(runs[-1]) for runs in chains]
-    out, named = folder / "table", {"data": work.data, "folder": f"{work.folder}/table"}
+    out = folder / "table"
     if work.kind == DISTANCE:
         fid((sources[0],), work.path, out, work.num, (work.features,), seed=SUBSETS, device=device)
         rows = []
         for found in read_json(out / "fid.json"):
             generated = "run" in found  # other rows compare real images with each other
-            row = {"method": work.what if generated else found["method"], "seed": work.seed if generated else None}
+            named = (work.what, work.seed) if generated else (found["method"], None)
+            row = dict(zip(("data", "method", "seed"), (work.data, *named), strict=True))
             keys = ("px", "kimg", "value", "kid", "kid_std", "precision", "recall", "memorisation")
             row |= {key: found.get(key) for key in keys} | {"features": found["figure"]}
-            rows.append(named | row | {key: found[key] for key in ("n", "n_real", "warnings")})
+            rows.append(row | {key: found[key] for key in ("n", "n_real", "warnings")})
         said = f"{rows[-1]['features']} {rows[-1]['value']:.2f}"
     else:
         if work.kind == TABLE2:
@@ -108,11 +109,15 @@ def _comparison(work: Comparison, home: Path, folder: Path, device: str) -> dict
             real_vs_synthetic(sources[0], work.path, out, *settings, seed=work.seed, device=device)
             name, kind = "real_vs_synthetic.json", "real vs synthetic"
         found = read_json(out / name)
-        about = {"kind": kind, "what": work.what, "seed": work.seed, "notes": found["notes"]}
-        about["kimg"] = " + ".join(f"{run['kimg']:g}" for run in found["runs"].values())
-        rows = [named | about | {"patches": row["set"], **{key: row[key] for key in ACCURACY}} for row in found["rows"]]
+        about = {"data": work.data, "kind": kind, "what": work.what, "seed": work.seed}
+        kimg = " + ".join(f"{run['kimg']:g}" for run in found["runs"].values())
+        rows = [
+            about | {"patches": row["set"], "kimg": kimg} | {key: row[key] for key in ACCURACY} for row in found["rows"]
+        ]
+        rows = [row | {"notes": found["notes"]} for row in rows]
         said = ", ".join(f"accuracy {row['accuracy']:.3f} ({row['patches']})" for row in rows)
     for row in rows:
+        row["folder"] = f"{work.folder}/table"
         row["training"] = "" if row["seed"] is None else training_length(trainings)
     result = {key: getattr(work, key) for key in ("kind", "what", "data", "seed", "num", "key", "folder")}
     return result | {"rows": rows, "said": said, "training": trainings, "environment": _machine()}

@@ -160,12 +160,10 @@ class _Planner:
                     if way.inverter is not None:  # the options are those of the run's own inverter
                         settings = [setting for setting in settings if not setting.startswith("scoring.options.")]
                     settings += [f"{key}={json.dumps(value)}" for key, value in way.set.items()]
-                    first = sorted(_first_setting(setting) for setting in settings)
-                    inverter = _first_registered("inverter", way.inverter)
-                    chosen_by = "judgement" if by == "validation" else by
-                    key = digest(
-                        [step.key for step in chain], self.data.key, first, inverter, way.maps, bench.max_images, bench.resamples, chosen_by
-                    )  # fmt: skip
+                    words_0_1 = sorted(_first_words(setting) for setting in settings)
+                    inverter = way.inverter and _first_words(way.inverter)
+                    caps = (bench.max_images, bench.resamples, by.replace("validation", "judgement"))
+                    key = digest([step.key for step in chain], self.data.key, words_0_1, inverter, way.maps, *caps)
             except Missing as missing:
                 problem = str(missing)
                 key = digest("missing", problem, label, scoring, self.name, overrides, seed)
@@ -313,7 +311,11 @@ def _drawn(values: Range | list[Any], rng: np.random.Generator) -> Any:
     return round(value) if values.whole else value
 
 
-# ---------------------------------------------------------------- keys: in the names of version 0.1, so that what it finished is found
+# ---------------------------------------------------------------- keys: in the words of version 0.1, so that what it finished is found
+
+_NAMES = {new: old for old, new in {**old_names.PRESETS, **old_names.REGISTERED["task"]}.items()}
+_WORDS = _NAMES | {new: old for kind in old_names.REGISTERED.values() for old, new in kind.items()}
+_WORDS |= {new.rpartition(".")[2]: old.rpartition(".")[2] for old, new in old_names.SETTINGS.items()}
 
 
 def _identity(config: RunConfig) -> str:
@@ -325,30 +327,14 @@ def _identity(config: RunConfig) -> str:
         del found["data"]["contamination"]
     if not config.scoring.corruption.words:
         del found["scoring"]["corruption"]
-    found |= {"name": _first_name(config.name, exact=True), "task": _first_registered("task", config.task)}
-    found["scoring"] |= {kind: _first_registered(kind, found["scoring"][kind]) for kind in ("scorer", "inverter")}
-    for old, new in old_names.SETTINGS.items():
-        *parents, last = new.split(".")
-        node = found
-        for parent in parents:
-            node = node[parent]
-        if last in node:
-            node[old.rpartition(".")[2]] = node.pop(last)
-    return json.dumps(found, sort_keys=True)
+    words_0_1 = json.loads(_first_words(json.dumps(found))) | {"model": config.model}  # networks kept their names
+    return json.dumps(words_0_1, sort_keys=True)
 
 
-def _first_name(name: str, exact: bool = False) -> str:
-    """A name with each preset or method in it as version 0.1 called it."""
-    known = {new: old for old, new in {**old_names.PRESETS, **old_names.REGISTERED["task"]}.items()}
-    if exact:
-        return known.get(name, name)
-    return re.sub("|".join(sorted(known, key=len, reverse=True)), lambda found: known[found[0]], name)
+def _first_words(text: str) -> str:
+    return re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), text)
 
 
-def _first_registered(kind: str, name: str | None) -> str | None:
-    return next((old for old, new in old_names.REGISTERED[kind].items() if new == name), name)
-
-
-def _first_setting(setting: str) -> str:
-    key, _, value = setting.partition("=")
-    return f"{next((old for old, new in old_names.SETTINGS.items() if new == key), key)}={value}"
+def _first_name(name: str) -> str:
+    """A folder's name with each preset or method in it as version 0.1 called it."""
+    return re.sub("|".join(sorted(_NAMES, key=len, reverse=True)), lambda found: _NAMES[found[0]], name)

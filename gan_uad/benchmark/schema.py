@@ -51,6 +51,8 @@ Preset = Annotated[str, AfterValidator(preset)]
 Inverter = Annotated[str, AfterValidator(lambda name: old_names.registered("inverter", name))]
 # Dotted key -> value, as -o key=value; CONFIG/key is of one training of a chain.
 Settings = Annotated[dict[str, Any], AfterValidator(_keys)]
+Values = Annotated[list[Any], Field(min_length=1)]
+_BY = {"judgement": "validation"}  # of version 0.1
 
 
 class _Strict(BaseModel):
@@ -150,17 +152,11 @@ class Range(_Strict):
 class Search(_Strict):
     """Settings to try. One attempt is chosen on validation images; the test split is read for that one alone."""
 
-    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], AfterValidator(_keys)] = Field(
-        {}, description="key -> values; every combination is tried"
-    )
-    random: Annotated[dict[str, Range | Annotated[list[Any], Field(min_length=1)]], AfterValidator(_keys)] = Field(
-        {}, description="key -> values, or low and high"
-    )
+    grid: Annotated[dict[str, Values], AfterValidator(_keys)] = Field({}, description="every combination is tried")
+    random: Annotated[dict[str, Range | Values], AfterValidator(_keys)] = Field({}, description="draws of each key")
     attempts: int = Field(8, ge=1, description="of a random search")
     seed: int = Field(0, ge=0, description="of a random search")
-    by: Annotated[
-        Literal["auroc", "validation"], BeforeValidator(lambda by: "validation" if by == "judgement" else by)
-    ] = Field(
+    by: Annotated[Literal["auroc", "validation"], BeforeValidator(lambda by: _BY.get(by, by))] = Field(
         "auroc",
         description="auroc: on the val split, which needs both labels; validation: the run's own (training.eval_kimg)",
     )
@@ -308,10 +304,9 @@ def _check_names(found: Benchmark, context: str) -> None:
                 )
 
     trained = {**found.methods, **found.generators}
-    for section, one in [(f"methods.{name}", one) for name, one in found.methods.items()] + [
-        (f"generators.{name}", one) for name, one in found.generators.items()
-    ]:
-        check(f"{section}.data", one.data, found.data, "data set")
+    for section, members in (("methods", found.methods), ("generators", found.generators)):
+        for name, one in members.items():
+            check(f"{section}.{name}.data", one.data, found.data, "data set")
     if (first := found.generation) is not None:
         check("generation.data", first.data, found.data, "data set")
         check("generation.generators", first.generators, trained, "generator or method")

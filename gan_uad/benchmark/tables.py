@@ -135,28 +135,10 @@ def write_tables(
         if found:
             keys = [key for key, value in found[0].items() if not isinstance(value, list)]
             write_text(home / f"results_{name}.csv", table(found, keys, "csv"))
-    shown = dict.fromkeys(("Detection", "Decisions", "Training and speed"), _in_text(summary)) | comparison_rows(
-        sections
-    )
+    texts = _in_text(summary)
+    shown = {"Detection": texts, "Decisions": texts, "Training and speed": texts} | comparison_rows(sections)
     tables = {title: (rows, used_columns(TABLES[title], rows)) for title, rows in shown.items() if rows}
-
-    parts = [f"# {benchmark.name}\n", benchmark.about.strip() + "\n" if benchmark.about else "", ABOUT + "\n"]
-    parts += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
-    for title, (rows, headings) in tables.items():
-        if title not in COMPARED:
-            parts += [f"## {title}\n", table(rows, headings, "markdown")]
-    for name, columns, attempts in searches(done):
-        note = f"Chosen by {columns['figure']}; the test split was read for the chosen one alone.\n"
-        parts += [f"## Search: {name}\n", note, table(attempts, columns, "markdown")]
-    for title, (rows, headings) in tables.items():
-        if title in COMPARED:
-            links = ", ".join(dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in rows))
-            parts += [
-                f"## {title}\n",
-                COMPARED[title] + "\n",
-                table(rows, headings, "markdown"),
-                f"Details: {links}.\n",
-            ]
+    blocks = _markdown(benchmark, tables, done)
     lists = {
         "Failed": [f"{one['cell']}: {one['error']}{' (`' + one['log'] + '`)' if one['log'] else ''}" for one in failed],
         "Not run yet": missing,
@@ -166,11 +148,32 @@ def write_tables(
             for one in machines
         ],
     }
-    parts += [f"## {title}\n\n" + "".join(f"- {text}\n" for text in texts) for title, texts in lists.items() if texts]
-    write_text(home / "results.md", "\n".join(part for part in parts if part))
+    blocks += [f"## {title}\n\n" + "".join(f"- {text}\n" for text in items) for title, items in lists.items() if items]
+    write_text(home / "results.md", "\n".join(blocks))
     brief = [tables[title] for title in ("Detection", *COMPARED) if title in tables]
     write_text(home / "results.tex", "\n".join(table(*one, "latex") for one in brief))
     return "\n".join(table(*one, "text") for one in brief)
+
+
+Shown = tuple[list[dict[str, Any]], dict[str, str]]  # rows, and the headings of their columns
+
+
+def _markdown(benchmark: Benchmark, tables: Mapping[str, Shown], done: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The tables with what a reader must know of them."""
+    blocks = [f"# {benchmark.name}\n", *([benchmark.about.strip() + "\n"] if benchmark.about else []), ABOUT + "\n"]
+    blocks += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
+    compared = []
+    for title, (rows, headings) in tables.items():
+        text = table(rows, headings, "markdown")
+        if title in COMPARED:
+            links = ", ".join(dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in rows))
+            compared += [f"## {title}\n", COMPARED[title] + "\n", text, f"Details: {links}.\n"]
+        else:
+            blocks += [f"## {title}\n", text]
+    for name, columns, attempts in searches(done):
+        note = f"Chosen by {columns['figure']}; the test split was read for the chosen one alone.\n"
+        blocks += [f"## Search: {name}\n", note, table(attempts, columns, "markdown")]
+    return blocks + compared
 
 
 def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
