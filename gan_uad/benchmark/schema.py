@@ -46,13 +46,16 @@ def _keys(values: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _word(value: Any) -> Any:
+    return old_names.BENCHMARK.get(value, value) if isinstance(value, str) else value
+
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # names become parts of folder names
 Preset = Annotated[str, AfterValidator(preset)]
 Inverter = Annotated[str, AfterValidator(lambda name: old_names.registered("inverter", name))]
 # Dotted key -> value, as -o key=value; CONFIG/key is of one training of a chain.
 Settings = Annotated[dict[str, Any], AfterValidator(_keys)]
 Values = Annotated[list[Any], Field(min_length=1)]
-_BY = {"judgement": "validation"}  # of version 0.1
 
 
 class _Strict(BaseModel):
@@ -156,7 +159,7 @@ class Search(_Strict):
     random: Annotated[dict[str, Range | Values], AfterValidator(_keys)] = Field({}, description="draws of each key")
     attempts: int = Field(8, ge=1, description="of a random search")
     seed: int = Field(0, ge=0, description="of a random search")
-    by: Annotated[Literal["auroc", "validation"], BeforeValidator(lambda by: _BY.get(by, by))] = Field(
+    by: Annotated[Literal["auroc", "validation"], BeforeValidator(_word)] = Field(
         "auroc",
         description="auroc: on the val split, which needs both labels; validation: the run's own (training.eval_kimg)",
     )

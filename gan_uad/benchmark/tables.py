@@ -62,21 +62,18 @@ ABOUT = (
     "share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. truncated: trained for less "
     "than the configuration, as published, says; unknown: a finished encoder, whose file does not say how long its generator was trained."
 )
-# Of files of version 0.1.
-KEYS = {**old_names.KEYS, "judgement": "validation", "whole": "complete"}
-LENGTHS = {"short": "truncated", "whole": "complete"}
 
 
 def todays(value: Any) -> Any:
-    """The content of a `cell.json` or `results.json` under the names of today."""
+    """The content of a `cell.json` or `results.json`, of version 0.1 too, under the names of today."""
     if isinstance(value, list):
         return [todays(one) for one in value]
     if not isinstance(value, dict):
         return value
-    found = {KEYS.get(key, key): todays(one) for key, one in value.items()}
-    if isinstance(found.get("training"), str):
-        found["training"] = LENGTHS.get(found["training"], found["training"])
-    return found
+    words = old_names.BENCHMARK
+    found = {words.get(k, k): one if k == "data" else todays(one) for k, one in old_names.keys(value).items()}
+    length = found.get("training")
+    return found | ({"training": words.get(length, length)} if isinstance(length, str) else {})
 
 
 def read_cell(folder: Path) -> dict[str, Any] | None:
