@@ -30,6 +30,8 @@ SETTINGS = {
     "scoring.options.parts": "scoring.options.components",
     "scoring.options.settle": "scoring.options.tol",
 }
+# Words of benchmark files, and keys and words of their results.
+BENCHMARK = {"judgement": "validation", "short": "truncated", "whole": "complete"}
 # Options of scorers and inverters in a `spec`.
 OPTIONS = {"parts": "components", "settle": "tol"}
 # Columns of CSV files and keys of JSON files and state.pt.

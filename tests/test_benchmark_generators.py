@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import benchmark_tools
 import pytest
 import yaml
 from score_tools import fails, rows
 
 from gan_uad.benchmark.datasets import BenchmarkData
-from gan_uad.benchmark.generators import plan_comparisons
 from gan_uad.benchmark.plan import plan
 from gan_uad.benchmark.schema import load_benchmark
 
 pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _in_process() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gan_uad.benchmark.run.start", benchmark_tools.in_process)
+        yield
+
+
 @pytest.fixture(scope="module")
 def source(
     classifier: Path, two_generators: dict[str, Path], trained: Any, labelled_patches: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:  # fmt: skip
-    """Finished runs of seconds; one generator is missing, and one judgement cannot be."""
+    """Finished runs of seconds; one generator is missing, and one method is none."""
     told = {
         "data": {"patches": {"path": str(labelled_patches)}},
         "resamples": 100,
@@ -44,7 +52,7 @@ def source(
 @pytest.fixture(scope="module")
 def made(cli: Any, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmark") / "out"
-    fails(cli("benchmark", source, "--out", out), "2 of 6 cells failed", code=1)
+    fails(cli("benchmark", source, "--out", out), "2 of 6", "results.md", code=1)
     return out
 
 
@@ -52,7 +60,7 @@ def results(folder: Path) -> Any:
     return json.loads((folder / "results.json").read_text())
 
 
-def test_figures_are_those_of_fid(
+def test_metrics_are_those_of_fid(
     cli: Any, made: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path: Path
 ) -> None:
     result = cli("fid", two_generators["normal"], "--real", labelled_patches, "--num", 24, "--out", tmp_path)
@@ -61,19 +69,19 @@ def test_figures_are_those_of_fid(
     found = [row for row in results(made)["generation"] if row["method"] != "inside"]
     assert [row["value"] for row in found] == pytest.approx([row["value"] for row in alone])
     assert [row["method"] for row in found] == [*(row["method"] for row in alone[:-1]), "normal"]
-    assert (found[-1]["n"], found[-1]["kimg"], found[-1]["training"]) == (24, 0.016, "whole")
+    assert (found[-1]["n"], found[-1]["kimg"], found[-1]["training"]) == (24, 0.016, "complete")
     assert [row["seed"] for row in found[:-1]] == [None] * (len(alone) - 1)
     listed = [row["method"] for row in rows(made / "results_generation.csv")]
     assert [name for name in listed if name != "inside"] == [row["method"] for row in found]
     assert (made / found[-1]["folder"] / "fid.md").is_file()
 
 
-def test_a_generator_inside_an_encoder_is_not_told_the_kimg_of_the_encoder(made: Path) -> None:
+def test_a_generator_inside_an_encoder_does_not_get_the_kimg_of_the_encoder(made: Path) -> None:
     (inside,) = (row for row in results(made)["generation"] if row["method"] == "inside")
     assert (inside["kimg"], inside["training"]) == (None, "unknown")
 
 
-def test_figures_are_those_of_classify(
+def test_metrics_are_those_of_classify(
     cli: Any, made: Path, classifier: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path: Path
 ) -> None:
     words = [
@@ -107,21 +115,19 @@ def test_the_report_shows_both_tables(cli: Any, made: Path, tmp_path: Path) -> N
         assert f"{row['value']:.2f}" in page
     for row in results(made)["classification"]:
         assert f"{100 * row['accuracy']:.2f}" in page
-    assert "as gan-uad fid compares them" in page
 
 
 def test_what_fails_fails_alone_and_what_is_finished_stays(cli: Any, made: Path, source: Path) -> None:
     failed = {one["cell"]: one["error"] for one in results(made)["failed"]}
     assert list(failed) == [f"patches, distance, {name}, efficientnet_lite0, seed 0" for name in ("gone", "cnn")]
     missing, unfit = failed.values()
-    assert "no finished run or model file at no/run" in missing
-    assert "holds no generator" in unfit
+    assert "no/run*" in missing
+    assert "generator" in unfit
     assert [cell["method"] for cell in results(made)["cells"]] == ["cnn"]
     before = {path: path.stat().st_mtime_ns for path in made.glob("*/*/cell.json")}
     assert len(before) == 4
     again = cli("benchmark", source, "--out", made, "--only", "classification")
     assert again.exit_code == 0, again.output
-    assert "1 of them here, 0 trainings" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in made.glob("*/*/cell.json")} == before
     listed = cli("benchmark", source, "--out", made, "--only", "generation", "--dry-run").stdout.splitlines()
     assert [line.rpartition(", seed 0: ")[2] for line in listed] == [
@@ -133,37 +139,39 @@ def test_what_fails_fails_alone_and_what_is_finished_stays(cli: Any, made: Path,
 
 
 def test_generators_are_the_runs_of_the_detection(tmp_path: Path) -> None:
-    """What has the same settings is trained once; each generator of the shipped file is judged in each network."""
+    """What has the same settings is trained once; each generator of the shipped file is compared in each network."""
     found = load_benchmark("pcam")
     data = {"pcam": BenchmarkData(tmp_path, "")}
-    compared_rows = plan_comparisons(found, data, None, "auto")
-    trained = {step.key: cell.method for cell in plan(found, data, None, "auto") for step in cell.chain}
-    assert [trained.get(one.chains[0][0].key) for one in compared_rows if one.features == "inception"] == [
+    cells, comparisons = plan(found, data, None, "auto")
+    trained = {step.key: cell.method for cell in cells for step in cell.chain}
+    assert [trained.get(one.chains[0][0].key) for one in comparisons if one.features == "inception"] == [
         "anogan_64", "izi_f", "pgan_64", "stylegan_64", "style_encoder",
     ]  # fmt: skip
-    (table2,) = (one for one in compared_rows if one.kind == "table2")
+    (table2,) = (one for one in comparisons if one.kind == "table2")
     assert trained[table2.chains[0][0].key] == "densenet_64_small"
     assert 'data.label="anomalous"' in table2.chains[2][0].overrides
     assert table2.chains[2][0].key not in trained
-    assert [(one.what, one.kimg) for one in compared_rows if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
-    capped = plan_comparisons(found, data, 20, "auto")
+    assert [(one.what, one.kimg) for one in comparisons if one.kind == "real_vs_synthetic"] == [("stylegan2", 100)]
+    _, capped = plan(found, data, 20, "auto")
     assert [one.kimg for one in capped if one.kind == "real_vs_synthetic"] == [20]
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "named"),
     [
-        ({"generation": {"generators": ["gan"]}}, "generation.generators: no generator or method is called 'gan': did you mean 'gann'"),
-        ({"generation": {"generators": ["gann"], "feature": ["x"]}}, "unknown key 'generation.feature': did you mean 'features'"),
-        ({"generators": {}, "generation": {}}, "generation: there is no generator: name some"),
-        ({"classification": {"classifier": "cnn"}}, "classification.0: give classifier, normal and anomalous together"),
-        ({"classification": {"real_vs_synthetic": ["a"]}}, "classification.real_vs_synthetic: no generator or method is called 'a'"),
-        ({"classification": {"real_vs_synthetic": ["knn"]}}, "knn is searched for, so no single run can be judged"),
-        ({"generation": {"data": ["patch"]}}, "generation.data: no data set is called 'patch': did you mean 'patches'"),
-        ({"generators": {"gann": {"train": "dcgan"}}, "generation": {}}, "generation: gann: no preset is called 'dcgan'"),
+        ({"generation": {"generators": ["gan"]}}, ["generation.generators:", "'gan'", "'gann'"]),
+        ({"generation": {"generators": ["gann"], "feature": ["x"]}}, ["generation:", "'feature'", "'features'"]),
+        ({"generators": {}, "generation": {}}, ["generation:", "generators"]),
+        ({"classification": {"classifier": "cnn"}}, ["classification.0:", "classifier", "normal", "anomalous"]),
+        ({"classification": {"real_vs_synthetic": ["a"]}}, ["classification.real_vs_synthetic:", "'a'"]),
+        ({"classification": {"real_vs_synthetic": ["knn"]}}, ["classification.real_vs_synthetic:", "knn", "generators"]),
+        ({"generation": {"data": ["patch"]}}, ["generation.data:", "'patch'", "'patches'"]),
+        ({"generators": {"gann": {"train": "dcgan"}}, "generation": {}}, ["generation: gann:", "'dcgan'", "'dcgan_64'"]),
     ],
 )  # fmt: skip
-def test_wrong_sections_are_refused_in_one_line(cli: Any, change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_wrong_sections_are_refused_in_one_line(
+    cli: Any, change: dict[str, Any], named: list[str], tmp_path: Path
+) -> None:
     search = {"grid": {"scoring.options.k": [1, 2]}}
     parts = {
         "data": {"patches": {"path": "there"}},
@@ -171,4 +179,4 @@ def test_wrong_sections_are_refused_in_one_line(cli: Any, change: dict[str, Any]
         "generators": {"gann": {"train": "dcgan_64"}},
     } | change
     (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(parts))
-    fails(cli("benchmark", tmp_path / "wrong.yaml", "--out", tmp_path / "out"), message)
+    fails(cli("benchmark", tmp_path / "wrong.yaml", "--out", tmp_path / "out"), *named)

@@ -23,7 +23,7 @@ from PIL import Image
 from score_tools import fails, rows
 
 from gan_uad.benchmark import tables as benchmark_tables
-from gan_uad.benchmark.plan import OWN
+from gan_uad.benchmark.plan import DEFAULT_SCORING
 from gan_uad.config import load_config
 from gan_uad.files import make_folder, write_json
 from gan_uad.generation import accuracy, fid
@@ -271,7 +271,7 @@ def test_a_benchmark(cli: Any, evaluated: Path, tmp_path: Path, monkeypatch: pyt
     about = {
         "data": "toy",
         "method": HOSTILE,
-        "scoring": OWN,
+        "scoring": DEFAULT_SCORING,
         "overrides": "",
         "seed": 0,
         "settings": "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import benchmark_tools
 import docs_tools
 import pytest
 import yaml
@@ -94,14 +94,12 @@ def test_it_is_small(page: str) -> None:
 
 
 @pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells of a benchmark in forks of this process, which has imported torch already; one thread, since its pool is not forked."""
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr("gan_uad.benchmark.run.multiprocessing.get_context", lambda _: fork)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of a benchmark in this process, which knows the entry point."""
+    monkeypatch.setattr("gan_uad.benchmark.run.start", benchmark_tools.in_process)
 
 
-@pytest.mark.usefixtures("fast", "forked")
+@pytest.mark.usefixtures("fast", "in_process")
 def test_commands_of_the_page(cli: Any, page: str, project: Path, patches: Path) -> None:
     small_benchmark(project)
     done = []

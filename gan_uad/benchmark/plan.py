@@ -1,30 +1,33 @@
-"""From a benchmark file to its cells: what is trained, how it is scored, and a key that tells each from every other."""
+"""From a benchmark file to its cells and comparisons: what is trained, what is done with it, and a key that identifies each."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from gan_uad import old_names
 from gan_uad.benchmark.datasets import BenchmarkData
-from gan_uad.benchmark.schema import Benchmark, Method, Range, Scoring, Search, Settings, Trained
+from gan_uad.benchmark.schema import Benchmark, Method, Range, Scoring, Search, Trained, preset
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.errors import UserError, near
+from gan_uad.files import sha256
 from gan_uad.run import model_file
 
-FREE = ("device", "threads", "tick_kimg", "snapshot_kimg", "checkpoint_kimg")  # of `training`: they change no figure
+NO_EFFECT = ("device", "threads", "tick_kimg", "snapshot_kimg", "checkpoint_kimg")  # of `training`: on no metric
 BEFORE = "{before}"  # in a setting: the run before in the chain, where that is not a generator
-ENDED = "ended by signal"  # how the reason begins where the cell itself did not fail
-OWN = "own"  # the run's own way of scoring
+DEFAULT_SCORING = "own"  # name of the run's own way of scoring
+GENERATION, CLASSIFICATION = "generation", "classification"  # sections of the file
+DISTANCE, TABLE2, REAL_VS_SYNTHETIC = "distance", "table2", "real_vs_synthetic"  # kinds of comparison
+SECTION = {DISTANCE: GENERATION, TABLE2: CLASSIFICATION, REAL_VS_SYNTHETIC: CLASSIFICATION}
 
 
 @dataclass(frozen=True)
@@ -36,222 +39,263 @@ class Training:
     config: str = ""
     overrides: tuple[str, ...] = ()
     place: str = ""
-    published_kimg: float | None = None  # what the configuration itself says
+    published_kimg: float | None = None  # of the configuration itself
     run: str = ""
 
 
-@dataclass(frozen=True)
-class Cell:
+@dataclass(frozen=True, kw_only=True)
+class _Planned:
+    """What one process does. It is finished when `folder`, relative to the benchmark's, holds `cell.json`."""
+
+    data: str  # name of the data set
+    path: str  # ... and its place
+    seed: int
+    key: str
+    label: str  # for lines of progress
+    folder: str
+    problem: str = ""  # why it cannot be run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(_Planned):
     """One row of the table, or one attempt of a search (scored on the val split)."""
 
     method: str
     scoring: str
-    data: str
     overrides: str
-    seed: int
     chain: tuple[Training, ...]
-    path: str  # of the patches
-    told: tuple[str, ...]  # scoring.* and data.* settings of the scoring
+    scoring_settings: tuple[str, ...]  # scoring.* and data.* overrides of the scoring
     inverter: str | None
     maps: bool
     max_images: int | None
     resamples: int
-    key: str = ""
     settings: str = ""  # those of an attempt, in words
-    by: str = ""  # how an attempt is judged; "" for a row of the table
+    by: str = ""  # what an attempt is chosen by; "" for a row of the table
     attempts: tuple[Cell, ...] = ()
-    problem: str = ""  # why it cannot be tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(_Planned):
+    """One comparison of generated with real images, on one data set and with one seed."""
+
+    kind: str
+    what: str  # names of the generators, and of the classifier
+    chains: tuple[tuple[Training, ...], ...]  # of the classifier (for `table2`, the first) and of each generator
+    num: int
+    features: str
+    preset: str | None
+    kimg: float | None
+    by: ClassVar[str] = ""
+    attempts: ClassVar[tuple[Cell, ...]] = ()
 
     @property
-    def label(self) -> str:
-        """In words, as on a line of progress."""
-        parts = [
-            self.data,
-            self.method,
-            "" if self.scoring == OWN else self.scoring,
-            self.overrides,
-            f"seed {self.seed}",
-        ]
-        return ", ".join(part for part in [*parts, self.settings] if part)
+    def method(self) -> str:
+        """The section of the file, as --only names it."""
+        return SECTION[self.kind]
 
     @property
-    def folder(self) -> str:
-        """Relative to the benchmark's folder."""
-        parts = [self.data, self.method, "" if self.scoring == OWN else self.scoring, self.overrides, f"s{self.seed}"]
-        kind = "attempts" if self.by else "cells"
-        return f"{kind}/{'-'.join(part for part in parts if part)}-{self.key[:10]}"
-
-    @property
-    def family(self) -> str:
-        """Cells of one family begin with the same training: one machine does them all."""
-        return self.chain[0].key if self.chain else self.attempts[0].family if self.attempts else self.key
+    def chain(self) -> tuple[Training, ...]:
+        """All its trainings."""
+        return tuple(itertools.chain(*self.chains))
 
 
-def plan(benchmark: Benchmark, data: dict[str, BenchmarkData], kimg: float | None, device: str) -> list[Cell]:
-    """All cells on the data sets that are at hand, in the order of the table. Raises `UserError` for settings that no training takes."""
-    cells: list[Cell] = []
-    for name in (n for n in benchmark.data if n in data):
-        for label, method in benchmark.methods.items():
-            if method.data is not None and name not in method.data:
-                continue
-            sets = method.overrides if method.overrides is not None else benchmark.overrides
-            for overrides, settings in (sets or {"": {}}).items():
-                for scoring, way in (method.score or {OWN: Scoring()}).items():
-                    for seed in method.seeds if method.seeds is not None else benchmark.seeds:
-                        maker = _Maker(benchmark, data[name], kimg, device, name, label, overrides, scoring, seed)
-                        try:
-                            cells.append(maker.cell(method, way, settings))
-                        except UserError as error:
-                            raise UserError(f"methods.{label}: {error.message}") from None
-    return cells
+Work = Cell | Comparison
 
 
-def chain_of(
-    benchmark: Benchmark, data: BenchmarkData, kimg: float | None, device: str, name: str, label: str, trained: Trained, seed: int
-) -> list[Training]:  # fmt: skip
-    """The trainings of `trained`, called `label`, on the data set `name`. Raises `Missing` for a run that is not there."""
-    return _Maker(benchmark, data, kimg, device, name, label, "", OWN, seed).generator(trained)
+class Missing(Exception):
+    """A run that a method names does not exist."""
+
+
+def plan(
+    benchmark: Benchmark, data: Mapping[str, BenchmarkData], kimg: float | None, device: str, home: Path | None = None
+) -> tuple[list[Cell], list[Comparison]]:
+    """All cells and comparisons on the data sets of `data`, in the order of the tables. `home`: where folders of version 0.1 may lie.
+
+    Raises `UserError` for settings that a training does not have.
+    """
+    found = [_Planner(benchmark, name, data[name], kimg, device, home) for name in benchmark.data if name in data]
+    comparisons = [one for planner in found for seed in benchmark.seeds for one in planner.comparisons(seed)]
+    return [cell for planner in found for cell in planner.cells()], comparisons
 
 
 @dataclass(frozen=True)
-class _Maker:
-    """Makes the cell of one place in the grid of methods, data sets, overrides, scorings and seeds."""
+class _Planner:
+    """Plans what is done on one data set."""
 
     benchmark: Benchmark
+    name: str
     data: BenchmarkData
     kimg: float | None
     device: str
-    name: str
-    method: str
-    overrides: str
-    scoring: str
-    seed: int
+    home: Path | None
 
-    def cell(self, method: Method, way: Scoring, settings: Settings) -> Cell:
-        layers = [self.benchmark.set, self.benchmark.data[self.name].set, method.set, settings]
+    def cells(self) -> Iterator[Cell]:
+        for label, method in self.benchmark.methods.items():
+            if self._has(method.data):
+                sets = self.benchmark.overrides if method.overrides is None else method.overrides
+                ways = method.score or {DEFAULT_SCORING: Scoring()}
+                seeds = self.benchmark.seeds if method.seeds is None else method.seeds
+                for overrides, scoring, seed in itertools.product(sets or {"": {}}, ways, seeds):
+                    try:
+                        layers = [method.set, sets[overrides] if sets else {}]
+                        yield self._cell(label, method, overrides, layers, scoring, ways[scoring], seed)
+                    except UserError as error:
+                        raise UserError(f"methods.{label}: {error.message}") from None
+
+    def _cell(
+        self, label: str, method: Method, overrides: str, layers: list[dict[str, Any]], scoring: str, way: Scoring, seed: int
+    ) -> Cell:  # fmt: skip
+        bench, path = self.benchmark, str(self.data.path)
+        named = [self.name, label, "" if scoring == DEFAULT_SCORING else scoring, overrides]
+
+        def make(by: str, point: Mapping[str, Any], attempts: tuple[Cell, ...] = ()) -> Cell:
+            chain: list[Training] = []
+            settings: list[str] = []
+            problem, words = "", " ".join(f"{key}={json.dumps(value)}" for key, value in point.items())
+            try:
+                if attempts:
+                    key = digest("chosen", [attempt.key for attempt in attempts])
+                else:
+                    chain, settings = self._chain(method, label, [*layers, point], seed)
+                    if way.inverter is not None:  # the options are those of the run's own inverter
+                        settings = [setting for setting in settings if not setting.startswith("scoring.options.")]
+                    settings += [f"{key}={json.dumps(value)}" for key, value in way.set.items()]
+                    words_0_1 = sorted(_first_words(setting) for setting in settings)
+                    inverter = way.inverter and _first_words(way.inverter)
+                    caps = (bench.max_images, bench.resamples, by.replace("validation", "judgement"))
+                    key = digest([step.key for step in chain], self.data.key, words_0_1, inverter, way.maps, *caps)
+            except Missing as missing:
+                problem = str(missing)
+                key = digest("missing", problem, label, scoring, self.name, overrides, seed)
+            return Cell(
+                data=self.name, path=path, seed=seed, key=key, label=_joined(", ", *named, f"seed {seed}", words),
+                folder=self._folder("attempts" if by else "cells", _joined("-", *named, f"s{seed}"), key), problem=problem,
+                method=label, scoring=scoring, overrides=overrides, chain=tuple(chain), scoring_settings=tuple(settings),
+                inverter=way.inverter, maps=way.maps, max_images=bench.max_images, resamples=bench.resamples, settings=words,
+                by=by, attempts=attempts,
+            )  # fmt: skip
+
         if method.search is None:
-            return self._one(method, way, layers)
-        found = tuple(
-            replace(self._one(method, way, [*layers, point], method.search.by), settings=_in_words(point))
-            for point in points(method.search)
-        )
-        first = found[0]
-        key = digest("chosen", [attempt.key for attempt in found])
-        return replace(first, chain=(), key=key, settings="", by="", attempts=found, problem="")
+            return make("", {})
+        return make("", {}, tuple(make(method.search.by, point) for point in points(method.search)))
 
-    def _one(self, method: Method, way: Scoring, layers: Sequence[Settings], by: str = "") -> Cell:
-        cell = Cell(
-            self.method, self.scoring, self.name, self.overrides, self.seed, (), str(self.data.path), (), way.inverter, way.maps,
-            self.benchmark.max_images, self.benchmark.resamples, by=by,
+    def comparisons(self, seed: int) -> Iterator[Comparison]:
+        first = self.benchmark.generation
+        if first is not None and self._has(first.data):
+            for generator, features in itertools.product(first.generators or self.benchmark.generators, first.features):
+                yield from self._comparison(DISTANCE, [generator], seed, first.num, features)
+        for second in self.benchmark.classification:
+            if self._has(second.data):
+                if second.table2:
+                    yield from self._comparison(TABLE2, second.table2, seed, second.num)
+                kimg = min((one for one in (second.kimg, self.kimg, self.benchmark.kimg) if one), default=None)
+                for generator in second.real_vs_synthetic:
+                    yield from self._comparison(
+                        REAL_VS_SYNTHETIC, [generator], seed, second.num, "", second.preset, kimg
+                    )
+
+    def _comparison(
+        self, kind: str, names: list[str], seed: int, num: int, features: str = "", preset: str | None = None, kimg: float | None = None
+    ) -> Iterator[Comparison]:  # fmt: skip
+        trained = [self.benchmark.generators.get(name) or self.benchmark.methods[name] for name in names]
+        if not all(self._has(one.data) for one in trained):
+            return
+        num = min(num, self.benchmark.max_images or num)
+        chains: list[tuple[Training, ...]] = []
+        problem, what = "", "-".join(names)
+        for name, one in zip(names, trained, strict=True):
+            try:
+                chains.append(tuple(self._chain(one, name, [one.set], seed)[0]))
+            except Missing as missing:
+                problem = str(missing)
+            except UserError as error:
+                raise UserError(f"{SECTION[kind]}: {name}: {error.message}") from None
+        keys = [[step.key for step in chain] for chain in chains]
+        key = digest(kind, what, keys, self.data.key, num, features, preset, kimg, seed, problem)
+        folder = _joined("-", self.name, kind, what, re.sub(r"[^\w.+-]", "_", features), f"s{seed}")
+        yield Comparison(
+            data=self.name, path=str(self.data.path), seed=seed, key=key, problem=problem, kind=kind, what=what, chains=tuple(chains),
+            num=num, features=features, preset=preset, kimg=kimg, folder=self._folder("tables", folder, key),
+            label=_joined(", ", self.name, kind.replace("_", " "), what, features, f"seed {seed}"),
         )  # fmt: skip
-        try:
-            chain, told = self._chain(method, layers)
-        except Missing as missing:
-            key = digest("missing", str(missing), self.method, self.scoring, self.name, self.overrides, self.seed)
-            return replace(cell, key=key, problem=str(missing))
-        if way.inverter is not None:  # what is set is for the run's own
-            told = [override for override in told if not override.startswith("scoring.options.")]
-        told += [f"{key}={json.dumps(value)}" for key, value in way.set.items()]
-        key = digest(
-            [step.key for step in chain], self.data.key, sorted(told), way.inverter, way.maps,
-            self.benchmark.max_images, self.benchmark.resamples, by,
-        )  # fmt: skip
-        return replace(cell, chain=tuple(chain), told=tuple(told), key=key)
 
-    def generator(self, trained: Trained) -> list[Training]:
-        """The trainings of what is judged and not scored."""
-        return self._chain(trained, [self.benchmark.set, self.benchmark.data[self.name].set, trained.set])[0]
+    def _has(self, names: list[str] | None) -> bool:
+        return names is None or self.name in names
 
-    def _chain(self, method: Trained, layers: Sequence[Settings]) -> tuple[list[Training], list[str]]:
-        """The trainings, and what of the settings is told to the scoring instead."""
-        steps = [(step.config, step.run) for step in method.train] or [(self.method, None)]
+    def _folder(self, kind: str, name: str, key: str) -> str:
+        """The folder of what has this key: a new one, or the one that version 0.1 made under an old name."""
+        new, old = (f"{kind}/{one}-{key[:10]}" for one in (name, _first_name(name)))
+        return old if self.home and (self.home / old).is_dir() and not (self.home / new).is_dir() else new
+
+    def _chain(
+        self, trained: Trained, label: str, layers: Sequence[Mapping[str, Any]], seed: int
+    ) -> tuple[list[Training], list[str]]:
+        """The trainings of `trained`, called `label`, and the settings that belong to the scoring instead."""
+        layers = [self.benchmark.set, self.benchmark.data[self.name].set, *layers]
+        steps = [(step.config, step.run) for step in trained.train] or [(preset(label), None)]
         configs = [config for config, _ in steps if config]
         chain: list[Training] = []
-        told: list[str] = []
+        of_scoring: list[str] = []
         for config, run in steps:
-            last = len(chain) + 1 == len(steps)
+            own = _overrides(layers, config or "", configs)
             if config is None:
-                chain.append(self._finished(str(run)))
-                anew = _overrides(layers, "", configs)
-                told = [override for override in anew if last and override.startswith(("data.", "scoring."))]
+                chain.append(self._finished(str(run), label, seed))
+                of_scoring = [one for one in own if one.startswith(("data.", "scoring."))]
                 continue
-            own = _overrides(layers, config, configs)
-            trained = load_config(config, own).task != ""
-            # A run is scored anew for another scoring, not trained anew; a scorer that is fitted is that scoring.
-            # What is done to the scored images alone is nothing that a fit would differ by.
-            aside = [o for o in own if o.startswith("scoring." if trained else "scoring.corruption")]
-            told = aside if last else []
-            chain.append(self._training(config, [o for o in own if o not in aside], chain[-1] if chain else None))
-        return chain, told
+            # A trained run is scored again, not trained again, for another scoring; a fitted scorer is that scoring.
+            # `scoring.corruption` changes the scored images alone, so no fit differs by it.
+            fitted = load_config(config, own).task == ""
+            of_scoring = [one for one in own if one.startswith("scoring.corruption" if fitted else "scoring.")]
+            own = [one for one in own if one not in of_scoring]
+            chain.append(self._training(config, own, seed, chain[-1] if chain else None))
+        return chain, of_scoring
 
-    def _training(self, name: str, overrides: list[str], before: Training | None) -> Training:
+    def _training(self, name: str, overrides: list[str], seed: int, before: Training | None) -> Training:
         published = load_config(name).training.total_kimg
-        overrides.append(f"training.seed={self.seed}")
+        overrides.append(f"training.seed={seed}")
         wanted = load_config(name, overrides).training.total_kimg
         if (most := min(self.kimg or wanted, self.benchmark.kimg or wanted)) < wanted:
             overrides.append(f"training.total_kimg={most}")
         config = load_config(name, overrides)
-        key = digest(_essence(config), self.data.key, before.key if before else None)
+        key = digest(_identity(config), self.data.key, before.key if before else None)
         if self.device != "auto":
             overrides.append(f"training.device={self.device}")
-        return Training(config.name, key, name, tuple(overrides), f"runs/{config.name}-{key[:10]}", published)
+        return Training(config.name, key, name, tuple(overrides), self._folder("runs", config.name, key), published)
 
-    def _finished(self, pattern: str) -> Training:
-        text = pattern.replace("{data}", self.name).replace("{method}", self.method).replace("{seed}", str(self.seed))
+    def _finished(self, pattern: str, label: str, seed: int) -> Training:
+        text = pattern.replace("{data}", self.name).replace("{method}", label).replace("{seed}", str(seed))
         path = Path(text).expanduser()
-        matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor)))) or [path]
-        found = [(match, file) for match in matches if (file := _model_file(match))]
-        if not found:
-            raise Missing(f"no finished run or model file at {text}")
-        run, file = found[-1]
-        content = hashlib.sha256(file.read_bytes()).hexdigest()
-        place = run if run.exists() else file  # the name of a shipped model is no place
-        return Training(re.sub(r"^\d{5}-", "", run.stem), content, run=str(place.resolve()))
+        for run in sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))), reverse=True) or [path]:
+            with suppress(UserError):
+                file = model_file(run)
+                place = run if run.exists() else file  # a shipped model goes by its name
+                return Training(re.sub(r"^\d{5}-", "", run.stem), sha256(file), run=str(place.resolve()))
+        raise Missing(f"no finished run or model file at {text}")
 
 
-class Missing(Exception):
-    """A run that a method names is not there."""
+def _joined(by: str, *parts: str) -> str:
+    return by.join(part for part in parts if part)
 
 
-def _model_file(path: Path) -> Path | None:
-    with suppress(UserError):
-        return model_file(path)
-    return None
-
-
-def _essence(config: RunConfig) -> str:
-    """What of a configuration decides over its figures. Paths of data are told by the key of the data."""
-    told = config.model_dump(mode="json")
-    told["training"] = {key: value for key, value in told["training"].items() if key not in FREE}
-    told["data"]["path"] = None
-    if not told["data"]["contamination"]:  # keys are as they were before there was any
-        del told["data"]["contamination"]
-    if not config.scoring.corruption.words:
-        del told["scoring"]["corruption"]
-    return json.dumps(told, sort_keys=True)
-
-
-def _overrides(layers: Sequence[Settings], config: str, configs: Sequence[str]) -> list[str]:
-    """The settings that are of `config`, later layers over earlier ones, as `key=value`.
+def _overrides(layers: Sequence[Mapping[str, Any]], config: str, configs: Sequence[str]) -> list[str]:
+    """The settings of `config`, later layers over earlier ones, as `key=value`.
 
     A key holds for every training of a chain; `CONFIG/key` for that one. Raises `UserError` for another CONFIG.
     """
-    merged: Settings = {}
-    for layer in layers:
-        for name, value in layer.items():
-            address, slash, key = name.rpartition("/")
-            if slash and address not in configs:
-                raise UserError(f"{name!r}: no training of the chain is called {address!r}: {near(address, configs)}")
-            if not slash or address == config:
-                merged[key] = value
+    merged = {}
+    for name, value in (item for layer in layers for item in layer.items()):
+        address, slash, key = name.rpartition("/")
+        if slash and address not in configs:
+            raise UserError(f"{name!r}: no training of the chain is called {address!r}: {near(address, configs)}")
+        if not slash or address == config:
+            merged[key] = value
     return [f"{key}={json.dumps(value)}" for key, value in merged.items()]
 
 
-def points(search: Search) -> Iterator[Settings]:
+def points(search: Search) -> Iterator[dict[str, Any]]:
     """What a search tries: every combination of a grid, or seeded draws."""
     if search.grid:
-        for values in itertools.product(*search.grid.values()):
-            yield dict(zip(search.grid, values, strict=True))
+        yield from (dict(zip(search.grid, values, strict=True)) for values in itertools.product(*search.grid.values()))
         return
     rng = np.random.default_rng(search.seed)
     for _ in range(search.attempts):
@@ -267,5 +311,30 @@ def _drawn(values: Range | list[Any], rng: np.random.Generator) -> Any:
     return round(value) if values.whole else value
 
 
-def _in_words(point: Settings) -> str:
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in point.items())
+# ---------------------------------------------------------------- keys: in the words of version 0.1, so that what it finished is found
+
+_NAMES = {new: old for old, new in {**old_names.PRESETS, **old_names.REGISTERED["task"]}.items()}
+_WORDS = _NAMES | {new: old for kind in old_names.REGISTERED.values() for old, new in kind.items()}
+_WORDS |= {new.rpartition(".")[2]: old.rpartition(".")[2] for old, new in old_names.SETTINGS.items()}
+
+
+def _identity(config: RunConfig) -> str:
+    """What of a configuration decides its metrics. The key of the data stands for its path."""
+    found = config.model_dump(mode="json")
+    found["training"] = {key: value for key, value in found["training"].items() if key not in NO_EFFECT}
+    found["data"]["path"] = None
+    if not found["data"]["contamination"]:  # younger than keys
+        del found["data"]["contamination"]
+    if not config.scoring.corruption.words:
+        del found["scoring"]["corruption"]
+    words_0_1 = json.loads(_first_words(json.dumps(found))) | {"model": config.model}  # networks kept their names
+    return json.dumps(words_0_1, sort_keys=True)
+
+
+def _first_words(text: str) -> str:
+    return re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), text)
+
+
+def _first_name(name: str) -> str:
+    """A folder's name with each preset or method in it as version 0.1 called it."""
+    return re.sub("|".join(sorted(_NAMES, key=len, reverse=True)), lambda found: _NAMES[found[0]], name)

@@ -1,27 +1,77 @@
-"""What a benchmark file may say: data sets, methods, seeds, overrides; read, checked, with errors of one line."""
+"""The keys of a benchmark file: data sets, methods, seeds, overrides; read and checked, with errors of one line."""
 
 from __future__ import annotations
 
-import re
-import types
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from gan_uad import console, old_names
 from gan_uad.config import first_error, presets_dir, read_yaml
 from gan_uad.errors import UserError, near
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"  # names become parts of folder names
-Settings = dict[str, Any]  # dotted key -> value, as -o key=value; CONFIG/key is of one training of a chain
+
+@cache
+def _note(name: str) -> None:
+    """Say once in a process what an old name is called now."""
+    for note in old_names.renamed([name]):
+        console.say(f"note: {note}")
+
+
+def preset(name: str) -> str:
+    """The name of a preset today."""
+    _note(name)
+    return old_names.preset(name)
+
+
+def _keys(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings under the names of today."""
+    found = {}
+    for name, value in values.items():
+        config, slash, key = name.rpartition("/")
+        _note(key)
+        found[f"{preset(config)}{slash}{old_names.setting(key)}"] = value
+    return found
+
+
+def _word(value: Any) -> Any:
+    return old_names.BENCHMARK.get(value, value) if isinstance(value, str) else value
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # names become parts of folder names
+Preset = Annotated[str, AfterValidator(preset)]
+Inverter = Annotated[str, AfterValidator(lambda name: old_names.registered("inverter", name))]
+# Dotted key -> value, as -o key=value; CONFIG/key is of one training of a chain.
+Settings = Annotated[dict[str, Any], AfterValidator(_keys)]
+Values = Annotated[list[Any], Field(min_length=1)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, raw: Any) -> Any:
+        for key in raw if isinstance(raw, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}: {near(str(key), cls.model_fields)}")
+        return raw
+
 
 class Phantom(_Strict):
-    """Procedural patches, made on first use: arguments of `write_phantom`."""
+    """Procedural patches, generated on first use: arguments of `write_phantom`."""
 
     resolution: int = Field(64, ge=16, le=512)
     train: int = Field(2000, ge=1, description="normal images to train on")
@@ -33,15 +83,15 @@ class Phantom(_Strict):
 
 
 class DataEntry(_Strict):
-    """One set of patches: where it is, how it is read, and where it comes from."""
+    """One set of patches: its place, how it is read, and its origin."""
 
     path: str | None = Field(None, description="below the folder of data sets, or absolute")
     phantom: Phantom | None = None
     set: Settings = Field({}, description="settings of every training on it, such as data.crop")
     split: Literal["own", "by_patch"] = Field(
-        "own", description="by_patch: dealt 60/20/20 patch by patch, whatever groups there are (not an honest test)"
+        "own", description="by_patch: split 60/20/20 by patch and not by group, which is no honest test"
     )
-    get: str = Field("", description="where it comes from and what it must look like, for whoever lacks it")
+    get: str = Field("", description="how to get it, and its expected form")
     note: str = Field("", description="what readers of the table must know")
 
     @model_validator(mode="after")
@@ -54,9 +104,9 @@ class DataEntry(_Strict):
 class Step(_Strict):
     """One training of a chain: a configuration (preset or YAML file), or a finished run or model file."""
 
-    config: str | None = None
+    config: Preset | None = None
     run: str | None = Field(
-        None, description="may hold {data}, {method}, {seed} and wildcards; the last match by name is taken"
+        None, description="may hold {data}, {method}, {seed} and wildcards; the last match by name is used"
     )
 
     @model_validator(mode="before")
@@ -72,11 +122,19 @@ class Step(_Strict):
 
 
 class Scoring(_Strict):
-    """One way in which a trained run is scored."""
+    """One way to score a trained run."""
 
-    inverter: str | None = None
+    inverter: Inverter | None = None
     set: Settings = Field({}, description="scoring.* settings")
-    maps: bool = Field(False, description="make maps; with them pixel figures, where the data has masks")
+    maps: bool = Field(False, description="write maps; they give pixel metrics where the data has masks")
+
+    @field_validator("set")
+    @classmethod
+    def _of_scoring(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        for key in settings:
+            if not key.startswith(("scoring.", "data.")):
+                raise ValueError(f"{key!r} is not scoring.*; settings of a training go into `set` of the method")
+        return settings
 
 
 class Range(_Strict):
@@ -90,35 +148,33 @@ class Range(_Strict):
     @model_validator(mode="after")
     def _ordered(self) -> Range:
         if self.low > self.high or (self.log and self.low <= 0):
-            raise ValueError("low must not exceed high, and be above 0 where log is true")
+            raise ValueError("low must not exceed high, and must be above 0 where log is true")
         return self
 
 
 class Search(_Strict):
-    """Settings tried, one of which is chosen on validation images; the test split is read for that one alone."""
+    """Settings to try. One attempt is chosen on validation images; the test split is read for that one alone."""
 
-    grid: dict[str, list[Any]] = Field({}, description="key -> values; every combination is tried")
-    random: dict[str, Range | list[Any]] = Field({}, description="key -> values, or low and high")
+    grid: Annotated[dict[str, Values], AfterValidator(_keys)] = Field({}, description="every combination is tried")
+    random: Annotated[dict[str, Range | Values], AfterValidator(_keys)] = Field({}, description="draws of each key")
     attempts: int = Field(8, ge=1, description="of a random search")
     seed: int = Field(0, ge=0, description="of a random search")
-    by: Literal["auroc", "judgement"] = Field(
+    by: Annotated[Literal["auroc", "validation"], BeforeValidator(_word)] = Field(
         "auroc",
-        description="auroc: on the val split, which then needs labels of both kinds; judgement: the run's own best (training.eval_kimg)",
+        description="auroc: on the val split, which needs both labels; validation: the run's own (training.eval_kimg)",
     )
 
     @model_validator(mode="after")
     def _one_way(self) -> Search:
         if bool(self.grid) == bool(self.random):
             raise ValueError("give either grid or random")
-        if not all([*self.grid.values(), *(v for v in self.random.values() if isinstance(v, list))]):
-            raise ValueError("a key has no values to try")
         return self
 
 
 class Trained(_Strict):
     """What is trained (default: the preset of its own name), with which settings."""
 
-    train: list[Step] = Field([], description="a chain: each training is given the run before as its generator")
+    train: list[Step] = Field([], description="a chain: each training gets the run before it as its generator")
     set: Settings = {}
     data: list[str] | None = Field(None, description="only on these data sets")
 
@@ -131,39 +187,41 @@ class Trained(_Strict):
 class Method(Trained):
     """What is trained, and how it is scored."""
 
-    score: dict[str, Scoring] = Field({}, description="ways of scoring the same run, by name; default: the run's own")
+    score: dict[Name, Scoring] = Field({}, description="ways to score the same run, by name; default: the run's own")
     search: Search | None = None
     seeds: list[int] | None = Field(None, description="instead of those of the file")
-    overrides: dict[str, Settings] | None = Field(None, description="instead of those of the file")
+    overrides: dict[Name, Settings] | None = Field(None, description="instead of those of the file")
 
 
 class Generation(_Strict):
-    """Table 1: how far generated images are from real ones, as `gan-uad fid` tells it."""
+    """Table 1: the distance of generated from real images, as `gan-uad fid` computes it."""
 
     generators: list[str] = Field([], description="of `generators` or `methods`; default: all of `generators`")
-    features: list[str] = Field(["efficientnet_lite0"], min_length=1, description="networks, each a row of its own")
-    num: int = Field(50_000, ge=4, description="images that each generator makes")
+    features: list[str] = Field(["efficientnet_lite0"], min_length=1, description="networks, one row each")
+    num: int = Field(50_000, ge=4, description="images of each generator")
     data: list[str] | None = Field(None, description="only on these data sets")
 
 
 class Classification(_Strict):
-    """Table 2 and the real-vs-synthetic classifier, as `gan-uad classify` makes them."""
+    """Table 2 and the classifier of real and generated images, as `gan-uad classify` and `real-vs-synthetic` compute them."""
 
-    classifier: str | None = Field(None, description="of `methods` or `generators`; with it normal and anomalous")
+    classifier: str | None = Field(None, description="of `methods` or `generators`; with normal and anomalous")
     normal: str | None = Field(None, description="generator of normal patches")
     anomalous: str | None = Field(None, description="generator of anomalous patches")
-    num: int = Field(10_000, ge=2, description="real patches, and synthesised ones, at most")
-    real_vs_synthetic: list[str] = Field(
-        [], description="generators whose images a classifier learns to tell from real ones"
-    )
-    preset: str | None = Field(None, description="of that classifier")
-    kimg: float | None = Field(None, gt=0, description="how long that classifier is trained")
+    num: int = Field(10_000, ge=2, description="real patches, and generated ones, at most")
+    real_vs_synthetic: list[str] = Field([], description="generators whose images a classifier tells from real ones")
+    preset: Preset | None = Field(None, description="of that classifier")
+    kimg: float | None = Field(None, gt=0, description="length of that classifier's training")
     data: list[str] | None = Field(None, description="only on these data sets")
+
+    @property
+    def table2(self) -> list[str]:
+        """Classifier, normal and anomalous generator, or nothing."""
+        return [name for name in (self.classifier, self.normal, self.anomalous) if name is not None]
 
     @model_validator(mode="after")
     def _all_three(self) -> Classification:
-        given = [name is not None for name in (self.classifier, self.normal, self.anomalous)]
-        if any(given) != all(given) or not (any(given) or self.real_vs_synthetic):
+        if len(self.table2) not in {0, 3} or not (self.table2 or self.real_vs_synthetic):
             raise ValueError("give classifier, normal and anomalous together, or real_vs_synthetic, or both")
         return self
 
@@ -171,30 +229,31 @@ class Classification(_Strict):
 class Benchmark(_Strict):
     """Methods x data sets x seeds x overrides."""
 
-    name: str = Field(pattern=NAME)
+    name: Name
     about: str = ""
-    data: dict[str, DataEntry]
-    methods: dict[str, Method]
-    generators: dict[str, Trained] = Field({}, description="trained for the two sections below, and not scored")
+    data: dict[Name, DataEntry] = Field(min_length=1)
+    methods: dict[Name, Method] = Field(min_length=1)
+    generators: dict[Name, Trained] = Field({}, description="trained for the two sections below, and not scored")
     generation: Generation | None = None
     classification: list[Classification] = Field([], description="one, or several")
     seeds: list[int] = [0]
-    overrides: dict[str, Settings] = Field({}, description="sets of settings by name; each multiplies the methods")
+    overrides: dict[Name, Settings] = Field({}, description="sets of settings by name; each multiplies the methods")
     set: Settings = Field({}, description="settings of every training")
-    kimg: float | None = Field(None, gt=0, description="no training is longer")
-    max_images: int | None = Field(None, ge=2, description="at most so many images are scored, drawn at random")
+    kimg: float | None = Field(None, gt=0, description="largest length of a training")
+    max_images: int | None = Field(None, ge=2, description="largest number of scored images, drawn at random")
     resamples: int = Field(1000, ge=100, description="of the bootstrap")
 
     @model_validator(mode="before")
     @classmethod
     def _plain(cls, raw: Any) -> Any:
-        """A method or generator may be named without anything behind it."""
-        if isinstance(raw, dict) and isinstance(raw.get("classification"), dict):
-            raw = {**raw, "classification": [raw["classification"]]}
+        """A method or generator may be named without anything behind it, and one classification without a list."""
+        if not isinstance(raw, dict):
+            return raw
         for key in ("methods", "generators"):
-            if isinstance(raw, dict) and isinstance(raw.get(key), dict):
+            if isinstance(raw.get(key), dict):
                 raw = {**raw, key: {name: {} if one is None else one for name, one in raw[key].items()}}
-        return raw
+        one = raw.get("classification")
+        return {**raw, "classification": [one]} if isinstance(one, dict) else raw
 
 
 def shipped() -> dict[str, Path]:
@@ -203,7 +262,7 @@ def shipped() -> dict[str, Path]:
 
 
 def load_benchmark(source: str, reduced: bool = False) -> Benchmark:
-    """Read a benchmark by bare name or path; `reduced`: with what it says under `reduced` put over the rest (null takes a key out).
+    """Read a benchmark by bare name or path; `reduced`: with its section `reduced` merged over the rest (null removes a key).
 
     Raises `UserError` for an unknown name, unreadable YAML, an unknown key (with near names) or a wrong value.
     """
@@ -216,118 +275,58 @@ def load_benchmark(source: str, reduced: bool = False) -> Benchmark:
     less = raw.pop("reduced", None)
     if reduced:
         if not isinstance(less, dict):
-            raise UserError(f"{source} has no part `reduced`: leave --reduced out, or cap its trainings with --kimg")
+            raise UserError(f"{source} has no section `reduced`: omit --reduced, or shorten its trainings with --kimg")
         raw = _merged(raw, less)
     try:
         found = Benchmark.model_validate({"name": path.stem, **raw})
     except ValidationError as error:
         raise UserError(f"{source}: {_explain(error)}") from None
-    _check(found, source)
+    _check_names(found, source)
     return found
 
 
 def _merged(raw: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    result = dict(raw)
+    result = {key: value for key, value in raw.items() if over.get(key, "") is not None}
     for key, value in over.items():
-        if value is None:
-            result.pop(key, None)
-            continue
-        both = isinstance(value, dict) and isinstance(result.get(key), dict)
-        result[key] = _merged(result[key], value) if both else value
+        if value is not None:
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = _merged(result[key], value) if both else value
     return result
 
 
-def _check(found: Benchmark, context: str) -> None:
-    """What the types do not tell. Raises `UserError`."""
-    for what, count in (("data", len(found.data)), ("methods", len(found.methods))):
-        if not count:
-            raise UserError(f"{context}: {what} is empty: there is nothing to compare")
-    named: list[tuple[str, list[str]]] = [
-        ("data", list(found.data)), ("methods", list(found.methods)), ("overrides", list(found.overrides)),
-        ("generators", list(found.generators)),
-    ]  # fmt: skip
-    for name, method in found.methods.items():
-        named += [
-            (f"methods.{name}.score", list(method.score)),
-            (f"methods.{name}.overrides", list(method.overrides or {})),
-        ]
-    for place, names in named:
-        for name in names:
-            if not _is_name(name):
+def _check_names(found: Benchmark, context: str) -> None:
+    """Check that what a section names exists, and that compared generators are trained without a search. Raises `UserError`."""
+
+    def check(place: str, names: list[str] | None, known: Mapping[str, Any], what: str) -> None:
+        for name in names or []:
+            if name not in known:
+                raise UserError(f"{context}: {place}: no {what} is called {name!r}: {near(name, known)}")
+            if getattr(known[name], "search", None) is not None:
                 raise UserError(
-                    f"{context}: {place}: the name {name!r} becomes part of a folder's: use letters, digits and _ . + -"
+                    f"{context}: {place}: {name} has a search and so no single run: add one without to generators"
                 )
-    _check_sections(found, context)
-    for name, generator in found.generators.items():
-        _check_data(generator.data, found, f"{context}: generators.{name}")
-    for name, method in found.methods.items():
-        _check_data(method.data, found, f"{context}: methods.{name}")
-        for variant, scoring in method.score.items():
-            for key in scoring.set:
-                if not key.startswith(("scoring.", "data.")):
-                    raise UserError(
-                        f"{context}: methods.{name}.score.{variant}.set: {key!r} is no setting of a scoring (scoring.*); "
-                        f"those of a training are in methods.{name}.set"
-                    )
 
-
-def _check_data(names: list[str] | None, found: Benchmark, context: str) -> None:
-    for data in names or []:
-        if data not in found.data:
-            raise UserError(f"{context}.data: no data set is called {data!r}: {near(data, found.data)}")
-
-
-def _check_sections(found: Benchmark, context: str) -> None:
-    """What `generation` and `classification` name is there, and can be trained without a choice. Raises `UserError`."""
-    known = {**found.methods, **found.generators}
-    named: list[tuple[str, str]] = []
+    trained = {**found.methods, **found.generators}
+    for section, members in (("methods", found.methods), ("generators", found.generators)):
+        for name, one in members.items():
+            check(f"{section}.{name}.data", one.data, found.data, "data set")
     if (first := found.generation) is not None:
-        _check_data(first.data, found, f"{context}: generation")
-        named += [("generation.generators", name) for name in first.generators]
+        check("generation.data", first.data, found.data, "data set")
+        check("generation.generators", first.generators, trained, "generator or method")
         if not (first.generators or found.generators):
-            raise UserError(f"{context}: generation: there is no generator: name some, or add generators")
+            raise UserError(f"{context}: generation: name generators, or add the section generators")
     for second in found.classification:
-        _check_data(second.data, found, f"{context}: classification")
-        three = [(key, getattr(second, key)) for key in ("classifier", "normal", "anomalous")]
-        three += [("real_vs_synthetic", name) for name in second.real_vs_synthetic]
-        named += [(f"classification.{key}", name) for key, name in three if name is not None]
-    for place, name in named:
-        if name not in known:
-            raise UserError(f"{context}: {place}: no generator or method is called {name!r}: {near(name, known)}")
-        if isinstance(one := known[name], Method) and one.search is not None:
-            raise UserError(
-                f"{context}: {place}: {name} is searched for, so no single run can be judged; add it to generators"
-            )
-
-
-def _is_name(name: str) -> bool:
-    return re.fullmatch(NAME, name) is not None
+        check("classification.data", second.data, found.data, "data set")
+        check("classification", second.table2, trained, "generator or method")
+        check("classification.real_vs_synthetic", second.real_vs_synthetic, trained, "generator or method")
 
 
 def _explain(error: ValidationError) -> str:
-    """The first error of several in one line, an unknown key with near names."""
+    """The first of several errors in one line."""
     first, more = first_error(error)
-    parts = [str(part) for part in first["loc"] if not (isinstance(part, str) and part.startswith("list["))]
-    context = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        known = _model_at(first["loc"][:-1]).model_fields
-        return f"unknown key {context!r}: {near(parts[-1], known)}{more}"
+    context = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("list[", "[key]")))
     if first["type"] == "missing":
         return f"key {context!r} is missing{more}"
     message = first["msg"].removeprefix("Value error, ")
-    got = "" if first["type"] == "value_error" else f", got {first['input']!r}"
+    got = "" if first["type"] in {"value_error", "too_short"} else f", got {first['input']!r}"
     return f"{context or 'the file'}: {message[0].lower()}{message[1:]}{got}{more}"
-
-
-def _model_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
-    """The model that a pydantic location leads to."""
-    at: Any = Benchmark
-    for part in loc:
-        if get_origin(at) in (Union, types.UnionType):
-            at = next(kind for kind in get_args(at) if kind is not type(None))
-        if isinstance(at, type) and issubclass(at, BaseModel):
-            at = at.model_fields[str(part)].annotation if part in at.model_fields else at
-        elif get_origin(at) in (dict, list):
-            at = get_args(at)[-1]
-    kinds = [kind for kind in (get_args(at) or (at,)) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-    return kinds[0]

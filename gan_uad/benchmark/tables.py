@@ -2,84 +2,99 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gan_uad import __version__
-from gan_uad.benchmark.generators import CLASSIFICATION, GENERATION, Comparison, comparison_rows
-from gan_uad.benchmark.metrics import how_long
-from gan_uad.benchmark.plan import OWN, Cell
+from gan_uad import __version__, old_names
+from gan_uad.benchmark.plan import CLASSIFICATION, DEFAULT_SCORING, GENERATION, Cell, Comparison, Work
 from gan_uad.benchmark.schema import Benchmark
-from gan_uad.files import write_json, write_text
+from gan_uad.files import read_json, write_json, write_text
 from gan_uad.tables import MISSING, format_interval, format_number, table
 
+CELL, ERROR, LOG = "cell.json", "error.txt", "log.txt"  # in the folder of a cell
+ENDED = "ended by signal"  # how the reason begins where the cell itself did not fail
 FORMAT = 1
 BASELINE = "mean colour"
 RULES = {"fpr5": "5 %", "youden": "Youden"}
-RATES = ("accuracy", "f1", "sensitivity", "specificity")
-PIXELS = ("pixel_auroc", "aupro", "dice", "iou")
-ERRORS = ("reconstruction", "kl", "val_reconstruction", "val_kl")
+RATES = {"accuracy": "accuracy", "f1": "F1", "sensitivity": "sensitivity", "specificity": "specificity"}
 FALSE_ALARMS = "fpr5_false_alarms"
-FIGURES = ("auroc", "auprc", *(f"{rule}_{rate}" for rule in RULES for rate in RATES), FALSE_ALARMS, *PIXELS, *ERRORS)
+DECISIONS = {f"{rule}_{rate}": f"{name} ({at})" for rule, at in RULES.items() for rate, name in RATES.items()}
+DECISIONS |= {FALSE_ALARMS: "false alarms (5 %)"}
+PIXELS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
+ERRORS = {"reconstruction": "reconstruction", "kl": "KL"}
+ERRORS |= {f"val_{key}": f"{name} (val)" for key, name in ERRORS.items()}  # fmt: skip
+RATE_METRICS = ("auroc", "auprc", *DECISIONS, *PIXELS)  # between 0 and 1
+SPEED = {"train_seconds": "training s"}
+SPEED |= {"train_images_per_s": "images/s in training", "score_images_per_s": "images/s in scoring"}  # fmt: skip
 COLUMNS = (
     "data", "method", "scoring", "overrides", "seed", "settings", "resolution", "normal", "anomalous", "auroc", "auroc_low", "auroc_high",
-    "auprc", "auprc_low", "auprc_high", *FIGURES[2:], "trained_on", "kimg", "training", "train_seconds", "train_images_per_s",
-    "score_images_per_s", "runs", "folder",
+    "auprc", "auprc_low", "auprc_high", *DECISIONS, *PIXELS, *ERRORS, "trained_on", "kimg", "training", *SPEED, "runs", "folder",
 )  # fmt: skip
-DETECTION = {
-    "data": "data", "method": "method", "px": "px", "n": "normal + anomalous", "seeds": "seeds", "auroc": "AUROC", "auprc": "AUPRC",
-    "pixel_auroc": "pixel AUROC", "trained_on": "trained on", "kimg": "kimg", "training": "training",
+NAMED = {"data": "data", "method": "method", "px": "px"}
+LENGTH = {"kimg": "kimg", "training": "training"}
+TABLES = {
+    "Detection": NAMED | {
+        "n": "normal + anomalous", "seeds": "seeds", "auroc": "AUROC", "auprc": "AUPRC", "pixel_auroc": "pixel AUROC",
+        "trained_on": "trained on",
+    } | LENGTH,
+    "Decisions": NAMED | DECISIONS,
+    "Training and speed": NAMED | LENGTH | SPEED | ERRORS,
+    "Generation": {
+        "data": "data", "method": "generator", "seed": "seed", "px": "px", **LENGTH, "features": "features",
+        "value": "Fréchet distance", "kid": "KID × 1000", "precision": "precision", "recall": "recall",
+        "memorisation": "nearer than held-out", "n": "n", "n_real": "n real",
+    },
+    "Classification": {
+        "data": "data", "kind": "test", "what": "of", "seed": "seed", "patches": "patches", "n": "n", "accuracy": "accuracy % [95 %]",
+        "auroc": "AUROC [95 %]", **LENGTH,
+    },
 }  # fmt: skip
-DECISIONS = {
-    "data": "data", "method": "method", "px": "px",
-    **{f"{rule}_{rate}": f"{'F1' if rate == 'f1' else rate} ({at})" for rule, at in RULES.items() for rate in RATES},
-    FALSE_ALARMS: "false alarms (5 %)",
-}  # fmt: skip
-COSTS = {
-    "data": "data", "method": "method", "px": "px", "kimg": "kimg", "training": "training", "train_seconds": "training s",
-    "train_images_per_s": "images/s in training", "score_images_per_s": "images/s in scoring",
-    "reconstruction": "reconstruction", "kl": "KL", "val_reconstruction": "reconstruction (val)", "val_kl": "KL (val)",
-}  # fmt: skip
-DISTANCES = {
-    "data": "data", "method": "generator", "seed": "seed", "px": "px", "kimg": "kimg", "training": "training", "features": "features",
-    "value": "Fréchet distance", "kid": "KID × 1000", "precision": "precision", "recall": "recall",
-    "memorisation": "nearer than held-out", "n": "n", "n_real": "n real",
-}  # fmt: skip
-ACCURACIES = {
-    "data": "data", "kind": "test", "what": "of", "seed": "seed", "patches": "patches", "n": "n", "accuracy": "accuracy % [95 %]",
-    "auroc": "AUROC [95 %]", "kimg": "kimg", "training": "training",
-}  # fmt: skip
-JUDGED = {
+COMPARED = {
     "Generation": "Generated against real images, as `gan-uad fid` compares them. FID is the distance in the Inception's features alone.",
-    "Classification": "Real and synthesised: a classifier of normal and anomalous patches on real test patches, and on those that a "
-    "generator of each kind makes (of: classifier-normal-anomalous). Real vs synthetic: a classifier that learnt to tell them apart; "
-    "50 %: it cannot.",
+    "Classification": "Real and generated: a classifier of normal and anomalous patches on real test patches, and on those of a generator "
+    "of each kind (of: classifier-normal-anomalous). Real vs synthetic: a classifier trained to tell them apart; 50 %: it cannot.",
 }
 ABOUT = (
     "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several "
     "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); false alarms: the "
-    "share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. short: trained for less than "
-    "the configuration, as published, says; unknown: a finished encoder, whose file does not say how long its generator was trained."
+    "share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. truncated: trained for less "
+    "than the configuration, as published, says; unknown: a finished encoder, whose file does not say how long its generator was trained."
 )
 
 
-def collect(
-    cells: Iterable[Cell | Comparison], home: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[str]]:
-    """Of the cells of the table: what is finished, what failed and why, and what was not tried yet."""
+def todays(value: Any) -> Any:
+    """The content of a `cell.json` or `results.json`, of version 0.1 too, under the names of today."""
+    if isinstance(value, list):
+        return [todays(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    words = old_names.BENCHMARK
+    found = {words.get(k, k): one if k == "data" else todays(one) for k, one in old_names.keys(value).items()}
+    length = found.get("training")
+    return found | ({"training": words.get(length, length)} if isinstance(length, str) else {})
+
+
+def read_cell(folder: Path) -> dict[str, Any] | None:
+    """The result in the folder of a cell; None where it is not finished."""
+    found: dict[str, Any] | None = todays(read_json(folder / CELL))
+    return found
+
+
+def collect(cells: Iterable[Work], home: Path) -> tuple[list[dict[str, Any]], list[dict[str, str]], list[str]]:
+    """Of the cells of the table: what is finished, what failed and why, and what was not run yet."""
     done: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     missing: list[str] = []
     for cell in cells:
         folder = home / cell.folder
-        if (folder / "cell.json").is_file():
-            done.append(json.loads((folder / "cell.json").read_text(encoding="utf-8")))
-        elif cell.problem or (folder / "error.txt").is_file():
-            why = cell.problem or (folder / "error.txt").read_text(encoding="utf-8").strip()
-            log = f"{cell.folder}/log.txt" if (folder / "log.txt").is_file() else ""
+        if (found := read_cell(folder)) is not None:
+            # Under the method's name of today, whatever the name was when it was finished.
+            done.append(found | ({"method": cell.method} if isinstance(cell, Cell) else {}))
+        elif cell.problem or (folder / ERROR).is_file():
+            why = cell.problem or (folder / ERROR).read_text(encoding="utf-8").strip()
+            log = f"{cell.folder}/{LOG}" if (folder / LOG).is_file() else ""
             failed.append({"cell": cell.label, "error": why, "log": log})
         else:
             missing.append(cell.label)
@@ -89,42 +104,81 @@ def collect(
 def write_tables(
     benchmark: Benchmark, cells: Sequence[Cell], home: Path, comparisons: Sequence[Comparison] = ()
 ) -> str:
-    """Write the four files, and those of generators where any are judged; returns the tables as plain text."""
+    """Write the four files, and one more for each kind of comparison; returns the tables as plain text."""
     done, failed, missing = collect(cells, home)
-    compared, failed_too, missing_too = collect(comparisons, home)
-    failed, missing = failed + failed_too, missing + missing_too
-    compared_rows = comparison_rows(comparisons, home)
-    rows = [row for cell in with_baselines(done) for row in [flat(cell)]]
+    compared, more_failed, more_missing = collect(comparisons, home)
+    failed, missing = failed + more_failed, missing + more_missing
+    sections: dict[str, list[dict[str, Any]]] = {comparison.method: [] for comparison in comparisons}
+    for one in compared:
+        rows = sections[GENERATION if one["kind"] == "distance" else CLASSIFICATION]
+        # Real images compared with each other have no seed, and are beside every generator.
+        rows += [row for row in one["rows"] if row["seed"] is not None or not any(_same(row, known) for known in rows)]
+    rows = [flat(cell) for cell in with_baselines(done)]
     summary = summarised(rows)
+    machines: list[dict[str, Any]] = []
+    for one in (*done, *compared):
+        if one["environment"] not in machines:
+            machines.append(one["environment"])
     write_text(home / "results.csv", table(rows, COLUMNS, "csv"))
     write_json(
         home / "results.json",
         {
             "format": FORMAT, "benchmark": benchmark.name, "about": benchmark.about, "gan_uad": __version__, "columns": list(COLUMNS),
             "data": {name: entry.note for name, entry in benchmark.data.items()},
-            "rows": rows, "summary": summary, "cells": done, "failed": failed, "not_run": missing,
-            "machines": _machines([*done, *compared]), **compared_rows,
+            "rows": rows, "summary": summary, "cells": done, "failed": failed, "not_run": missing, "machines": machines, **sections,
         },
     )  # fmt: skip
-    for name, found in compared_rows.items():
+    for name, found in sections.items():
         if found:
-            columns = [key for key, value in found[0].items() if not isinstance(value, list)]
-            write_text(home / f"results_{name}.csv", table(found, columns, "csv"))
-    shown = _in_text(summary)
-    parts = {"Detection": (shown, DETECTION), **comparison_tables(compared_rows)}
-    write_text(home / "results.md", _markdown(benchmark, summary, done, failed, missing, compared_rows, compared))
-    tables = {
-        form: [table(rows, used_columns(columns, rows), form) for rows, columns in parts.values() if rows]
-        for form in ("latex", "text")
+            keys = [key for key, value in found[0].items() if not isinstance(value, list)]
+            write_text(home / f"results_{name}.csv", table(found, keys, "csv"))
+    texts = _in_text(summary)
+    shown = {"Detection": texts, "Decisions": texts, "Training and speed": texts} | comparison_rows(sections)
+    tables = {title: (rows, used_columns(TABLES[title], rows)) for title, rows in shown.items() if rows}
+    blocks = _markdown(benchmark, tables, done)
+    lists = {
+        "Failed": [f"{one['cell']}: {one['error']}{' (`' + one['log'] + '`)' if one['log'] else ''}" for one in failed],
+        "Not run yet": missing,
+        "Made with": [
+            f"gan_uad {one['packages']['gan_uad']} ({one['git'] or MISSING}), torch {one['packages']['torch']}, Python {one['python']}, "
+            f"{one['platform']}, {one['cpu_cores']} cores of {one.get('cpu') or 'an unknown CPU'}, {', '.join(one['cuda']) or 'no GPU'}"
+            for one in machines
+        ],
     }
-    write_text(home / "results.tex", "\n".join(tables["latex"]))
-    return "\n".join(tables["text"])
+    blocks += [f"## {title}\n\n" + "".join(f"- {text}\n" for text in items) for title, items in lists.items() if items]
+    write_text(home / "results.md", "\n".join(blocks))
+    brief = [tables[title] for title in ("Detection", *COMPARED) if title in tables]
+    write_text(home / "results.tex", "\n".join(table(*one, "latex") for one in brief))
+    return "\n".join(table(*one, "text") for one in brief)
 
 
-def comparison_tables(
-    compared_rows: Mapping[str, list[dict[str, Any]]],
-) -> dict[str, tuple[list[dict[str, Any]], dict[str, str]]]:
-    """Rows of the two sections as cells of text, by title, with their columns."""
+Shown = tuple[list[dict[str, Any]], dict[str, str]]  # rows, and the headings of their columns
+
+
+def _markdown(benchmark: Benchmark, tables: Mapping[str, Shown], done: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The tables with what a reader must know of them."""
+    blocks = [f"# {benchmark.name}\n", *([benchmark.about.strip() + "\n"] if benchmark.about else []), ABOUT + "\n"]
+    blocks += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
+    compared = []
+    for title, (rows, headings) in tables.items():
+        text = table(rows, headings, "markdown")
+        if title in COMPARED:
+            links = ", ".join(dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in rows))
+            compared += [f"## {title}\n", COMPARED[title] + "\n", text, f"Details: {links}.\n"]
+        else:
+            blocks += [f"## {title}\n", text]
+    for name, columns, attempts in searches(done):
+        note = f"Chosen by {columns['figure']}; the test split was read for the chosen one alone.\n"
+        blocks += [f"## Search: {name}\n", note, table(attempts, columns, "markdown")]
+    return blocks + compared
+
+
+def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return all(a.get(key) == b.get(key) for key in {*a, *b} - {"folder"})
+
+
+def comparison_rows(sections: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the two sections as cells of text, by the title of their table."""
     distances = [
         {
             **row, "value": format_number(row["value"], 2), "kid": f"{1000 * row['kid']:.2f} ± {1000 * row['kid_std']:.2f}",
@@ -132,7 +186,7 @@ def comparison_tables(
             "memorisation": None if row["memorisation"] is None else format_number(row["memorisation"], 3),
             "kimg": None if row["kimg"] is None else f"{row['kimg']:g}",
         }
-        for row in compared_rows.get(GENERATION, [])
+        for row in sections.get(GENERATION, [])
     ]  # fmt: skip
     accuracies = [
         {
@@ -140,76 +194,62 @@ def comparison_tables(
             "auroc": format_interval(row["auroc"], row["auroc_low"], row["auroc_high"]),
             "n": f"{row['n']} ({row['n_0']} + {row['n_1']})",
         }
-        for row in compared_rows.get(CLASSIFICATION, [])
+        for row in sections.get(CLASSIFICATION, [])
     ]  # fmt: skip
-    return {"Generation": (distances, DISTANCES), "Classification": (accuracies, ACCURACIES)}
+    return {"Generation": distances, "Classification": accuracies}
 
 
 def with_baselines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The cells of each data set after rows of mean colour, one of each resolution and corruption, as the first such scoring found it."""
+    """The cells of each data set after rows of mean colour, one of each resolution and corruption, from the first cell that has it."""
     by_data: dict[str, list[dict[str, Any]]] = {}
     for cell in done:
         by_data.setdefault(cell["data"], []).append(cell)
-    return [row for cells in by_data.values() for row in [*_baselines(cells), *cells]]
+    result: list[dict[str, Any]] = []
+    for cells in by_data.values():
+        baselines: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for cell in (cell for cell in cells if cell["baseline"] is not None):
+            resolution, changes = cell["training"][-1]["resolution"], cell.get("corruption")
+            kept = ("data", "folder", *(("scoring", "overrides") if changes else ()))
+            about = {"scoring": DEFAULT_SCORING, "overrides": "", "settings": ""} | {key: cell[key] for key in kept}
+            row = about | cell["baseline"] | {"method": BASELINE, "resolution": resolution}
+            baselines.setdefault((resolution, changes), row)
+        result += [*baselines.values(), *cells]
+    return result
 
 
-def _baselines(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    seen: set[tuple[Any, ...]] = set()
-    rows: list[dict[str, Any]] = []
-    for cell in cells:
-        resolution, changes = cell["training"][-1]["resolution"], cell.get("corruption")
-        at = (resolution, changes)
-        if cell["baseline"] is not None and at not in seen:
-            seen.add(at)
-            about = {
-                "data": cell["data"],
-                "method": BASELINE,
-                "scoring": cell["scoring"] if changes else OWN,
-                "overrides": cell["overrides"] if changes else "",
-                "seed": None,
-                "settings": "",
-            }
-            rows.append({**about, **cell["baseline"], "resolution": resolution, "folder": cell["folder"]})
-    return rows
-
-
-def flat(cell: dict[str, Any]) -> dict[str, Any]:
+def flat(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A cell as a row of results.csv."""
-    row: dict[str, Any] = {key: cell.get(key) for key in ("data", "method", "overrides", "seed", "settings")}
-    row["scoring"] = "" if cell["scoring"] == OWN else cell["scoring"]
-    row |= {key: cell[key] for key in ("normal", "anomalous")}
+    row = {key: cell.get(key) for key in COLUMNS} | {"trained_on": "normal", "training": ""}
+    row["scoring"] = "" if cell["scoring"] == DEFAULT_SCORING else cell["scoring"]
     for name in ("auroc", "auprc"):
         found = cell[name] or {}
         row |= {name: found.get("value"), f"{name}_low": found.get("low"), f"{name}_high": found.get("high")}
     for rule in RULES:
         row |= {f"{rule}_{rate}": (cell[rule] or {}).get(rate) for rate in RATES}
-    kept = row["fpr5_specificity"]
-    row[FALSE_ALARMS] = None if kept is None else round(1 - kept, 12)
+    if row["fpr5_specificity"] is not None:
+        row[FALSE_ALARMS] = round(1 - row["fpr5_specificity"], 12)
     row |= {name: (cell.get("pixels") or {}).get(name) for name in PIXELS}
-    row["folder"] = cell["folder"]
-    trainings = cell.get("training", [])
-    if not trainings:
-        return {
-            column: (row | {"resolution": cell["resolution"], "trained_on": "normal", "training": ""}).get(column)
-            for column in COLUMNS
-        }
-    last = trainings[-1]
-    seconds = [training["seconds"] for training in trainings]
-    row |= {key: last[key] for key in ("resolution", *ERRORS)}
-    seen = {training["trained_on"] for training in trainings}
-    row |= {
-        "trained_on": seen.pop() if len(seen) == 1 else "all",
-        "kimg": " + ".join(f"{training['kimg']:g}" for training in trainings),
-        "training": how_long(trainings),
-        "train_seconds": None if None in seconds else round(sum(seconds), 2),
-        "train_images_per_s": last["images_per_s"], "score_images_per_s": cell["score_images_per_s"],
-        "runs": " ".join(training["run"] for training in trainings),
-    }  # fmt: skip
-    return {column: row.get(column) for column in COLUMNS}
+    if trainings := cell.get("training"):
+        last, trained_on = trainings[-1], {training["trained_on"] for training in trainings}
+        seconds = [training["seconds"] for training in trainings]
+        row |= {key: last[key] for key in ("resolution", *ERRORS)} | {
+            "trained_on": trained_on.pop() if len(trained_on) == 1 else "all",
+            "kimg": " + ".join(f"{training['kimg']:g}" for training in trainings), "training": training_length(trainings),
+            "train_seconds": None if None in seconds else round(sum(seconds), 2), "train_images_per_s": last["images_per_s"],
+            "runs": " ".join(training["run"] for training in trainings),
+        }  # fmt: skip
+    return row
+
+
+def training_length(trainings: Sequence[Mapping[str, Any]]) -> str:
+    """`complete`, `truncated`, or `unknown` of a chain of trainings."""
+    if any(training["complete"] is False for training in trainings):
+        return "truncated"
+    return "complete" if all(training["complete"] for training in trainings) else "unknown"
 
 
 def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that differ in their seed alone (and in what was chosen) as one: mean and standard deviation of each figure."""
+    """Rows that differ in their seed alone (and in what a search chose) as one: mean and standard deviation of each metric."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         key = tuple(row[name] for name in ("data", "method", "scoring", "overrides", "resolution"))
@@ -219,40 +259,35 @@ def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
-    same = ("data", "method", "scoring", "overrides", "resolution", "normal", "anomalous", "trained_on", "kimg")
-    result: dict[str, Any] = {key: first[key] for key in same}
+    common = ("data", "method", "scoring", "overrides", "resolution", "normal", "anomalous", "trained_on", "kimg")
+    result: dict[str, Any] = {key: first[key] for key in common}
     result |= {"seeds": [row["seed"] for row in rows], "settings": [row["settings"] for row in rows]}
-    result["training"] = "short" if any(row["training"] == "short" for row in rows) else first["training"]
-    for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
+    truncated = any(row["training"] == "truncated" for row in rows)
+    result["training"] = "truncated" if truncated else first["training"]
+    for name in (*RATE_METRICS, *ERRORS, *SPEED):
         values = [row[name] for row in rows if row[name] is not None]
         sd = statistics.stdev(values) if len(values) > 1 else None
         result[name] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)} if values else None
-    for name in ("auroc", "auprc"):
-        if result[name] is not None and len(rows) == 1:
+        if values and len(rows) == 1 and f"{name}_low" in first:
             result[name] |= {"low": first[f"{name}_low"], "high": first[f"{name}_high"]}
     return result
 
 
 def _in_text(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The summary as rows of text; px and the number of seeds where rows differ in them."""
-    shown = [_shown(row) for row in summary]
+    """The summary as cells of text; px and the number of seeds where rows differ in them."""
+    shown = []
+    for row in summary:
+        details = [row["method"], row["scoring"], row["overrides"], *sorted({text for text in row["settings"] if text})]
+        texts = {key: row[key] for key in ("data", "trained_on", "kimg", "training")} | {
+            "method": ", ".join(text for text in details if text), "px": str(row["resolution"]), "seeds": str(len(row["seeds"])),
+            "n": f"{row['normal']} + {row['anomalous']}",
+        }  # fmt: skip
+        texts |= {name: _metric(row[name], 3 if name in RATE_METRICS else 1) for name in (*RATE_METRICS, *ERRORS, *SPEED)}  # fmt: skip
+        shown.append(texts)
     for key in ("px", "seeds"):
         if len({row[key] for row in shown}) == 1:
             for row in shown:
                 del row[key]
-    return shown
-
-
-def _shown(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the summary as cells of text."""
-    method = row["method"]
-    details = [row["scoring"], row["overrides"], *sorted({text for text in row["settings"] if text})]
-    shown: dict[str, Any] = {"data": row["data"], "method": ", ".join(part for part in [method, *details] if part)}
-    shown |= {"px": str(row["resolution"]), "seeds": str(len(row["seeds"]))}
-    shown["n"] = f"{row['normal']} + {row['anomalous']}"
-    shown |= {key: row[key] for key in ("trained_on", "kimg", "training")}
-    for name in (*FIGURES, "train_seconds", "train_images_per_s", "score_images_per_s"):
-        shown[name] = _metric(row[name], 3 if name in FIGURES[: -len(ERRORS)] else 1)
     return shown
 
 
@@ -265,77 +300,17 @@ def _metric(found: dict[str, Any] | None, digits: int) -> str | None:
     return value if found["sd"] is None else f"{value} ± {format_number(found['sd'], digits)}"
 
 
-def used_columns(columns: dict[str, str], shown: list[dict[str, Any]]) -> dict[str, str]:
-    """The columns that some row has anything in."""
-    return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in shown)}
+def used_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns that have anything in some row."""
+    return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
 
 
-def _markdown(
-    benchmark: Benchmark, summary: list[dict[str, Any]], done: list[dict[str, Any]], failed: list[dict[str, str]], missing: list[str],
-    compared_rows: dict[str, list[dict[str, Any]]], compared: list[dict[str, Any]],
-) -> str:  # fmt: skip
-    shown = _in_text(summary)
-    parts = [f"# {benchmark.name}\n", benchmark.about.strip() + "\n" if benchmark.about else "", ABOUT + "\n"]
-    parts += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
-    for title, columns in (("Detection", DETECTION), ("Decisions", DECISIONS), ("Training and speed", COSTS)):
-        if shown:
-            parts += [f"## {title}\n", table(shown, used_columns(columns, shown), "markdown")]
-    parts += _searches(done)
-    for title, (rows, columns) in comparison_tables(compared_rows).items():
-        if rows:
-            links = dict.fromkeys(f"[{row['folder']}]({row['folder']})" for row in compared_rows[title.lower()])
-            parts += [f"## {title}\n", JUDGED[title] + "\n", table(rows, used_columns(columns, rows), "markdown")]
-            parts += ["What each rests on: " + ", ".join(links) + ".\n"]
-    if failed:
-        parts += [
-            "## Failed\n",
-            "".join(
-                f"- {one['cell']}: {one['error']}{' (`' + one['log'] + '`)' if one['log'] else ''}\n" for one in failed
-            ),
-        ]
-    if missing:
-        parts += ["## Not run yet\n", "".join(f"- {label}\n" for label in missing)]
-    parts += ["## Made with\n", "".join(f"- {text}\n" for text in _machines_in_words([*done, *compared]))]
-    return "\n".join(part for part in parts if part)
-
-
-def _searches(done: list[dict[str, Any]]) -> list[str]:
-    """Every attempt of every search, and which was chosen."""
-    parts: list[str] = []
+def searches(done: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, str], list[dict[str, Any]]]]:
+    """Of every search: its name, the columns of its table, and every attempt as a row."""
     for cell in done:
-        if (search := cell.get("search")) is None:
-            continue
-        rows = [
-            {
-                "settings": one["settings"],
-                "figure": one["figure"],
-                "chosen": "yes" if one["settings"] == search["chosen"] else "",
-            }
-            for one in search["attempts"]
-        ]
-        title = ", ".join(
-            part for part in (cell["data"], cell["method"], cell["overrides"], f"seed {cell['seed']}") if part
-        )
-        parts += [
-            f"## Search: {title}\n",
-            f"Chosen by {search['by']}; the test split was read for the chosen one alone.\n",
-        ]
-        parts.append(table(rows, {"settings": "settings", "figure": search["by"], "chosen": "chosen"}, "markdown"))
-    return parts
-
-
-def _machines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The different machines and versions that cells were made with."""
-    found: list[dict[str, Any]] = []
-    for cell in done:
-        if cell["environment"] not in found:
-            found.append(cell["environment"])
-    return found
-
-
-def _machines_in_words(done: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"gan_uad {one['packages']['gan_uad']} ({one['git'] or MISSING}), torch {one['packages']['torch']}, Python {one['python']}, "
-        f"{one['platform']}, {one['cpu_cores']} cores of {one.get('cpu') or 'an unknown CPU'}, {', '.join(one['cuda']) or 'no GPU'}"
-        for one in _machines(done)
-    ]
+        if search := cell.get("search"):
+            named = (cell["data"], cell["method"], cell["overrides"], f"seed {cell['seed']}")
+            columns = {"settings": "settings", "figure": search["by"], "chosen": "chosen"}
+            chosen = {True: "yes", False: ""}
+            rows = [one | {"chosen": chosen[one["settings"] == search["chosen"]]} for one in search["attempts"]]
+            yield ", ".join(text for text in named if text), columns, rows

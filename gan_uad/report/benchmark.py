@@ -6,8 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gan_uad.benchmark.plan import OWN
-from gan_uad.benchmark.tables import BASELINE, JUDGED, comparison_tables, used_columns
+from gan_uad.benchmark.plan import DEFAULT_SCORING
+from gan_uad.benchmark.tables import (
+    BASELINE,
+    COMPARED,
+    DECISIONS,
+    PIXELS,
+    SPEED,
+    TABLES,
+    comparison_rows,
+    searches,
+    todays,
+    used_columns,
+)
 from gan_uad.detection.score_file import BASELINE as MEAN_COLOUR
 from gan_uad.detection.score_file import SCORES, read_scores
 from gan_uad.report.gather import Gathering, ResultFolder, listed, pairs, read_json, well_formed
@@ -17,18 +28,6 @@ from gan_uad.tables import format_number
 RESULTS = "results.json"
 CURVES = 7  # in one picture, and mean colour
 TRIPLETS = 3  # best cells of a data set that have some
-PIXELS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
-RATES = {
-    f"{rule}_{rate}": f"{heading} {at}"
-    for rule, at in (("fpr5", "(5\u00a0%)"), ("youden", "(Youden)"))
-    for rate, heading in (
-        ("accuracy", "accuracy"),
-        ("f1", "F1"),
-        ("sensitivity", "sensitivity"),
-        ("specificity", "specificity"),
-    )
-}
-COSTS = ("train_seconds", "train_images_per_s", "score_images_per_s")
 ABOUT = (
     "Test split, with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several seeds: mean ± "
     "standard deviation. (5 %): at the threshold that 5 % of validation normals exceed; (Youden): at the largest J on validation images."
@@ -37,7 +36,7 @@ ABOUT = (
 
 def add_benchmark(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad benchmark`: methods by data set, costs, what was chosen, what failed and what was not run."""
-    result = read_json(found.path / RESULTS)
+    result = todays(read_json(found.path / RESULTS))
     with well_formed(found.path / RESULTS):
         summary = result["summary"]
         if result.get("about"):
@@ -51,7 +50,7 @@ def add_benchmark(g: Gathering, found: ResultFolder) -> None:
         )
         _pictures(g, found, result["cells"])
         _searches(g, found, result["cells"])
-        _judged(g, found, result)
+        _compared(g, found, result)
         _warnings(g, found, result["cells"])
         _results(g, found, summary)
         for number, machine in enumerate(result["machines"], 1):
@@ -65,9 +64,10 @@ def add_benchmark(g: Gathering, found: ResultFolder) -> None:
                 found.name,
                 f"{len(left)} cells of the benchmark were not run yet: {'; '.join(left[:8])}{' ...' if len(left) > 8 else ''}",
             )
-        if short := [_name(row) for row in summary if row["training"] == "short"]:
+        if truncated := [_name(row) for row in summary if row["training"] == "truncated"]:
             g.doc.missing(
-                found.name, f"SHORT: trained for less than their configurations, as published, say: {'; '.join(short)}"
+                found.name,
+                f"TRUNCATED: trained for less than their configurations, as published, say: {'; '.join(truncated)}",
             )
         if any(len(row["seeds"]) == 1 and row["seeds"] != [None] for row in summary):
             g.doc.missing(found.name, "rows of one seed do not tell how much a training depends on it")
@@ -76,7 +76,7 @@ def add_benchmark(g: Gathering, found: ResultFolder) -> None:
 def _tables(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) -> None:
     pixels, rates = (
         {key: heading for key, heading in headings.items() if any(row[key] for row in summary)}
-        for headings in (PIXELS, RATES)
+        for headings in (PIXELS, DECISIONS)
     )
     areas, decisions = [], []
     for row in summary:
@@ -93,21 +93,21 @@ def _tables(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) ->
     if rates:
         g.doc.add("benchmark", found.name, Table("Decisions", ("method", "data", *rates.values()), decisions))
     costs = [
-        [_name(row), row["data"], row["kimg"], row["training"], *(_figure(row[k], 1) for k in COSTS)]
+        [_name(row), row["data"], row["kimg"], row["training"], *(_figure(row[k], 1) for k in SPEED)]
         for row in summary if row["training"]
     ]  # fmt: skip
     if costs:
-        headings = ("method", "data", "kimg", "training", "training s", "images/s in training", "images/s in scoring")
+        headings = ("method", "data", "kimg", "training", *SPEED.values())
         g.doc.add("benchmark", found.name, Table("What it cost", headings, costs))
 
 
-def _judged(g: Gathering, found: ResultFolder, result: Mapping[str, Any]) -> None:
-    """The tables of generators and of real and synthesised patches, where the benchmark has them."""
-    for title, (rows, columns) in comparison_tables(result).items():
+def _compared(g: Gathering, found: ResultFolder, result: Mapping[str, Any]) -> None:
+    """The tables of generators and of real and generated patches, where the benchmark has them."""
+    for title, rows in comparison_rows(result).items():
         if not rows:
             continue
-        used = used_columns(columns, rows)
-        caption = f"Benchmark {result['benchmark']}. {JUDGED[title].replace('`', '')}"
+        used = used_columns(TABLES[title], rows)
+        caption = f"Benchmark {result['benchmark']}. {COMPARED[title].replace('`', '')}"
         g.doc.add(
             title.lower(),
             found.name,
@@ -181,7 +181,7 @@ def _scores(found: ResultFolder, cell: Mapping[str, Any], name: str = SCORES) ->
 def _cell_name(cell: Mapping[str, Any]) -> str:
     parts = (
         cell["method"],
-        "" if cell["scoring"] == OWN else cell["scoring"],
+        "" if cell["scoring"] == DEFAULT_SCORING else cell["scoring"],
         cell["overrides"],
         f"seed {cell['seed']}",
     )
@@ -189,14 +189,10 @@ def _cell_name(cell: Mapping[str, Any]) -> str:
 
 
 def _searches(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
-    for cell in cells:
-        if search := cell.get("search"):
-            rows = [
-                [a["settings"], a["figure"], "yes" if a["settings"] == search["chosen"] else ""]
-                for a in search["attempts"]
-            ]
-            caption = f"Search: {cell['data']}, {cell['method']}, seed {cell['seed']}: chosen by {search['by']}, never by the test split"
-            g.doc.add("benchmark", found.name, Table(caption, ("settings", search["by"], "chosen"), rows))
+    for name, columns, attempts in searches(cells):
+        caption = f"Search: {name}: chosen by {columns['figure']}, never by the test split"
+        rows = [[attempt[key] for key in columns] for attempt in attempts]
+        g.doc.add("benchmark", found.name, Table(caption, tuple(columns.values()), rows))
 
 
 def _warnings(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
