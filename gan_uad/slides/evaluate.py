@@ -35,7 +35,6 @@ COLUMNS = {"model": "model", "what": "score", "n": "normal + anomalous", "auroc"
 class Scored:
     """A scored slide: its `slide.json`, columns of its `tiles.csv`, annotation and label (-1 unknown)."""
 
-    folder: Path
     record: dict[str, Any]
     tiles: dict[str, NDArray[np.float64]]
     annotation: Annotations | None
@@ -154,7 +153,7 @@ def _scored(folder: Path, truth: Truth) -> Scored:
             raise UserError(
                 f"{name} is labelled {kind}, but its annotation in {truth.annotations} has {has}; correct one of them"
             )
-    return Scored(folder, record, _columns(folder / "tiles.csv"), annotation, label)
+    return Scored(record, _columns(folder / "tiles.csv"), annotation, label)
 
 
 def _annotation(record: dict[str, Any], truth: Truth) -> Annotations | None:
