@@ -158,15 +158,22 @@ def _write(
     slide: Slide, tissue: Tissue, tiles: list[Tile], rows: list[Row], neg_log10_p: NDArray[np.float64], record: dict[str, Any],
     folder: Path,
 ) -> None:  # fmt: skip
-    """All files of a slide but `slide.json`."""
-    name, side, limit = record["slide"], record["side"], record["limit"]
-    values = neg_log10_p.tolist()
-    tissue.save(folder / MASK)
-    write_text(folder / "tiles.csv", _csv(name, tiles, rows, values, limit))
-    objects = (
-        (tile.x, tile.y, tile.side, {**row, "p": 10.0**-value, "neg_log10_p": value}, row["score"] > limit)
-        for tile, row, value in zip(tiles, rows, values, strict=True)
+    """All files of a slide but `slide.json`. A tile's decision is score > limit."""
+    name, side = record["slide"], record["side"]
+    measured = [{**row, "p": 10.0**-v, "neg_log10_p": v} for row, v in zip(rows, neg_log10_p.tolist(), strict=True)]
+    decisions = [row["score"] > record["limit"] for row in rows]
+    names = list(measured[0]) if measured else ["score", "p", "neg_log10_p"]
+    lines = (
+        [
+            *(name, tile.x, tile.y, f"{tile.side:.9g}", f"{tile.tissue:.6g}"),
+            *(f"{number:.9g}" for number in row.values()),
+            int(decision),
+        ]
+        for tile, row, decision in zip(tiles, measured, decisions, strict=True)
     )
+    tissue.save(folder / MASK)
+    write_text(folder / "tiles.csv", csv_text(["slide", "x", "y", "side", "tissue", *names, "decision"], lines))
+    objects = ((tile.x, tile.y, tile.side, *rest) for tile, *rest in zip(tiles, measured, decisions, strict=True))
     write_geojson(folder / "tiles.geojson", name, objects)
     step = side * record["cut"]["stride"]
     heat = heatmap(*corners(tiles), neg_log10_p, side, step, slide.width, slide.height, slide.mpp)
@@ -175,18 +182,3 @@ def _write(
     mpp = thumbnail_mpp(slide.width, slide.height, slide.mpp)
     title = f"{name}: {len(tiles):,} tiles of {side * slide.mpp:.0f} µm"
     overlay(slide.thumbnail(mpp), heat.values, heat.cell / mpp, folder / "overlay.png", title, MAX_VALUE, VALUES)
-
-
-def _csv(name: str, tiles: list[Tile], rows: list[Row], neg_log10_p: list[float], limit: float) -> str:
-    """`slide, x, y, side, tissue, score, <components>, p, neg_log10_p, decision` (decision: score > limit)."""
-    components = [key for key in rows[0] if key != "score"] if rows else []
-    header = ["slide", "x", "y", "side", "tissue", "score", *components, "p", "neg_log10_p", "decision"]
-    lines = (
-        [
-            *(name, tile.x, tile.y, f"{tile.side:.9g}", f"{tile.tissue:.6g}"),
-            *(f"{number:.9g}" for number in (row["score"], *(row[key] for key in components), 10.0**-value, value)),
-            int(row["score"] > limit),
-        ]
-        for tile, row, value in zip(tiles, rows, neg_log10_p, strict=True)
-    )
-    return csv_text(header, lines)

@@ -130,7 +130,11 @@ def _normals(
     for note in patches.notes:
         console.say(f"note: {note}")
     held_out = patches if normals and not (same or patches.brings_splits) else patches.select("val")
-    held_out = _as_normals(held_out, bool(normals))
+    if normals:  # images without a label count as normal
+        held_out = held_out.take(np.flatnonzero(held_out.manifest.label != 1))
+        held_out.manifest = held_out.manifest.replace(label=np.zeros(len(held_out), np.int8))
+    else:
+        held_out = held_out.select(label=0)
     least = max(LEAST, scorer.least_normals)
     if len(held_out) < least:
         raise UserError(
@@ -162,15 +166,6 @@ def _check_alike(path: Path, data: DataConfig, cut: Cut) -> None:
             console.say(
                 f"note: {path} was cut with --{name} {made.get(name)}, not {value}: tissue edges may score high"
             )
-
-
-def _as_normals(patches: PatchSet, unlabelled: bool) -> PatchSet:
-    """Those of label 0; where the user says that the set is normal, also those without a label (`unlabelled`)."""
-    if not unlabelled:
-        return patches.select(label=0)
-    kept = patches.take(np.flatnonzero(patches.manifest.label != 1))
-    kept.manifest = kept.manifest.replace(label=np.zeros(len(kept), np.int8))
-    return kept
 
 
 def _message(record: dict[str, Any], normals: int) -> str:

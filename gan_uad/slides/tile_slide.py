@@ -84,15 +84,16 @@ def cut_slide(
                 console.say(note)
         tissue = find_tissue(slide, s.rule)
         chosen = choose(slide, tissue, drawn, s, task.identity)
-        labels = _labels(*tiles.corners(chosen), slide, drawn, s)
+        labels = _labels(*tiles.corners(chosen), slide, drawn, s).tolist()
+        classes = ["" if drawn is None and label == UNKNOWN else CLASSES[label] for label in labels]
         stain = fitted_normaliser(s.stain, tissue, s.mpp, s.seed)
         examples = write_tiles(slide, chosen, name, folder, s, stain, workers)
         tissue.save(folder / MASK)
-        _write_rows(folder / ROWS, name, group, chosen, labels, drawn is not None, slide.level_for(s.mpp), s)
+        _write_rows(folder / ROWS, name, group, chosen, labels, classes, slide.level_for(s.mpp), s)
         _write_sheet(folder / SHEET, slide, tissue, chosen, drawn, examples, name, s)
         return {
             "slide": str(task.path), "identity": task.identity, "width": slide.width, "height": slide.height, "mpp": slide.mpp,
-            "levels": slide.levels, "group": group, "tiles": len(chosen), "labels": _counted(labels, drawn),
+            "levels": slide.levels, "group": group, "tiles": len(chosen), "labels": Counter(which or "unknown" for which in classes),
             "tissue_share": float(tissue.mask.mean()), "tissue_rule": tissue.rule, "tissue_mpp": tissue.mpp,
             "annotation": None if drawn is None else str(drawn.path), "annotated": None if drawn is None else drawn.counts,
             "stain": None if stain is None else stain.to_dict(), "notes": slide.notes + ([] if drawn is None else drawn.notes),
@@ -138,14 +139,6 @@ def _labels(
     return tiles.labels(drawn, x, y, s.size * s.mpp / slide.mpp, s.tumour)
 
 
-def _class(label: int, annotated: bool) -> str:
-    return "" if label == UNKNOWN and not annotated else CLASSES[label]
-
-
-def _counted(labels: NDArray[np.int8], drawn: Annotations | None) -> dict[str, int]:
-    return dict(Counter(_class(label, drawn is not None) or "unknown" for label in labels.tolist()))
-
-
 def _file(name: str, tile: Tile) -> str:
     return f"{name}_x{tile.x}_y{tile.y}.png"
 
@@ -176,15 +169,15 @@ def write_tiles(
 
 
 def _write_rows(
-    path: Path, name: str, group: str, chosen: list[Tile], labels: NDArray[np.int8], annotated: bool, level: int, s: TileSettings
+    path: Path, name: str, group: str, chosen: list[Tile], labels: list[int], classes: list[str], level: int, s: TileSettings
 ) -> None:  # fmt: skip
     rows = (
         (
-            f"{name}/{_file(name, tile)}", group, "" if label == UNKNOWN else label, "", _class(label, annotated), name, tile.x, tile.y,
+            f"{name}/{_file(name, tile)}", group, "" if label == UNKNOWN else label, "", which, name, tile.x, tile.y,
             f"{tile.side:.10g}", level, f"{s.mpp:.10g}", f"{tile.tissue:.6g}", "" if tile.tumour is None else f"{tile.tumour:.6g}",
             s.stain or "",
         )
-        for tile, label in zip(chosen, labels.tolist(), strict=True)
+        for tile, label, which in zip(chosen, labels, classes, strict=True)
     )  # fmt: skip
     write_text(path, csv_text(COLUMNS, rows))
 

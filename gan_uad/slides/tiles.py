@@ -91,9 +91,9 @@ def random_tiles(
     rows, columns = np.nonzero(tissue.mask)
     rng = np.random.default_rng(seed)
     scale = tissue.mpp / slide.mpp
-    chosen = _Apart(side)
+    chosen: dict[tuple[int, int], Tile] = {}  # by cell of a grid of `side`, which has room for one tile
     tries = int(np.clip(2 * count, *ROUND))
-    while len(rows) and len(chosen.tiles) < count:
+    while len(rows) and len(chosen) < count:
         pick = rng.integers(0, len(rows), tries)
         centre = np.stack([columns[pick], rows[pick]]) + rng.random((2, tries))
         x, y = np.floor(centre * scale - side / 2 + 0.5).astype(np.int64)
@@ -101,30 +101,16 @@ def random_tiles(
         x, y = x[inside], y[inside]
         kept = keep(x, y)
         x, y = x[kept], y[kept]
-        before = len(chosen.tiles)
+        before = len(chosen)
         for tile in _tiles(x, y, side, tissue, share):
-            if len(chosen.tiles) < count:
-                chosen.add(tile)
-        if len(chosen.tiles) - before < MIN_GAIN * tries:
+            column, row = int(tile.x // side), int(tile.y // side)
+            near = (chosen.get((column + i, row + j)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+            overlaps = any(t and abs(t.x - tile.x) < side and abs(t.y - tile.y) < side for t in near)
+            if len(chosen) < count and not overlaps:
+                chosen[column, row] = tile
+        if len(chosen) - before < MIN_GAIN * tries:
             break
-    return sorted(chosen.tiles, key=lambda tile: (tile.y, tile.x))
-
-
-class _Apart:
-    """Tiles of one side that do not overlap."""
-
-    def __init__(self, side: float) -> None:
-        self.side = side
-        self.tiles: list[Tile] = []
-        self._cells: dict[tuple[int, int], list[Tile]] = {}
-
-    def add(self, tile: Tile) -> None:
-        """Add the tile if it overlaps no earlier one."""
-        column, row = int(tile.x // self.side), int(tile.y // self.side)
-        near = (self._cells.get((column + i, row + j), ()) for i in (-1, 0, 1) for j in (-1, 0, 1))
-        if not any(abs(t.x - tile.x) < self.side and abs(t.y - tile.y) < self.side for cell in near for t in cell):
-            self.tiles.append(tile)
-            self._cells.setdefault((column, row), []).append(tile)
+    return sorted(chosen.values(), key=lambda tile: (tile.y, tile.x))
 
 
 def _tiles(x: Positions, y: Positions, side: float, tissue: Tissue, share: float) -> list[Tile]:
