@@ -84,7 +84,8 @@ def write_pyramid(path: Path, heat: Heatmap, top: float = MAX_VALUE) -> Path:
     """
     import tifffile
 
-    cells = quantised(heat.values, top)
+    scaled = np.rint(1 + 254 * np.clip(np.nan_to_num(heat.values.astype(np.float64), nan=0.0) / top, 0, 1))
+    cells = np.where(np.isnan(heat.values), 0, scaled).astype(np.uint8)
     colours = palette()
     with atomic(path) as temporary, tifffile.TiffWriter(temporary, bigtiff=cells.size * CELL**2 > 2**31) as file:
         scale, level = CELL, 0
@@ -103,13 +104,6 @@ def write_pyramid(path: Path, heat: Heatmap, top: float = MAX_VALUE) -> Path:
                 scale //= 2
             else:
                 cells = _halved(cells)
-
-
-def quantised(values: ArrayLike, top: float = MAX_VALUE) -> NDArray[np.uint8]:
-    """The bytes that `write_pyramid` stores."""
-    numbers = np.asarray(values, np.float64)
-    scaled = np.rint(1 + 254 * np.clip(np.nan_to_num(numbers, nan=0.0) / top, 0, 1))
-    return np.where(np.isnan(numbers), 0, scaled).astype(np.uint8)
 
 
 def palette() -> NDArray[np.uint16]:
