@@ -1,17 +1,27 @@
-"""What the tests of slides share: a small phantom slide, and slides and annotations made of rectangles."""
+"""Shared by the tests of slides: one phantom slide, and slides and annotations made of rectangles."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tifffile
+from sharing import once
 
+from gan_uad.demo.phantom_slide import SlideGeometry, slide_geometry, write_phantom_slide
+
+PHANTOM = (1664, 1088, 1.0)  # width and height in px, µm/px
 Box = tuple[float, float, float, float]  # left, top, right, bottom in level-0 px
+
+
+def shared_phantom(factory: pytest.TempPathFactory) -> tuple[Path, SlideGeometry]:
+    """One phantom slide for all test files, with its annotation beside it; nobody may write into its folder."""
+    folder = once(factory, "phantom_slide", lambda root: write_phantom_slide(root / "phantom.tif", *PHANTOM))
+    return folder / "phantom.tif", slide_geometry(*PHANTOM)
 
 
 def corners(box: Box) -> list[tuple[float, float]]:
@@ -63,12 +73,3 @@ def feature(
 def geojson(path: Path, *features: dict[str, Any]) -> Path:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
     return path
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What an annotation is checked against."""
-
-    path: Path
-    width: int
-    height: int

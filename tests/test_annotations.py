@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import shapely
-from slide_tools import Bounds, asap, corners, feature, geojson
+from slide_tools import asap, corners, feature, geojson
 
 from gan_uad.errors import UserError
 from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
@@ -107,9 +107,9 @@ def test_qupath_geojson(tmp_path: Path) -> None:
     assert found.tumour.area == 35000 + 2500 + 100
     assert found.counts == {"Tumor": 2, "Ignore*": 1}
     assert found.bounds == (0, 0, 950, 950)
-    assert [note.partition(": ")[2] for note in found.notes] == [
-        "1 objects of type tile are left out", "1 annotations of shape LineString are left out",
-    ]  # fmt: skip
+    assert len(found.notes) == 2
+    assert "1 objects of type tile" in found.notes[0]
+    assert "1 annotations of shape LineString" in found.notes[1]
     # A bare list, as older versions export it, and a single feature.
     for k, content in enumerate(([hollow], hollow)):
         (tmp_path / f"{k}.json").write_text(json.dumps(content))
@@ -136,12 +136,12 @@ def test_classes_that_the_user_names(tmp_path: Path) -> None:
     path = geojson(
         tmp_path / "a.geojson", feature("DCIS", SQUARE), feature("Necrosis", HOLE), feature(None, corners((0, 0, 9, 9)))
     )
-    with pytest.raises(UserError, match=r"what is the class 'DCIS'.*--class 'DCIS=tumour'"):
+    with pytest.raises(UserError, match=r"a\.geojson: .*--class 'DCIS=tumour'"):
         read_annotations(path)
     classes = {"dcis": "tumour", "Necrosis": "excluded", "unclassified": "ignored"}
     assert read_annotations(path, classes).tumour.area == 35000
     assert read_annotations(path, classes | {"Necrosis": "ignored"}).tumour.area == 40000
-    # Also against what is known.
+    # Known classes can be overridden.
     assert read_annotations(asap(tmp_path / "a.xml", ("normal", SQUARE)), {"Normal": "tumour"}).tumour.area == 40000
 
 
@@ -153,7 +153,7 @@ def test_an_annotation_without_polygons_says_that_there_is_no_tumour(tmp_path: P
     assert not found.touches(0, 0, 10)
     dots = read_annotations(asap(tmp_path / "b.xml", ("Tumor", SQUARE[:1]), kind="Dot"))
     assert dots.tumour.is_empty
-    assert "1 annotations of type Dot have no area" in dots.notes[0]
+    assert "1 annotations of type Dot" in dots.notes[0]
 
 
 ENTITY = '<!DOCTYPE x [<!ENTITY secret SYSTEM "file:///etc/hostname">]>'
@@ -161,74 +161,67 @@ BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "kind"),
     [
-        ("entity.xml", ENTITY + "<ASAP_Annotations>&secret;</ASAP_Annotations>", "document type or entities"),
-        ("bomb.xml", BOMB + "<ASAP_Annotations>&b;</ASAP_Annotations>", "document type or entities"),
-        ("dtd.xml", '<!DOCTYPE x SYSTEM "x.dtd"><ASAP_Annotations/>', "document type or entities"),
-        ("cut.xml", "<ASAP_Annotations><Annotations>", "not valid XML"),
-        ("empty.xml", "", "not valid XML"),
-        ("other.xml", "<svg/>", "not of ASAP"),
-        ("cut.geojson", '{"type": "FeatureCollection", "features": [', "not valid JSON"),
-        ("other.geojson", '{"type": "Topology"}', "not GeoJSON"),
-        ("list.json", "[1, 2]", "not GeoJSON"),
-        ("text.json", '"x"', "not GeoJSON"),
-        ("nothing.txt", "", "is no annotation"),
+        ("entity.xml", ENTITY + "<ASAP_Annotations>&secret;</ASAP_Annotations>", "entities"),
+        ("bomb.xml", BOMB + "<ASAP_Annotations>&b;</ASAP_Annotations>", "entities"),
+        ("dtd.xml", '<!DOCTYPE x SYSTEM "x.dtd"><ASAP_Annotations/>', "entities"),
+        ("cut.xml", "<ASAP_Annotations><Annotations>", "XML"),
+        ("empty.xml", "", "XML"),
+        ("other.xml", "<svg/>", "<ASAP_Annotations>"),
+        ("cut.geojson", '{"type": "FeatureCollection", "features": [', "JSON"),
+        ("other.geojson", '{"type": "Topology"}', "FeatureCollection"),
+        ("list.json", "[1, 2]", "FeatureCollection"),
+        ("text.json", '"x"', "FeatureCollection"),
+        ("nothing.txt", "", ".geojson"),
     ],
 )
-def test_refused_files(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_refused_files(tmp_path: Path, name: str, content: str, kind: str) -> None:
     path = tmp_path / name
     path.write_text(content)
-    with pytest.raises(UserError, match=message) as caught:
+    refused(path, str(path), kind)
+
+
+def refused(path: Path, *names: str) -> None:
+    """One line that names the place."""
+    with pytest.raises(UserError) as caught:
         read_annotations(path)
-    assert str(path) in caught.value.message
+    assert all(name in caught.value.message for name in names), caught.value.message
     assert "\n" not in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("points", "message"),
-    [
-        (SQUARE[:2], "an outline of 2 corners encloses nothing"),
-        ([SQUARE[0]] * 5, "an outline of 1 corners"),
-        ([], "an outline of 0 corners"),
-        ([*SQUARE, ("nan", 3)], "a corner lies at"),
-        ([*SQUARE, ("x", 3)], "is not made of numbers"),
-    ],
+    "points", [SQUARE[:2], [SQUARE[0]] * 5, [], [*SQUARE, ("nan", 3)], [*SQUARE, ("x", 3)], [*SQUARE, ("", 3)]]
 )
-def test_refused_outlines(tmp_path: Path, points: list[Any], message: str) -> None:
-    with pytest.raises(UserError, match=message) as caught:
-        read_annotations(asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Tumor", points)))
-    assert "annotation 'Annotation 1'" in caught.value.message
+def test_refused_outlines(tmp_path: Path, points: list[Any]) -> None:
+    path = asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Tumor", points))
+    refused(path, f"{path}, annotation 'Annotation 1'")
+
+
+RING = [*map(list, SQUARE), list(SQUARE[0])]
 
 
 @pytest.mark.parametrize(
-    ("coordinates", "message"),
+    "coordinates",
     [
-        ([[list(p) for p in SQUARE]], "outline is open"),
-        ([], "encloses nothing"),
-        (None, "no lists of corners"),
-        ([[1, 2]], "no lists of corners"),
-        ([[[1], [1]]], "needs x and y"),
-        ([[[0, 0], [0, 1], [True, {}], [0, 0]]], "not made of numbers"),
+        [RING[:-1]], [], None, [[1, 2]], [[[1], [1]]], [[[0, 0], [0, 1], [True, {}], [0, 0]]], {"x": 1}, ["12", "34", "56", "12"],
+        [[["0", "0"], [0, 1], [1, 1], ["0", "0"]]], [[[0, 0], [0, float("nan")], [1, 1], [0, 0]]], [[[0, 0]] * 4], [RING, []],
     ],
-)
-def test_refused_geojson_outlines(tmp_path: Path, coordinates: Any, message: str) -> None:
+)  # fmt: skip
+def test_refused_geojson_outlines(tmp_path: Path, coordinates: Any) -> None:
     broken = feature("Tumor", SQUARE)
     broken["geometry"]["coordinates"] = coordinates
-    with pytest.raises(UserError, match=message) as caught:
-        read_annotations(geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE), broken))
-    assert "feature 2" in caught.value.message
+    path = geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE), broken)
+    refused(path, f"{path}, feature 2")
 
 
-def test_annotation_of_another_slide_is_told_by_its_bounds(tmp_path: Path) -> None:
+def test_annotation_of_another_slide_is_detected_by_its_bounds(tmp_path: Path) -> None:
     found: Annotations = read_annotations(asap(tmp_path / "a.xml", ("Tumor", SQUARE)))
-    for width, height in ((300, 300), (298, 4000)):  # a hand may slip by 1 %
-        found.check(cast(Any, Bounds(Path("slide.svs"), width, height)))
+    for width, height in ((300, 300), (298, 4000)):  # 1 % beyond the edge is allowed
+        found.check("slide.svs", width, height)
     for width, height in ((296, 4000), (4000, 296)):
-        with pytest.raises(
-            UserError, match=r"from \(100, 100\) to \(300, 300\), beyond slide.svs \(.*of another slide"
-        ):
-            found.check(cast(Any, Bounds(Path("slide.svs"), width, height)))
+        with pytest.raises(UserError, match=r"a.xml .*\(100, 100\).*\(300, 300\).* slide.svs \("):
+            found.check("slide.svs", width, height)
 
 
 def test_the_file_that_belongs_to_a_slide(tmp_path: Path) -> None:
@@ -237,14 +230,14 @@ def test_the_file_that_belongs_to_a_slide(tmp_path: Path) -> None:
     own = asap(folder / "tumör 1_annotation.xml")
     asap(folder / "tumör 10.xml")
     assert find_annotation(folder, slide) == own
-    with pytest.raises(UserError, match=r"may be of any of the slides called tumör 1; .*hospital a"):
+    with pytest.raises(UserError, match=r"tumör 1_annotation\.xml .*hospital a"):
         find_annotation(folder, slide, alone=False)
     assert find_annotation(folder, slide.with_name("other.svs"), alone=False) is None
     nearer = asap(folder / "hospital a" / "tumör 1.xml")
     assert find_annotation(folder, slide) == nearer
     assert find_annotation(folder, slide, alone=False) == nearer
     geojson(folder / "hospital a" / "tumör 1.geojson")
-    with pytest.raises(UserError, match="two annotations"):
+    with pytest.raises(UserError, match=r"tumör 1\.xml .*tumör 1\.geojson"):
         find_annotation(folder, slide)
-    with pytest.raises(UserError, match="no such annotation"):
+    with pytest.raises(UserError, match=r"none\.xml"):
         read_annotations(folder / "none.xml")

@@ -132,7 +132,7 @@ def test_geojson_is_qupaths(tmp_path: Path) -> None:
 
 
 def test_geojson_holds_no_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is nan"):
+    with pytest.raises(ValueError):
         write_geojson(tmp_path / "a.geojson", "s", [(0, 0, 1, {"neg_log10_p": float("nan")}, False)])
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The phantom: exact masks, the same bytes every time, slides that stay on one side, and colour that tells little."""
+"""The phantom: exact masks, the same bytes every time, groups in one split each, and colour that hardly separates the classes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_normal_patches_vary_and_are_pink_with_purple_nuclei() -> None:
     assert (dark[:, 2] > dark[:, 0]).mean() > 0.9
 
 
-def test_colour_alone_tells_little() -> None:
+def test_colour_alone_hardly_separates_the_classes() -> None:
     """The baseline of the module docstring, smaller; the anomalies must be found by structure."""
     rng = np.random.default_rng(0)
 
@@ -171,41 +171,41 @@ def test_complete_set_is_left_and_other_arguments_refused(tmp_path: Path) -> Non
     out = write_phantom(tmp_path / "set", **counts, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(i, 6) for i in range(1, 7)]
     victim = out / "images" / "train_normal_00000.png"
-    whole = victim.read_bytes()
+    content = victim.read_bytes()
     victim.write_bytes(b"touched")
     write_phantom(out, **counts)
     assert victim.read_bytes() == b"touched"
-    with pytest.raises(ValueError, match="choose another folder"):
+    with pytest.raises(ValueError, match=str(out)):
         write_phantom(out, **counts, seed=1)
-    # Interrupted before the index: the same arguments go on, others may not mix their pictures in.
+    # Interrupted before the index: the same arguments resume, others may not add their images.
     (out / "index.csv").unlink()
-    with pytest.raises(ValueError, match="choose another folder"):
+    with pytest.raises(ValueError, match=str(out)):
         write_phantom(out, **{**counts, "train": 3})
     write_phantom(out, **counts)
-    assert victim.read_bytes() == whole
+    assert victim.read_bytes() == content
     assert len(read_index(out)) == 6
     assert not list(out.rglob("*.tmp"))
 
 
 def test_foreign_index_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text("image,label\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="choose another folder"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         write_phantom(tmp_path, resolution=16, train=1, val=1, test=1)
     assert (tmp_path / "index.csv").read_text(encoding="utf-8") == "image,label\n"
 
 
 @pytest.mark.parametrize("resolution", [0, -64, 8, 48, 1024])
 def test_bad_resolution(resolution: int, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="power of two"):
+    with pytest.raises(ValueError, match=f"{resolution}:"):
         render(0, resolution)
-    with pytest.raises(ValueError, match="power of two"):
+    with pytest.raises(ValueError, match=f"{resolution}:"):
         write_phantom(tmp_path / "set", resolution=resolution)
     assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.parametrize("bad", [{"train": 0}, {"val": -1}, {"test": 0}, {"seed": -1}, {"groups": (1, 0, 1)}])
 def test_bad_counts(bad: dict, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="at least"):
+    with pytest.raises(ValueError, match=next(iter(bad))):
         write_phantom(tmp_path / "set", **bad)
     assert not (tmp_path / "set").exists()
 

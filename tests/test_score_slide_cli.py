@@ -1,4 +1,4 @@
-"""`gan-uad score-slide` and `evaluate` of its slides from the outside: every figure against what was painted, by definition or by hand."""
+"""`gan-uad score-slide` and `evaluate-slides` end to end: every number against the painted slides, by definition or by hand."""
 
 from __future__ import annotations
 
@@ -204,10 +204,10 @@ def test_the_pictures_show_the_tiles_where_they_are(bench: Bench) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-def test_neither_workers_nor_company_nor_an_interruption_change_anything(
+def test_neither_workers_nor_other_slides_nor_an_interruption_change_anything(
     cli: Any, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Alone on one thread; and stopped after 64 of 70 tiles, then gone on with: the same bytes."""
+    """Alone on one thread; and stopped after 64 of 70 tiles, then resumed: the same bytes."""
     expected = (bench.out / UNICODE / "tiles.csv").read_bytes()
     command = ("score-slide", bench.run, bench.slides[0], *OPTIONS)
     assert cli(*command, "--workers", 1, "--out", tmp_path / "alone").exit_code == 0
@@ -241,8 +241,8 @@ def test_neither_workers_nor_company_nor_an_interruption_change_anything(
 
 @pytest.mark.usefixtures("bare")
 def test_bad_slides_stop_no_other(cli: Any, bench: Bench, tmp_path: Path) -> None:
-    whole = bench.slides[0].read_bytes()
-    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    content = bench.slides[0].read_bytes()
+    (tmp_path / "cut.tif").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.svs").write_text("no slide")
     bad = [tmp_path / "cut.tif", tmp_path / "text.svs", tmp_path / "gone.svs"]
     glass = paint(tmp_path / "glass.tif", 0, tissue=False)
@@ -251,16 +251,16 @@ def test_bad_slides_stop_no_other(cli: Any, bench: Bench, tmp_path: Path) -> Non
     good = [bench.slides[1], twin, glass]
     out = tmp_path / "out"
     result = cli("score-slide", bench.run, *bad, coarse, *good, *OPTIONS, "--out", out)
-    fails(result, "4 slides could not be scored", code=1)
+    fails(result, "4 slides", str(out), code=1)
     failed = [line for line in result.stderr.splitlines() if line.startswith("FAILED ")]
     assert len(failed) == 4
-    for path, reason in zip((*bad, coarse), ("cut.tif", "text.svs", "cannot be read", "--mpp 2"), strict=True):
+    for path, reason in zip((*bad, coarse), ("cut.tif", "text.svs", "gone.svs", "--mpp 2"), strict=True):
         assert any(str(path) in line and reason in line for line in failed), failed
     found = {row["file"]: row for row in rows(out / "slides.csv")}
     assert set(found) == {str(path) for path in good}
     assert found[str(glass)]["tiles"] == "0"
     assert [found[str(glass)][name] for name in ("max", "top_k", "share")] == ["", "", ""]
-    assert "glass: no tissue found, so no score" in result.stderr
+    assert any("glass: no tissue" in line for line in result.stderr.splitlines())
     names = {found[str(path)]["slide"] for path in good[:2]}
     assert len(names) == 2  # two slides of one name, each in a folder of its own
     assert all(name.startswith("b-") for name in names)
@@ -270,7 +270,7 @@ def test_bad_slides_stop_no_other(cli: Any, bench: Bench, tmp_path: Path) -> Non
 def test_slides_named_from_one_folder_are_evaluated_from_another(
     cli: Any, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their annotations lie in a subfolder of the name of theirs, which a relative path does not tell."""
+    """Annotations lie in a subfolder with the name of the slides' folder, which a relative path does not contain."""
     folder = bench.slides[0].parent
     monkeypatch.chdir(folder)
     result = cli("score-slide", bench.run, "b.tif", "c.tif", *OPTIONS, "--out", tmp_path / "out")
@@ -278,7 +278,7 @@ def test_slides_named_from_one_folder_are_evaluated_from_another(
     assert [row["file"] for row in rows(tmp_path / "out" / "slides.csv")] == [f"{folder}/b.tif", f"{folder}/c.tif"]
     shutil.copytree(bench.annotations, tmp_path / "notes" / folder.name)
     monkeypatch.chdir(tmp_path)
-    result = cli("evaluate", "out", "--annotations", "notes", "--resamples", 100)
+    result = cli("evaluate-slides", "out", "--annotations", "notes", "--resamples", 100)
     assert result.exit_code == 0, result.output
     assert "FROC 1.000" in result.stdout
 
@@ -291,7 +291,7 @@ def test_slides_join_a_folder_of_the_same_settings_alone(cli: Any, bench: Bench,
     for shard in ("1/2", "2/2"):
         assert cli(*command, *OPTIONS, "--shard", shard).exit_code == 0
     assert (out / "slides.csv").read_text() == (bench.out / "slides.csv").read_text()
-    fails(cli(*command, "--mpp", 1, "--tissue", 0.6), str(out), "another model, calibration or setting", "--out")
+    fails(cli(*command, "--mpp", 1, "--tissue", 0.6), str(out), "--out")
     (out / "score_slide.json").unlink()  # as if the slides.csv were another program's
     fails(cli(*command, *OPTIONS), str(out), "score_slide.json", "--out")
 
@@ -302,18 +302,19 @@ def test_normals_are_needed(cli: Any, bench: Bench, tmp_path: Path) -> None:
     moved = Path(f"{bench.patches}-moved")
     os.rename(bench.patches, moved)
     try:
-        fails(cli("score-slide", bench.run, slide, "--mpp", 1, "--out", tmp_path / "a"), "not there", "--normals DATA")
+        missing = cli("score-slide", bench.run, slide, "--mpp", 1, "--out", tmp_path / "a")
+        fails(missing, str(bench.patches), str(bench.run), "--normals DATA")
         few = tmp_path / "few"
         few.mkdir()
         for number, row in enumerate(rows(moved / "index.csv")[:9]):
             (few / f"{number}.png").write_bytes((moved / row["image"]).read_bytes())
-        told = cli("score-slide", bench.run, slide, "--mpp", 1, "--normals", few, "--out", tmp_path / "a")
-        fails(told, "at least 10", "9 are there")
+        too_few = cli("score-slide", bench.run, slide, "--mpp", 1, "--normals", few, "--out", tmp_path / "a")
+        fails(too_few, str(few), "10", "9", "--normals DATA")
         for number, row in enumerate(rows(moved / "index.csv")[9:30], 9):
             (few / f"{number}.png").write_bytes((moved / row["image"]).read_bytes())
         result = cli("score-slide", bench.run, slide, *OPTIONS, "--normals", few, "--out", tmp_path / "b")
         assert result.exit_code == 0, result.output
-        assert len(rows(tmp_path / "b" / "normals.csv")) == 30  # a plain folder, told to be normal: all of it
+        assert len(rows(tmp_path / "b" / "normals.csv")) == 30  # a plain folder given as normal: all of it
     finally:
         os.rename(moved, bench.patches)
     fails(
@@ -337,8 +338,10 @@ def test_overlapping_tiles_and_stain(cli: Any, bench: Bench, tmp_path: Path) -> 
     assert described["cut"]["stride"] == 0.5
 
 
-def scored_by_hand(out: Path, slides: dict[str, Sequence[tuple[float, float, float]]]) -> Path:
-    """A folder as `score-slide` writes it, of tiles (x, y, rarity) of 64 px at 1 µm."""
+def scored_by_hand(
+    out: Path, slides: dict[str, Sequence[tuple[float, float, float]]], column: str = "neg_log10_p"
+) -> Path:
+    """A folder as `score-slide` writes it, of tiles (x, y, −log10 p) of 64 px at 1 µm; `column`: the name of the last in tiles.csv."""
     lines = ["slide,file,tiles,max,top_k,share,model"]
     for name, marks in slides.items():
         folder = out / name
@@ -357,17 +360,20 @@ def scored_by_hand(out: Path, slides: dict[str, Sequence[tuple[float, float, flo
         (folder / "slide.json").write_text(json.dumps(about))
         with open(folder / "tiles.csv", "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["slide", "x", "y", "side", "neg_log10_p"])
+            writer.writerow(["slide", "x", "y", "side", column])
             writer.writerows([name, x, y, 64, neg_log10_p] for x, y, neg_log10_p in marks)
         lines.append(f"{name},{name}.svs,{len(marks)},{top},{top},0,hand")
     (out / "slides.csv").write_text("\n".join(lines) + "\n")
     return out
 
 
-def test_froc_of_a_case_computed_by_hand(cli: Any, tmp_path: Path) -> None:
-    """Two lesions on `t`, one of them missed, and isolated tumour cells there; one lesion on `u`; `n` and `m` are normal.
+@pytest.mark.parametrize("column", ["neg_log10_p", "rarity"])
+def test_froc_of_a_case_computed_by_hand(cli: Any, tmp_path: Path, column: str) -> None:
+    """Also with a tiles.csv of version 0.1, whose column is called `rarity`.
 
-    Detections: 5.0 in t's lesion (the 4.5 beside it, 64 px away, is none of its own), 4.0 in the isolated cells (neither hit nor alarm),
+    Two lesions on `t`, one of them missed, and isolated tumour cells there; one lesion on `u`; `n` and `m` are normal.
+
+    Detections: 5.0 in t's lesion (the 4.5 beside it, 64 px away, is not another), 4.0 in the isolated cells (neither hit nor alarm),
     2.5 in u's lesion. Alarms, falling: 7 (u), 6 (n), 3 (t), 2 (m), 1 (n), on four slides. At 1/4 one alarm, the 7, is allowed, and
     nothing else scores above 6; at 1/2 two, and 5.0 is above the third; at 1 four, and 2.5 is above the 1 that would be the fifth.
     """
@@ -377,7 +383,7 @@ def test_froc_of_a_case_computed_by_hand(cli: Any, tmp_path: Path) -> None:
         "m": [(100, 100, 2.0)],
         "u": [(4040, 40, 2.5), (100, 100, 7.0)],
     }
-    out = scored_by_hand(tmp_path / "scores", hand)
+    out = scored_by_hand(tmp_path / "scores", hand, column)
     notes = tmp_path / "notes"
     asap(
         notes / "t.xml",
@@ -388,7 +394,7 @@ def test_froc_of_a_case_computed_by_hand(cli: Any, tmp_path: Path) -> None:
     )
     asap(notes / "u.xml", ("Tumor", corners((4000, 0, 4400, 400))))
     result = cli(
-        "evaluate",
+        "evaluate-slides",
         out,
         "--annotations",
         notes,
@@ -406,12 +412,14 @@ def test_froc_of_a_case_computed_by_hand(cli: Any, tmp_path: Path) -> None:
     expected = {"0.25": 0, "0.5": 1 / 3, "1.0": 2 / 3, "2.0": 2 / 3, "4.0": 2 / 3, "8.0": 2 / 3}
     assert froc["rates"] == pytest.approx(expected)
     assert froc["score"]["value"] == pytest.approx(np.mean(list(expected.values())))
-    assert "2 slides without an annotation count as normal" in result.stdout
+    assert any(line.startswith("hand: 2 slides without an annotation") for line in result.stdout.splitlines())
     assert (tmp_path / "figures" / "froc.png").stat().st_size > 10_000
 
 
-def test_figures_of_the_scored_slides(cli: Any, bench: Bench, tmp_path: Path) -> None:
-    result = cli("evaluate", bench.out, "--annotations", bench.annotations, "--out", tmp_path, "--resamples", 100)
+def test_metrics_of_the_scored_slides(cli: Any, bench: Bench, tmp_path: Path) -> None:
+    result = cli(
+        "evaluate-slides", bench.out, "--annotations", bench.annotations, "--out", tmp_path, "--resamples", 100
+    )
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "metrics.json").read_text())["mean_color/mean_color"]
     assert metrics["slides"] == {"normal": 2, "anomalous": 2}
@@ -431,7 +439,7 @@ def test_figures_of_the_scored_slides(cli: Any, bench: Bench, tmp_path: Path) ->
 
 
 def near_lesion(table: list[dict[str, str]]) -> np.ndarray:
-    """Tiles that touch the lesion, were it on their edge."""
+    """Tiles that touch the lesion, even on their edge."""
     x, y = column(table, "x"), column(table, "y")
     return (x >= 320 - 64) & (x <= 640) & (y >= 192 - 64) & (y <= 384)
 
@@ -439,38 +447,41 @@ def near_lesion(table: list[dict[str, str]]) -> np.ndarray:
 def test_labels_from_a_file(cli: Any, bench: Bench, tmp_path: Path) -> None:
     file = tmp_path / "labels.csv"
     file.write_text(f"slide,label\n{UNICODE},tumor\nb.tif,1\nc,normal\n", encoding="utf-8")
-    result = cli("evaluate", bench.out, "--labels", file, "--out", tmp_path / "out", "--resamples", 100)
+    result = cli("evaluate-slides", bench.out, "--labels", file, "--out", tmp_path / "out", "--resamples", 100)
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())["mean_color/mean_color"]
     assert metrics["slides"] == {"normal": 1, "anomalous": 2}
     assert "froc" not in metrics
-    assert "1 slides have no label and are left out: d" in result.stdout
-    fails(cli("evaluate", bench.out), "--annotations DIR", "--labels FILE")
+    (left_out,) = [line for line in result.stdout.splitlines() if "1 slides have no label" in line]
+    assert left_out.endswith(": d")
+    fails(cli("evaluate-slides", bench.out), "--annotations DIR", "--labels FILE")
     for text, messages in (
         ("slide,label\nb,perhaps\n", ("line 2", "perhaps")),
-        ("slide,label\nb,1\nb,0\n", ("line 3", "another label")),
-        ("name,label\nb,1\n", ("'slide' and 'label'",)),
-        ("slide,label\nx,1\n", ("no scored slide has a label",)),
-        ("slide,label\nb,1\n", ("both kinds", "0 normal and 1 anomalous")),
+        ("slide,label\nb,1\nb,0\n", ("line 3", "b")),
+        ("name,label\nb,1\n", (str(file), "slide", "label")),
+        ("slide,label\nx,1\n", (str(bench.out), "label")),
+        ("slide,label\nb,1\n", (str(bench.out), "0 normal and 1 anomalous", "--labels FILE")),
     ):
         file.write_text(text)
-        fails(cli("evaluate", bench.out, "--labels", file), *messages)
-    fails(cli("evaluate", bench.out, "--labels", file, "--threshold", "fpr:0.1"), "--threshold")
+        fails(cli("evaluate-slides", bench.out, "--labels", file), *messages)
+    fails(cli("evaluate-slides", bench.out, "--labels", file, "--threshold", "fpr:0.1"), "--threshold")
 
 
 def test_labels_and_annotations_that_contradict_each_other(cli: Any, bench: Bench, tmp_path: Path) -> None:
-    """Tiles would count as normal on a slide with tumour that nobody drew."""
+    """Otherwise tiles would count as normal on a slide with tumour that is not annotated."""
     file = tmp_path / "labels.csv"
     for text, messages in (
-        ("b,0\nd,0", ("b is labelled normal", "has tumour")),
-        ("b,1\nc,1", ("c is labelled anomalous", "has no tumour")),
+        ("b,0\nd,0", ("b is labelled normal",)),
+        ("b,1\nc,1", ("c is labelled anomalous",)),
     ):
         file.write_text(f"slide,label\n{text}\n")
-        result = cli("evaluate", bench.out, "--labels", file, "--annotations", bench.annotations, "--out", tmp_path)
-        fails(result, *messages, "which is right?")
+        result = cli(
+            "evaluate-slides", bench.out, "--labels", file, "--annotations", bench.annotations, "--out", tmp_path
+        )
+        fails(result, *messages, str(bench.annotations))
 
 
-def test_an_anomalous_slide_without_annotation_has_no_part_in_figures_of_tiles(cli: Any, tmp_path: Path) -> None:
+def test_an_anomalous_slide_without_annotation_is_left_out_of_metrics_of_tiles(cli: Any, tmp_path: Path) -> None:
     """Its one tile, 9, may be of tumour: as a normal one it would make the tiles' AUROC 0.75, and as an alarm hide the lesion."""
     hand = {
         "t": [(1000, 1000, 5.0)],
@@ -482,7 +493,7 @@ def test_an_anomalous_slide_without_annotation_has_no_part_in_figures_of_tiles(c
     labels_file.write_text("slide,label\nt,1\nu,1\nn,0\nm,0\n")
     asap(tmp_path / "notes" / "t.xml", ("Tumor", corners((900, 900, 1400, 1300))))
     options = ("--labels", labels_file, "--annotations", tmp_path / "notes", "--resamples", 100)
-    result = cli("evaluate", out, *options, "--out", tmp_path / "figures")
+    result = cli("evaluate-slides", out, *options, "--out", tmp_path / "figures")
     assert result.exit_code == 0, result.output
     metrics = json.loads((tmp_path / "figures" / "metrics.json").read_text())["hand"]
     assert metrics["slides"] == {"normal": 2, "anomalous": 2}
@@ -490,13 +501,13 @@ def test_an_anomalous_slide_without_annotation_has_no_part_in_figures_of_tiles(c
     assert metrics["tiles"]["auroc"]["value"] == 1.0
     assert (metrics["froc"]["slides"], metrics["froc"]["lesions"]) == (3, 1)
     assert metrics["froc"]["rates"]["0.25"] == 1.0
-    assert "1 anomalous slides have no annotation" in result.stdout
+    assert any(line.startswith("hand: 1 anomalous slides") for line in result.stdout.splitlines())
 
 
 def test_an_annotation_of_another_slide(cli: Any, bench: Bench, tmp_path: Path) -> None:
     asap(tmp_path / "b.xml", ("_0", corners((700, 500, 3000, 900))))
-    fails(cli("evaluate", bench.out, "--annotations", tmp_path), "b.xml", "another slide")
-    fails(cli("evaluate", bench.out, "--annotations", tmp_path / "none"), "no such folder")
+    fails(cli("evaluate-slides", bench.out, "--annotations", tmp_path), str(tmp_path / "b.xml"), "b.tif")
+    fails(cli("evaluate-slides", bench.out, "--annotations", tmp_path / "none"), f"--annotations {tmp_path / 'none'}")
 
 
 @pytest.fixture
@@ -506,36 +517,36 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_demo_of_slides(cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From nothing to figures: the tumour of a phantom slide is found, and its tiles rank above the normal ones beside them."""
+    """End to end: the tumour of a phantom slide is found, and its tiles rank above the normal ones beside them."""
     monkeypatch.setattr("gan_uad.slides.tile_slide._write_sheet", lambda *_: None)
     monkeypatch.setattr("gan_uad.slides.score_slide.overlay", lambda *a: overlay(*a) if "test_0" in str(a[3]) else None)
     out = tmp_path / "demo"
-    result = cli("demo", "--slide", "--quick", "--out", out)
+    result = cli("demo-slides", "--quick", "--out", out)
     assert result.exit_code == 0, result.output
-    figures = json.loads((out / "result.json").read_text())
-    assert figures["froc"] == 1.0
+    results = json.loads((out / "result.json").read_text())
+    assert results["froc"] == 1.0
     table = tiles(out / "scores", "test_0")
     x, y = (column(table, name).astype(np.int64) for name in "xy")
     label = labels(read_annotations(out / "test" / "test_0.xml"), x, y, 64, 0.5)
     assert (label == 1).sum() >= 5
     assert roc_auc_score(label[label >= 0], column(table, "neg_log10_p")[label >= 0]) > 0.9
-    assert f"{figures['tile_auroc']:.3f}  AUROC of tiles" in result.stdout
+    assert f"{results['tile_auroc']:.3f}  AUROC of tiles" in result.stdout
     assert (out / "scores" / "test_0" / "overlay.png").is_file()
-    fails(cli("demo", "--slide", "--out", out), "quick True, not False", "--out")
+    fails(cli("demo-slides", "--out", out), "quick True, not False", "--out")
 
 
 @pytest.mark.usefixtures("bare")
-def test_normals_are_prepared_as_the_tiles_are(cli: Any, bench: Bench, tmp_path: Path) -> None:
-    """What `-o data.*` changes of the tiles it changes of the run's own normals too, and it is another calibration."""
+def test_normals_are_preprocessed_as_the_tiles_are(cli: Any, bench: Bench, tmp_path: Path) -> None:
+    """`-o data.*` changes the tiles and the run's own normals alike, and gives another calibration."""
     command, out = ("score-slide", bench.run, bench.slides[2], *OPTIONS), tmp_path / "grey"
     assert cli(*command, "-o", "data.grayscale=true", "--out", out).exit_code == 0
     grey = column(tiles(out, "c"), "neg_log10_p")
     assert np.median(grey) < 1  # a normal slide, against normals in grey
-    fails(cli(*command, "--out", out), "another model, calibration or setting")
+    fails(cli(*command, "--out", out), str(out), "--out")
 
 
 @pytest.mark.usefixtures("bare")
-def test_normals_that_were_cut_otherwise_are_refused(cli: Any, bench: Bench, tmp_path: Path) -> None:
+def test_normals_that_were_cut_with_other_settings_are_refused(cli: Any, bench: Bench, tmp_path: Path) -> None:
     normal = paint(tmp_path / "normal.tif", 60)
     cut = ("tile", normal, "--size", 64, "--mpp", 1, "--tissue", 0.5, "--grid", "--unannotated", "normal")
     assert cli(*cut, "--out", tmp_path / "normals").exit_code == 0

@@ -91,7 +91,7 @@ def outside_white(image: Array, x: int, y: int, width: int, height: int) -> Arra
 
 def test_what_a_slide_says_of_itself(slide: Slide) -> None:
     assert (slide.width, slide.height, slide.mpp) == (331, 203, 0.5)
-    # 331 / 82 and 203 / 50 are no whole numbers, but the levels are those of 4 and 8 with their last px cut off.
+    # 331 / 82 and 203 / 50 are no integers, but the levels are those of 4 and 8 with their last px cut off.
     assert slide.levels == (
         [1.0, 4.0, 8.0] if slide.path.name.startswith("a.") and slide.path.suffix == ".tif" else [1.0]
     )
@@ -184,19 +184,19 @@ def test_resampling_of_other_levels_is_exact(tmp_path: Path) -> None:
 
 
 def test_overlapping_regions_agree(slide: Slide) -> None:
-    whole = slide.read(3.3, 4.4, 100, 80, 0.85)
+    large = slide.read(3.3, 4.4, 100, 80, 0.85)
     part = slide.read(3.3 + 31 * 1.7, 4.4 + 17 * 1.7, 40, 50, 0.85)
-    difference = np.abs(whole[17:67, 31:71].astype(int) - part)
+    difference = np.abs(large[17:67, 31:71].astype(int) - part)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.02
 
 
 def test_blocks_do_not_show(slide: Slide, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = slide.read(-5, 7, 120, 90, 1.3)
+    large = slide.read(-5, 7, 120, 90, 1.3)
     monkeypatch.setattr(reader, "BLOCK", 50**2)
     in_blocks = slide.read(-5, 7, 120, 90, 1.3)
-    assert np.abs(whole.astype(int) - in_blocks).max() <= 1
-    assert (whole != in_blocks).mean() < 0.02
+    assert np.abs(large.astype(int) - in_blocks).max() <= 1
+    assert (large != in_blocks).mean() < 0.02
 
 
 def test_white_does_not_bleed_into_the_slide(tmp_path: Path) -> None:
@@ -382,7 +382,7 @@ def test_pickle_takes_no_handle_along_and_needs_the_file_only_to_read(slide: Sli
     moved = slide.path.rename(slide.path.with_name("gone"))
     copy = pickle.loads(stored)
     assert (copy.name, copy.width, copy.mpp, copy.levels) == (slide.name, slide.width, slide.mpp, slide.levels)
-    with pytest.raises(UserError, match="no such slide"):
+    with pytest.raises(UserError, match=f"{slide.path.name}$"):
         copy.read(0, 0, 5, 5, 0.5)
     moved.rename(slide.path)
     np.testing.assert_array_equal(copy.read(10, 10, 20, 20, 0.5), pixels)
@@ -468,7 +468,7 @@ def test_plain_image_that_is_too_large_is_not_decoded(tmp_path: Path) -> None:
         content[16:24] = struct.pack(">II", side, side)
         content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
         (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(UserError, match="pyramidal TIFF"):
+        with pytest.raises(UserError, match="vips tiffsave"):
             open_slide(tmp_path / "a.png", 0.5)
 
 
@@ -502,11 +502,11 @@ def test_a_lost_level_is_not_passed_over(tmp_path: Path, big: bool, order: str) 
     content = path.read_bytes()
     for end in (last, last + 1, last + 30):
         path.write_bytes(content[:end])
-        with pytest.raises(UserError, match="ends too early"):
+        with pytest.raises(UserError, match=r"a\.tif"):
             open_slide(path, 0.5)
     at, length = (8, 8) if big else (4, 4)
     path.write_bytes(content[:at] + bytes(length) + content[at + length :])  # as a writer leaves it that was killed
-    with pytest.raises(UserError, match="ends too early"):
+    with pytest.raises(UserError, match=r"a\.tif"):
         open_slide(path, 0.5)
 
 
@@ -518,7 +518,7 @@ def test_pixels_missing_at_the_end_are_an_error_where_they_are_read(tmp_path: Pa
     path.write_bytes(path.read_bytes()[: last + 10])
     slide = open_slide(path)
     np.testing.assert_array_equal(slide.read(0, 0, 40, 40, 0.5), LEVELS[0][:40, :40])
-    with pytest.raises(UserError, match="truncated"):
+    with pytest.raises(UserError, match=r"a\.tif"):
         slide.read(280, 180, 40, 20, 0.5)
 
 

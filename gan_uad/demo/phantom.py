@@ -1,19 +1,16 @@
-"""Procedural H&E-like tissue with known anomalies: the data of anyone who has none.
+"""Procedural H&E-like tissue with known anomalies: data for anyone who has none.
 
 A patch shows the same field of view at every resolution. Lengths are in *units*: the field is 64 units wide, so a unit is
 one pixel at resolution 64, where a nucleus measures 6 to 8 pixels. A patch is painted as two concentration maps,
 haematoxylin and eosin, and becomes colour by the Beer-Lambert law with the stain of its slide (Ruifrok & Johnston, 2001).
 The normal tissue is painted first; an anomaly then replaces it inside its mask and touches no pixel outside.
 
-Colour alone tells little: the Mahalanobis distance of a patch's mean RGB from the 800 train normals (mean and covariance)
-reaches an image AUROC of 0.59 on the test set (0.56 to 0.63; seeds 0 to 5 of `write_phantom(train=800, test=300)`, 64 px).
+Colour alone hardly separates the classes: the Mahalanobis distance of a patch's mean RGB from 800 train normals has an image AUROC
+of 0.59 on the test set (0.56 to 0.63; seeds 0 to 5 of `write_phantom(train=800, test=300)`, 64 px).
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,38 +22,38 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from gan_uad.files import make_folder, write_json, write_text
+from gan_uad.files import csv_text, make_folder, read_json, write_json, write_text
 
 Array = NDArray[np.floating]
 
 SPLITS = ("train", "val", "test")
-GROUPS = (40, 10, 20)  # slides a split
+GROUPS = (40, 10, 20)  # slides per split
 MIN_RESOLUTION, MAX_RESOLUTION = 16, 512
-VERSION = 1  # of the pictures: raise it when the same arguments come to give other bytes
+VERSION = 1  # raise it when the same arguments give other bytes
 
 FIELD = 64  # units across a patch
 BANK = 192  # units across a noise bank, from which fields are cut
 WHITE = 240.0  # RGB of unstained glass
 NUCLEUS_EDGE = 0.8  # units over which a nucleus fades out
 MASK_EDGE = 1.5  # units over which an anomaly fades in, all of them inside the mask
-MASK_AREA = (0.12, 0.42)  # share of the patch that an anomaly takes
+MASK_AREA = (0.12, 0.42)  # share of the patch that an anomaly covers
 
 # Optical density (natural logarithm) of one unit of stain in R, G and B, and the log-normal spread between slides.
 HAEMATOXYLIN, EOSIN = (0.80, 1.04, 0.45), (0.12, 0.70, 0.38)
 STRENGTH_SPREAD, HUE_SPREAD = 0.16, 0.10
-STAIN_STREAM = 1000  # sets the random numbers of slides apart from those of patches
+STAIN_STREAM = 1000  # separates the random numbers of slides from those of patches
 
 
 @dataclass(frozen=True)
 class Stain:
-    """How one slide's stains take up light: optical density (natural log) per unit concentration, in R, G, B."""
+    """How one slide's stains absorb light: optical density (natural log) per unit concentration, in R, G, B."""
 
     haematoxylin: tuple[float, ...]
     eosin: tuple[float, ...]
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> Stain:
-        """A stain as another laboratory might make it, stronger or weaker and of another hue."""
+        """A stain of another laboratory: random strength and hue."""
         strength = np.exp(STRENGTH_SPREAD * rng.standard_normal((2, 1)))
         hue = np.exp(HUE_SPREAD * rng.standard_normal((2, 3)))
         h, e = (np.array([HAEMATOXYLIN, EOSIN]) * strength * hue).tolist()
@@ -76,21 +73,28 @@ class Tissue:
     h: Array
     e: Array
 
-    def fill(self, where: Array, h: float | Array, e: float | Array) -> None:
-        """Replace by the given concentrations where the weight, [S, S] in [0, 1], says so."""
-        self.h += where * (h - self.h)
-        self.e += where * (e - self.e)
+    def fill(self, weight: Array, h: float | Array, e: float | Array) -> None:
+        """Blend in the given concentrations with a weight, [S, S] in [0, 1]."""
+        self.h += weight * (h - self.h)
+        self.e += weight * (e - self.e)
 
     def add_nuclei(self, rng: np.random.Generator, canvas: Canvas, nuclei: Array) -> None:
-        """Paint nuclei, [8, n] from `_nuclei`, with chromatin texture, over what is there."""
+        """Paint nuclei, [8, n] from `_nuclei`, with chromatin texture, over the tissue."""
         depth = canvas.stamp(nuclei)
         self.e *= 1 - 0.6 * np.minimum(depth, 1)
         self.h += depth * (1 + 0.22 * canvas.noise(rng, "grain"))
 
 
+def bumpy(rng: np.random.Generator, turn: Array, bump: float) -> Array:
+    """Radius of a unit circle with three random bumps, each up to `bump` high, at the angles `turn` (radians)."""
+    heights, phases = rng.uniform(0, bump, 3).tolist(), rng.uniform(0, 2 * np.pi, 3).tolist()
+    waves = (h * np.cos(k * turn + p) for k, h, p in zip((2, 3, 4), heights, phases, strict=True))
+    return np.asarray(1 + sum(waves))
+
+
 @lru_cache(maxsize=8)
 def _bank(kind: str, scale: int) -> Array:
-    """A periodic noise picture, zero mean, unit variance, `BANK * scale` pixels a side; the same in every process."""
+    """A periodic noise image, zero mean, unit variance, `BANK * scale` pixels per side; the same in every process."""
     sigma = {"cloud": (7.0, 7.0), "grain": (0.8, 0.8), "fibre": (0.9, 7.0)}[kind]
     white = np.random.default_rng(ord(kind[0])).standard_normal((BANK, BANK))
     noise = ndimage.gaussian_filter(white, sigma, mode="wrap")
@@ -99,7 +103,7 @@ def _bank(kind: str, scale: int) -> Array:
 
 
 class Canvas:
-    """A field of view painted at `size` pixels, a multiple of 64: where its pixels lie, in units, and what draws on them."""
+    """A field of view painted at `size` pixels, a multiple of 64: positions of its pixels, in units, and drawing functions."""
 
     def __init__(self, size: int) -> None:
         self.size, self.scale = size, size // FIELD
@@ -107,13 +111,13 @@ class Canvas:
         self.y = self.x[:, None]
 
     def noise(self, rng: np.random.Generator, kind: str) -> Array:
-        """A random piece of a noise bank, [S, S]."""
+        """A random crop of a noise bank, [S, S]."""
         y, x = (rng.integers(0, BANK - FIELD, 2) * self.scale).tolist()
         flip_y, flip_x = (rng.integers(0, 2, 2) * 2 - 1).tolist()
         return _bank(kind, self.scale)[y : y + self.size, x : x + self.size][::flip_y, ::flip_x]
 
     def fibres(self, rng: np.random.Generator, angle: float, wave: float = 5.0) -> Array:
-        """Bundles that run along `angle` (radians) in waves `wave` units high, [S, S], about zero mean and unit variance."""
+        """Bundles along `angle` (radians) in waves `wave` units high, [S, S], about zero mean and unit variance."""
         c, s = math.cos(angle), math.sin(angle)
         start, begin = rng.uniform(0, BANK, 2).tolist()
         across = c * self.y - s * self.x + wave * self.noise(rng, "cloud") + start
@@ -129,9 +133,7 @@ class Canvas:
         c, s = math.cos(angle), math.sin(angle)
         u, v = (c * dx + s * dy) / long, (c * dy - s * dx) / short
         turn = np.arctan2(v, u)
-        heights, phases = rng.uniform(0, bump, 3).tolist(), rng.uniform(0, 2 * np.pi, 3).tolist()
-        outline = 1 + sum(h * np.cos(k * turn + p) for k, h, p in zip((2, 3, 4), heights, phases, strict=True))
-        return np.sqrt(u * u + v * v) / outline
+        return np.sqrt(u * u + v * v) / bumpy(rng, turn, bump)
 
     def stamp(self, nuclei: Array) -> Array:
         """Haematoxylin of nuclei [8, n], [S, S]: soft edge, darker rim; where two overlap, the darker."""
@@ -148,7 +150,7 @@ class Canvas:
         inside = np.clip((1 - r) * short / np.float32(NUCLEUS_EDGE) + np.float32(0.5), 0, 1)
         rim = np.minimum(r * r, 1)
         tiles = tone * inside * (np.float32(0.8) + np.float32(0.25) * rim * rim)
-        width = len(steps)  # of a tile, and of the margin that takes what lies off the field
+        width = len(steps)  # of a tile, and of the margin for nuclei off the field
         padded = np.zeros((self.size + 2 * width,) * 2, np.float32)
         corners = [np.clip(p.ravel() - half + width, 0, self.size + width).astype(int).tolist() for p in (column, row)]
         for tile, left, top in zip(tiles, *corners, strict=True):
@@ -173,32 +175,32 @@ def _nuclei(
     return np.array([*xy.T, long * size, short * size * shape, angle, tone * shade, bends, phase], np.float32)
 
 
-def _scatter(rng: np.random.Generator, canvas: Canvas, n: int, gap: float, where: Array) -> tuple[Array, list[int]]:
-    """Candidate points, [4n + 8, 2] in units, and which to keep: at most n, `gap` apart, where the weight [S, S] > 1/2.
+def _scatter(rng: np.random.Generator, canvas: Canvas, n: int, gap: float, weight: Array) -> tuple[Array, list[int]]:
+    """Candidate points, [4n + 8, 2] in units, and which to keep: at most n, `gap` apart, where `weight` [S, S] > 1/2.
 
-    Give every candidate its random numbers and choose afterwards: how many stay may differ with the resolution.
+    Draw random numbers for every candidate before choosing: how many are kept may differ with the resolution.
     """
     points = rng.uniform(-2, FIELD + 2, (4 * n + 8, 2)).astype(np.float32)
     column, row = np.clip(points.T * canvas.scale, 0, canvas.size - 1).astype(int)
-    eligible = np.flatnonzero(where[row, column] > 0.5)
+    eligible = np.flatnonzero(weight[row, column] > 0.5)
     x, y = points[eligible].T
     near = (x[:, None] - x) ** 2 + (y[:, None] - y) ** 2 < gap * gap
-    free = np.ones(len(eligible), bool)
+    candidate = np.ones(len(eligible), bool)
     kept: list[int] = []
-    for i, candidate in enumerate(eligible.tolist()):
-        if free[i] and len(kept) < n:
-            kept.append(candidate)
-            free &= ~near[i]
+    for i, index in enumerate(eligible.tolist()):
+        if candidate[i] and len(kept) < n:
+            kept.append(index)
+            candidate &= ~near[i]
     return points, kept
 
 
 def _inside(distance: Array, reach: float, edge: float) -> Array:
-    """Weight in [0, 1], [S, S]: 0 from `reach` on, 1 where the distance is less by `edge` or more."""
+    """Weight in [0, 1], [S, S]: 0 at distances from `reach` on, 1 up to `reach` − `edge`."""
     return np.clip((reach - distance) / edge, 0, 1)
 
 
 def _paint_normal(rng: np.random.Generator, canvas: Canvas) -> Tissue:
-    """Stroma of wavy fibres, spindle and round nuclei, now and then glands or a white cleft."""
+    """Stroma of wavy fibres, spindle and round nuclei, sometimes glands or a white cleft."""
     angle, eosin, cells = rng.uniform(0, np.pi), rng.uniform(0.45, 0.85), int(rng.uniform(3, 30))
     bundles = np.tanh(1.2 * canvas.fibres(rng, angle))
     tissue = Tissue(
@@ -239,7 +241,7 @@ def _paint_gland(rng: np.random.Generator, canvas: Canvas, tissue: Tissue) -> Ar
     return _inside(distance, 1.25, 0.05)
 
 
-# Each anomaly paints a field full of itself; `region`, [S, S], is the weight with which it will be laid in.
+# Each anomaly fills a field; `region`, [S, S], is the weight with which it will be blended in.
 
 
 def _paint_crowded(rng: np.random.Generator, canvas: Canvas, region: Array) -> Tissue:
@@ -296,7 +298,7 @@ ANOMALIES: tuple[str, ...] = tuple(_PAINTERS)
 
 
 def _add_anomaly(rng: np.random.Generator, canvas: Canvas, tissue: Tissue, kind: str) -> Array:
-    """Replace a bumpy blob of tissue by the anomaly; returns its weight, [S, S], above zero where anything changed."""
+    """Replace a bumpy blob of tissue by the anomaly; returns its weight, [S, S], above zero where a pixel changed."""
     x, y = rng.uniform(0.2 * FIELD, 0.8 * FIELD, 2).tolist()
     distance = canvas.blob(rng, x, y, 1, rng.uniform(0.65, 1), rng.uniform(0, np.pi), bump=0.14)
     region = _inside(distance, float(np.quantile(distance, rng.uniform(*MASK_AREA))), MASK_EDGE)
@@ -311,16 +313,16 @@ def render_patch(
     """One patch and the exact mask of its anomaly.
 
     Args:
-        rng: decides everything; equal generators give the same tissue at every resolution, to within what a pixel can show,
-            and the same pixels outside the mask with and without an anomaly.
-        resolution: pixels a side, a power of two, 16 to 512; the field of view stays the same.
+        rng: decides everything; equal generators give the same tissue at every resolution, up to the size of a pixel, and the same
+            pixels outside the mask with and without an anomaly.
+        resolution: pixels per side, a power of two, 16 to 512; the field of view stays the same.
         anomaly: one of `ANOMALIES`, or None for normal tissue.
         stain: the slide's; None draws one.
 
     Returns:
-        RGB, uint8 [R, R, 3], and bool [R, R]: True where the anomaly shows at all, 8 to 50 % of the patch, or nowhere.
+        RGB, uint8 [R, R, 3], and bool [R, R]: True where the anomaly changes a pixel, 8 to 50 % of the patch, or nowhere.
 
-    Raises ValueError when the resolution or the anomaly is not one of those.
+    Raises ValueError for another resolution or anomaly.
     """
     _check_resolution(resolution)
     if anomaly is not None and anomaly not in ANOMALIES:
@@ -329,8 +331,8 @@ def render_patch(
     canvas = Canvas(max(resolution, FIELD))
     tissue = _paint_normal(rng, canvas)
     region = _add_anomaly(rng, canvas, tissue, anomaly) if anomaly else np.zeros_like(tissue.h)
-    shown = region.reshape((resolution, canvas.size // resolution) * 2).max((1, 3)) > 0
-    return _shrunk(stain.colour(tissue), resolution), shown
+    mask = region.reshape((resolution, canvas.size // resolution) * 2).max((1, 3)) > 0
+    return _shrunk(stain.colour(tissue), resolution), mask
 
 
 def render_field(rng: np.random.Generator, resolution: int, kind: str, stain: Stain) -> NDArray[np.uint8]:
@@ -359,18 +361,18 @@ def write_phantom(
     """Write a patch set: `images/*.png`, `masks/*.png` (8-bit, 0 or 255, anomalous patches only) and `index.csv`.
 
     The index has the columns image, group, label (0 or 1), split, class ("normal" or the anomaly) and mask; paths are relative
-    to `out`. It comes last, so a folder that has one is complete; asked for again, it is left as it is. Picture i of a split
-    and class depends on the seed and on its slide, and not on how many others there are.
+    to `out`. It is written last, so a folder with an index is complete, and is left as it is. Image i of a split and class depends on
+    the seed and on its slide, not on the number of images.
 
     Args:
-        out: the folder, made if need be; also what is returned.
+        out: the folder, made if missing; also the return value.
         resolution: see `render_patch`.
         train: normal patches to train on.
-        train_anomalous: anomalous patches of the train split, for trainings that see them (`data.contamination`, classifiers).
+        train_anomalous: anomalous patches of the train split, for `data.contamination` and classifiers.
         val, test: normal patches, and as many anomalous ones, each kind in turn.
         seed: 0 or more.
-        groups: slides, each with a stain of its own, of train, val and test; small sets may not reach them all.
-        progress: called with (patches done, patches in all) after each.
+        groups: slides of train, val and test, each with its own stain; small sets may not use all of them.
+        progress: called with (patches done, total) after each.
 
     Raises ValueError when an argument is out of range or `out` holds other data.
     """
@@ -384,9 +386,9 @@ def write_phantom(
     arguments |= {"train_anomalous": train_anomalous} if train_anomalous else {}
     index, record = out / "index.csv", out / "phantom.json"
     if index.exists() or record.exists():
-        found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else "no phantom.json"
+        found = read_json(record)
         if found != arguments:
-            raise ValueError(f"{out} holds other data: {found}, not {arguments}; choose another folder")
+            raise ValueError(f"{out} holds other data ({record.name}: {found}, not {arguments}); choose another folder")
         if index.exists():
             return out
     make_folder(out / "images")
@@ -394,13 +396,12 @@ def write_phantom(
     write_json(record, arguments)
     kinds = [(train, train_anomalous), (val, val), (test, test)]
     plan = [(s, label, i) for s, counted in enumerate(kinds) for label in (0, 1) for i in range(counted[label])]
-    rows: list[list[object]] = [["image", "group", "label", "split", "class", "mask"]]
+    rows = []
     for done, (split, label, i) in enumerate(plan, start=1):
         rows.append(_write_patch(out, resolution, seed, split, label, i, groups[split]))
         if progress:
             progress(done, len(plan))
-    csv.writer(table := io.StringIO(), lineterminator="\n").writerows(rows)
-    write_text(index, table.getvalue())
+    write_text(index, csv_text(("image", "group", "label", "split", "class", "mask"), rows))
     return out
 
 

@@ -1,8 +1,8 @@
 """A procedural whole slide: islands of phantom tissue on glass, pen marks, and a tumour whose outline is known exactly.
 
-The slide is a tiled, pyramidal TIFF (JPEG, every level 4 times smaller than the one before) that OpenSlide opens, with its
-annotation beside it in the form of ASAP and CAMELYON16. It is painted tile by tile, so that memory stays the same for any size:
-the texture is a mosaic of fields of `data.phantom`, faded into each other, that repeats after `PERIOD` fields.
+The slide is a tiled, pyramidal TIFF (JPEG, each level 4 times smaller than the previous one) that OpenSlide opens, with an annotation
+beside it in ASAP's format, as in CAMELYON16. It is painted tile by tile, so that memory does not grow with its size. The texture is a
+mosaic of fields of `demo.phantom`, faded into each other, that repeats after `PERIOD` fields.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -23,32 +22,32 @@ from PIL import Image
 from shapely import MultiPolygon, Polygon
 from shapely.affinity import scale
 
-from gan_uad.demo.phantom import FIELD, MAX_RESOLUTION, MIN_RESOLUTION, WHITE, Stain, render_field
+from gan_uad.data.images import Pixels
+from gan_uad.demo.phantom import FIELD, MAX_RESOLUTION, MIN_RESOLUTION, WHITE, Stain, bumpy, render_field
 from gan_uad.errors import UserError
 from gan_uad.files import atomic, write_text
-
-Pixels = NDArray[np.uint8]
+from gan_uad.slides.annotations import polygons
 
 TILE = 256  # px, of the file
 STEP = 4  # downsample from level to level
-SMALLEST = 512  # px: no further level below this
+MIN_LEVEL = 512  # px: a level that is smaller is the last
 QUALITY = 85  # of the JPEG
 PERIOD = 8  # fields, after which the texture repeats
 FADE = 8  # a field fades into its neighbour over this fraction of its side
-MIN_ISLAND = 768.0  # µm: room for one island; smaller ones would pass for dirt
+MIN_ISLAND = 768.0  # µm: space for one island; smaller ones would look like dirt
 MAX_ISLANDS = 4  # along the shorter side
 CORNERS = 96  # of an outline
-UNIT = 1.0  # µm of a unit of `data.phantom`, so that nuclei measure 6 to 8 µm
-TUMOUR = "crowded"  # of the anomalies of `data.phantom`
+UNIT = 1.0  # µm of a unit of `demo.phantom`, so that nuclei measure 6 to 8 µm
+TUMOUR = "crowded"  # of the anomalies of `demo.phantom`
 PENS = ((25, 45, 150), (35, 140, 110), (200, 40, 60))  # RGB of blue, green and red ink
 
 
 @dataclass(frozen=True)
 class SlideGeometry:
-    """What is where, as shapely geometries in level-0 px.
+    """Shapely geometries in level-0 px.
 
-    `tissue` is all that shows tissue (islands without what ink covers); `tumour` lies inside it (exclusions subtracted);
-    `lesions` and `exclusions` are the polygons that the annotation holds; `ink` are the pen marks.
+    `tissue`: visible tissue (islands without ink). `tumour`: lies inside it, exclusions subtracted. `lesions`, `exclusions`: the
+    polygons of the annotation. `ink`: pen marks.
     """
 
     width: int
@@ -63,21 +62,24 @@ class SlideGeometry:
 
     def __post_init__(self) -> None:
         ink = shapely.union_all(self.ink)
-        object.__setattr__(self, "tissue", _multi(shapely.union_all(self.islands) - ink))
-        object.__setattr__(self, "tumour", _multi(shapely.union_all(self.lesions) - shapely.union_all(self.exclusions)))
+        tumour = shapely.union_all(self.lesions) - shapely.union_all(self.exclusions)
+        object.__setattr__(self, "tissue", polygons(shapely.union_all(self.islands) - ink))
+        object.__setattr__(self, "tumour", polygons(tumour))
 
 
 def slide_geometry(width: int, height: int, mpp: float = 0.5, seed: int = 0, tumour: bool = True) -> SlideGeometry:
     """The geometry of the slide that `write_phantom_slide` writes for the same arguments.
 
-    One island to each cell of a grid; every third, the first one included, holds a lesion; the first lesion has an exclusion
-    inside. A pen mark lies in the gap beside each island, the first of them crosses into its island.
-    Raises ValueError when there is no room for an island.
+    Each cell of a grid has one island. The first island and every third after it hold a lesion; the first lesion has an exclusion
+    inside. Beside each island is a pen mark; the first one crosses into its island. Raises ValueError for a slide too small for an
+    island.
     """
-    room = max(MIN_ISLAND / mpp, min(width, height) / MAX_ISLANDS)
-    columns, rows = int(width // room), int(height // room)
+    side = max(MIN_ISLAND / mpp, min(width, height) / MAX_ISLANDS)
+    columns, rows = int(width // side), int(height // side)
     if columns < 1 or rows < 1:
-        raise ValueError(f"{width}x{height} px at {mpp} µm/px: at least {MIN_ISLAND / mpp:.0f} px a side for an island")
+        raise ValueError(
+            f"{width}x{height} px at {mpp} µm/px: an island needs at least {MIN_ISLAND / mpp:.0f} px per side"
+        )
     rng = np.random.default_rng([seed, 0])
     islands, lesions, exclusions, ink = [], [], [], []
     for k, (row, column) in enumerate(itertools.product(range(rows), range(columns))):
@@ -102,15 +104,15 @@ def write_phantom_slide(
     """Write a slide of width x height px at `mpp` µm/px to `path` (.tif), and its annotation to `<stem>.xml` beside it.
 
     Args:
-        path: the slide; written atomically, replaced where it stands.
-        seed: 0 or more; of the outlines, the tissue and the stain. Equal arguments give the same bytes.
+        path: the slide; written atomically, overwritten if it exists.
+        seed: 0 or more; of outlines, tissue and stain. Equal arguments give the same bytes.
         tumour: False: no lesion, and an annotation without polygons.
-        progress: called with (tiles done, tiles in all) of the full resolution.
+        progress: called with (tiles done, total) of the full resolution.
 
     Returns:
         Where tissue, tumour and ink are.
 
-    Raises `UserError` where it cannot be written, and ValueError for a size without room for tissue.
+    Raises `UserError` where it cannot be written, and ValueError for a slide too small for tissue.
     """
     if path.suffix.lower() not in {".tif", ".tiff"}:
         raise UserError(f"{path}: a phantom slide is a TIFF; give it a name that ends in .tif")
@@ -123,7 +125,7 @@ def write_phantom_slide(
 
 
 def _write_tiff(path: Path, pyramid: _Pyramid, mpp: float, progress: Callable[[int, int], None] | None) -> None:
-    """All levels, encoded as JPEG here: tifffile would want another package for it, and so is told of it afterwards."""
+    """All levels, encoded as JPEG here, since tifffile needs another package for that; the tags are corrected afterwards."""
     from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffWriter
 
     with TiffWriter(path, bigtiff=math.prod(pyramid.sizes[0]) > 2**30) as writer:
@@ -142,7 +144,7 @@ def _write_tiff(path: Path, pyramid: _Pyramid, mpp: float, progress: Callable[[i
 
 
 def asap_xml(geometry: SlideGeometry) -> str:
-    """The annotation in the form of ASAP, with CAMELYON16's groups: `_0` the tumour, `_2` what is excluded from it."""
+    """The annotation in ASAP's format, with CAMELYON16's groups: `_0` tumour, `_2` excluded from it."""
     polygons = [("_0", p) for p in geometry.lesions] + [("_2", p) for p in geometry.exclusions]
     lines = ['<?xml version="1.0"?>', "<ASAP_Annotations>", "  <Annotations>"]
     for k, (group, polygon) in enumerate(polygons):
@@ -159,8 +161,7 @@ def asap_xml(geometry: SlideGeometry) -> str:
 def _outline(rng: np.random.Generator, x: float, y: float, rx: float, ry: float, bump: float) -> Polygon:
     """A bumpy ellipse around (x, y), with three bumps of up to `bump` radii."""
     turn = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
-    heights, phases = rng.uniform(0, bump, 3), rng.uniform(0, 2 * np.pi, 3)
-    r = 1 + sum(h * np.cos(k * turn + p) for k, h, p in zip((2, 3, 4), heights, phases, strict=True))
+    r = bumpy(rng, turn, bump)
     return _rounded(Polygon(np.stack([x + rx * r * np.cos(turn), y + ry * r * np.sin(turn)], 1)))
 
 
@@ -174,16 +175,12 @@ def _stroke(rng: np.random.Generator, left: float, top: float, w: float, h: floa
 
 
 def _rounded(polygon: Polygon) -> Polygon:
-    """Corners at hundredths of a px, which text and binary numbers can both hold."""
+    """Corners rounded to hundredths of a px, so that they are the same when read from text."""
     return Polygon([(round(x, 2), round(y, 2)) for x, y in polygon.exterior.coords])
 
 
-def _multi(geometry: Any) -> MultiPolygon:
-    return MultiPolygon([part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"])
-
-
 class _Texture:
-    """An endless plane of one kind of tissue, made of fields that fade into each other."""
+    """An endless plane of one kind of tissue: fields that fade into each other."""
 
     def __init__(self, kind: str, mpp: float, seed: int, stain: Stain) -> None:
         side = 2 ** round(math.log2(FIELD * UNIT / mpp))
@@ -195,7 +192,7 @@ class _Texture:
         self._cells: dict[tuple[int, int], Pixels] = {}
 
     def cut(self, x: int, y: int, width: int, height: int) -> Pixels:
-        """The piece at (x, y), uint8 [height, width, 3]."""
+        """The region at (x, y), uint8 [height, width, 3]."""
         out = np.empty((height, width, 3), np.uint8)
         for row in range(y // self.step, (y + height - 1) // self.step + 1):
             for column in range(x // self.step, (x + width - 1) // self.step + 1):
@@ -207,7 +204,7 @@ class _Texture:
         return out
 
     def _cell(self, row: int, column: int) -> Pixels:
-        """A field without its last rows and columns, into the first of which the fields above and to the left fade."""
+        """A field without its last rows and columns; the fields above and to the left fade into its first ones."""
         if (row, column) not in self._cells:
             ramp = np.minimum((np.arange(self.step, dtype=np.float32) + 1) / (self.fade + 1), 1)
             mixed = np.zeros((self.step, self.step, 3), np.float32)
@@ -228,7 +225,7 @@ class _Texture:
 
 
 class _Painter:
-    """Paints pieces of the slide: glass, tissue on it, tumour in it, ink over all."""
+    """Paints tiles of the slide: glass, tissue on it, tumour in it, ink on top."""
 
     def __init__(self, geometry: SlideGeometry, seed: int) -> None:
         stain = Stain.draw(np.random.default_rng([seed, 3]))
@@ -244,7 +241,7 @@ class _Painter:
             shapely.prepare(outline)
 
     def paint(self, x: int, y: int) -> Pixels | None:
-        """The tile at (x, y), uint8 [TILE, TILE, 3]; None where there is only glass. A pixel is where its centre is."""
+        """The tile at (x, y), uint8 [TILE, TILE, 3]; None where there is only glass. Centres decide to which region pixels belong."""
         box = shapely.box(x, y, x + TILE, y + TILE)
         found = [layer for layer in self.layers if layer[0].intersects(box)]
         if not found:
@@ -260,20 +257,20 @@ class _Painter:
 
 
 class _Pyramid:
-    """The levels of a slide as encoded tiles, each level shrunk while the one before it is painted."""
+    """The levels of a slide as encoded tiles; each level is shrunk while the previous one is painted."""
 
     def __init__(self, painter: _Painter, width: int, height: int) -> None:
         self.painter = painter
         self.sizes = [(width, height)]
-        while max(self.sizes[-1]) > SMALLEST and min(self.sizes[-1]) >= STEP:
+        while max(self.sizes[-1]) > MIN_LEVEL and min(self.sizes[-1]) >= STEP:
             self.sizes.append((self.sizes[-1][0] // STEP, self.sizes[-1][1] // STEP))
         self.tiles: list[list[bytes]] = [[] for _ in self.sizes]  # encoded, of the smaller levels
-        self.bands: list[Pixels | None] = [None] * len(self.sizes)  # the row of tiles that is being filled
+        self.bands: list[Pixels | None] = [None] * len(self.sizes)  # the current row of tiles
         self.glass = np.full((TILE, TILE, 3), WHITE, np.uint8)
         self.glass_bytes = _jpeg(self.glass)
 
     def encoded(self, level: int, progress: Callable[[int, int], None] | None = None) -> Iterator[bytes]:
-        """The tiles of a level row by row. Ask for level 0 first: it makes the others."""
+        """The tiles of a level row by row. Read level 0 first: it makes the others."""
         if level:
             yield from self.tiles[level]
             return
@@ -282,7 +279,7 @@ class _Pyramid:
             for column in range(columns):
                 tile = self.painter.paint(column * TILE, row * TILE)
                 self._shrink(1, row, column, self.glass if tile is None else tile)
-                if column == columns - 1:  # before the tile is given away: nobody may come back after the last
+                if column == columns - 1:  # before the yield: the caller may not resume after the last tile
                     self._row_done(1, row, rows)
                 if progress:
                     progress(row * columns + column + 1, rows * columns)
@@ -293,12 +290,12 @@ class _Pyramid:
         return -(-width // TILE), -(-height // TILE)
 
     def _shrink(self, level: int, row: int, column: int, tile: Pixels) -> None:
-        """Lay a tile of the level above into the band of this level."""
+        """Copy a tile of the level above, shrunk, into the band of this level."""
         if level == len(self.sizes):
             return
         band = self.bands[level]
         if band is None:
-            # As wide as the level above needs, which may be a few px beyond this level's own tiles.
+            # As wide as the level above needs, which may be a few px more than this level's own tiles.
             tiles = max(self._grid(level)[0], -(-self._grid(level - 1)[0] // STEP))
             band = self.bands[level] = np.full((TILE, tiles * TILE, 3), WHITE, np.uint8)
         part = TILE // STEP
@@ -306,7 +303,7 @@ class _Pyramid:
         band[top : top + part, left : left + part] = np.asarray(Image.fromarray(tile).reduce(STEP))
 
     def _row_done(self, level: int, row: int, rows: int) -> None:
-        """A row of tiles of the level above is whole: with the fourth of them, or the last, so is one here."""
+        """Called for each complete row of tiles of the level above; every fourth one, and the last, completes a row here."""
         if level == len(self.sizes) or not (row % STEP == STEP - 1 or row == rows - 1):
             return
         band, self.bands[level] = self.bands[level], None

@@ -1,4 +1,4 @@
-"""The three kinds of file that a slide comes in, behind one interface: OpenSlide's formats, other TIFFs, plain images."""
+"""Three kinds of slide files behind one interface: OpenSlide's formats, other TIFFs, plain images."""
 
 from __future__ import annotations
 
@@ -21,31 +21,28 @@ from PIL import Image
 from gan_uad.data.images import MAX_PIXELS, Pixels, decode
 from gan_uad.errors import UserError
 
-TIFF_CACHE = 64 << 20  # bytes of decoded strips or tiles that are kept for the next reading
-MAX_SEGMENT = 1 << 30  # bytes: a strip or tile of more cannot be read in parts, nor held in memory by every worker
-PLAUSIBLE_MPP = (0.01, 20.0)  # µm/px of a scanner; 72 or 300 dpi of a file that knows no better are 353 and 85 µm
+TIFF_CACHE = 64 << 20  # bytes of decoded strips or tiles kept for the next read
+PLAUSIBLE_MPP = (0.01, 20.0)  # µm/px of a scanner; default resolutions of 72 or 300 dpi are 353 and 85 µm
 MICROMETRES = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6, "pm": 1e-6, "Å": 1e-4}
 PIL_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
-logging.getLogger("tifffile").addHandler(
-    logging.NullHandler()
-)  # what it remarks on damaged files is said by our errors
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors report damaged files
 
 
 class Backend(Protocol):
-    """An open slide file; may be read from many threads, and must not cross into another process."""
+    """An open slide file. Thread-safe, but not to be used in another process."""
 
     sizes: list[tuple[int, int]]  # width and height of each level, level 0 first
     mpp: tuple[float, float] | None  # µm per level-0 px along x and y, where the file states it
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        """uint8 [height, width, 3] of a region of `level` in its own pixels, wholly inside it; transparent is white. May be read-only."""
+        """uint8 [height, width, 3] of a region of `level` in its own pixels, entirely inside it; transparent is white. May be read-only."""
 
     def close(self) -> None: ...
 
 
 def open_backend(path: Path) -> Backend:
-    """Find out what `path` is and open it. Raises `UserError` when it is missing, damaged or no slide."""
+    """Detect the format of `path` and open it. Raises `UserError` for a file that is missing, damaged or no slide."""
     try:
         if not path.is_file():
             raise UserError(f"no such slide: {path}" if not path.exists() else f"{path} is a folder, not a slide file")
@@ -65,7 +62,7 @@ def open_backend(path: Path) -> Backend:
 
 
 class OpenSlideBackend:
-    """Whatever OpenSlide knows: SVS, NDPI, MRXS, SCN, VMS, BIF, DICOM, Philips and Trestle TIFF, tiled TIFF."""
+    """OpenSlide's formats: SVS, NDPI, MRXS, SCN, VMS, BIF, DICOM, Philips and Trestle TIFF, tiled TIFF."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -75,22 +72,20 @@ class OpenSlideBackend:
             raise UserError(damaged(path, error)) from None
         self.sizes = list(self._slide.level_dimensions)
         self._downsamples = self._slide.level_downsamples
-        given = [
-            self._slide.properties.get(key) for key in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-        ]
-        self.mpp = _plausible(*given)
+        properties = self._slide.properties
+        self.mpp = _plausible(
+            properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
+        )
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        # OpenSlide wants level-0 px. Where its downsample is no whole number it interpolates by up to 1/(2·downsample) of a pixel.
+        # OpenSlide takes level-0 px. Where its downsample is no integer it interpolates by up to 1/(2·downsample) of a pixel.
         scale = self._downsamples[level]
         try:
             image = self._slide.read_region((round(x * scale), round(y * scale)), level, (width, height))
         except openslide.OpenSlideError as error:
             raise UserError(damaged(self._path, error)) from None
         lowest, _ = image.getchannel("A").getextrema()
-        if lowest != 255:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(image.convert("RGB") if lowest == 255 else _on_white(image))
 
     def close(self) -> None:
         self._slide.close()
@@ -99,8 +94,8 @@ class OpenSlideBackend:
 class TiffBackend:
     """TIFFs that OpenSlide cannot open or sees only in part, by tifffile: OME-TIFF with SubIFD pyramids, striped and planar ones.
 
-    8- or 16-bit RGB (the latter scaled), RGBA, or grey, interleaved, in planes or in three pages. Segments (strips or tiles) are
-    read by themselves, and the last ones are kept decoded.
+    RGB, RGBA or grey of 8 or 16 bits (16 are scaled), interleaved, in planes or in three pages. Segments (strips or tiles) are read one
+    by one, and the last ones are kept decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,22 +116,22 @@ class TiffBackend:
         self.sizes = [(pages[0].keyframe.imagewidth, pages[0].keyframe.imagelength) for pages in self._levels]
 
     def _find_levels(self) -> list[list[Any]]:
-        """The pages of each level: one, or one a channel."""
+        """The pages of each level: one, or one per channel."""
         series = max(self._tiff.series, key=lambda one: _area(one.levels[0]), default=None)
         if series is None:
-            raise UserError(f"{self._path}: the TIFF holds no picture")
+            raise UserError(f"{self._path}: the TIFF holds no image")
         first = series.levels[0]
         counts = dict(zip(series.axes, first.shape, strict=True))
         channels = counts.get("S", 1) * counts.get("C", 1)
         others = [axis for axis, count in counts.items() if axis not in "YXSC" and count > 1]
         if others or channels not in (1, 3, 4) or first.dtype not in (np.uint8, np.uint16):
             shape = " × ".join(f"{count} {axis}" for axis, count in counts.items())
-            raise UserError(f"{self._path}: {shape} of {first.dtype} is no picture in RGB or grey of 8 or 16 bits")
+            raise UserError(f"{self._path}: {shape} of {first.dtype} is not RGB or grey of 8 or 16 bits")
         levels = []
         for level in series.levels:
             pages = [page for page in level.pages if page is not None]
             if len(pages) not in (1, channels):
-                raise UserError(f"{self._path}: {len(pages)} pages for {channels} channels cannot be understood")
+                raise UserError(f"{self._path}: {len(pages)} pages for {channels} channels are not supported")
             levels.append(pages)
         return levels
 
@@ -167,8 +162,7 @@ class TiffBackend:
         if found.shape[2] == 1:
             return np.repeat(found, 3, axis=2)
         if found.shape[2] == 4:
-            image = Image.fromarray(found, "RGBA")
-            return np.array(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
+            return np.array(_on_white(Image.fromarray(found, "RGBA")))
         return np.ascontiguousarray(found)
 
     def _page_region(self, level: int, number: int, x: int, y: int, width: int, height: int) -> NDArray[Any]:
@@ -226,7 +220,7 @@ class TiffBackend:
 
 
 class PlainBackend:
-    """A picture without a pyramid, held in memory: PNG, JPEG, BMP, WebP of up to 64 million pixels. It states no µm/px."""
+    """A plain image in memory: PNG, JPEG, BMP or WebP of up to 64 million pixels. It states no µm/px."""
 
     mpp: tuple[float, float] | None = None
 
@@ -243,10 +237,10 @@ class PlainBackend:
                 f"{path} is no slide that OpenSlide, tifffile or Pillow can open ({_line(error)}); "
                 "if it should be one, it may be truncated: copy it again"
             ) from None
-        if _area_of(self.sizes[0]) > MAX_PIXELS:
+        if math.prod(self.sizes[0]) > MAX_PIXELS:
             raise UserError(
-                f"{path}: a plain image of more than {MAX_PIXELS // 10**6} million pixels would not fit into every worker's "
-                "memory; save it as a tiled pyramidal TIFF (vips tiffsave --tile --pyramid)"
+                f"{path}: a plain image of more than {MAX_PIXELS // 10**6} million pixels needs too much memory; "
+                "save it as a tiled pyramidal TIFF (vips tiffsave --tile --pyramid)"
             )
         self._pixels = decode(path.read_bytes(), str(path))
         self.sizes = [(self._pixels.shape[1], self._pixels.shape[0])]
@@ -259,7 +253,7 @@ class PlainBackend:
 
 
 def damaged(path: Path, error: Exception) -> str:
-    """One line for whatever a reading library raised."""
+    """One line for any error of a reading library."""
     if "imagecodecs" in str(error):
         return f"{path}: this TIFF's compression needs one more package: pip install imagecodecs"
     return f"{path} cannot be read ({_line(error)}); it may be truncated or damaged: copy it again"
@@ -274,7 +268,7 @@ def _is_ome(path: Path) -> bool:
 
 
 def _ends_early(path: Path) -> bool:
-    """Whether the chain of a TIFF's directories leads beyond its end; what tifffile finds before that it takes for the whole."""
+    """Whether the chain of a TIFF's directories leads beyond its end. tifffile would silently read only the pages before that."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(16).ljust(16, b"\0")
@@ -294,11 +288,11 @@ def _ends_early(path: Path) -> bool:
                 return True
             file.seek(end)
             (offset,) = struct.unpack(pointer, file.read(struct.calcsize(pointer)))
-    return not seen  # a writer puts the first offset in last
+    return not seen  # a writer fills in the first offset last
 
 
 def _plausible(x: object, y: object) -> tuple[float, float] | None:
-    """µm/px along x and y as numbers, None where they are missing or no scanner's."""
+    """µm/px along x and y as numbers; None where they are missing or implausible for a scanner."""
     try:
         found = (float(str(x)), float(str(y)))
     except ValueError:
@@ -306,8 +300,13 @@ def _plausible(x: object, y: object) -> tuple[float, float] | None:
     return found if all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in found) else None
 
 
+def _on_white(image: Image.Image) -> Image.Image:
+    """An RGBA image as RGB."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
 def _paste(into: NDArray[Any], segment: NDArray[Any], x: int, y: int) -> None:
-    """Lay a segment with its top left corner at (x, y), which may be negative, over an array; what sticks out is left out."""
+    """Copy a segment into an array with its top-left corner at (x, y), which may be negative; cut it off at the edges."""
     top, left = max(y, 0), max(x, 0)
     part = segment[top - y : into.shape[0] - y, left - x : into.shape[1] - x]
     into[top : top + part.shape[0], left : left + part.shape[1]] = part
@@ -316,10 +315,6 @@ def _paste(into: NDArray[Any], segment: NDArray[Any], x: int, y: int) -> None:
 def _area(level: Any) -> int:
     counts = dict(zip(level.axes, level.shape, strict=True))
     return int(counts.get("Y", 0) * counts.get("X", 0))
-
-
-def _area_of(size: tuple[int, int]) -> int:
-    return size[0] * size[1]
 
 
 def _line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What a batch of slides is made of: which slide goes by which name, and which of several processes does it."""
+"""A batch of slides: a name and a folder for each, shards, and failures that stop no other slide."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gan_uad import console
+from gan_uad.data.sources import RECORD
 from gan_uad.errors import JobFailed, UserError
+from gan_uad.files import read_json
 
-SLIDES = "slides.csv"  # of `gan-uad score-slide`: a row a slide
-PROBED = 1 << 20  # bytes at each end of a slide file that tell it from others
+SLIDES = "slides.csv"  # written by `gan-uad score-slide`: one row per slide
+HASHED = 1 << 20  # bytes at each end of a slide file that its identity is computed from
+
+Failures = list[tuple[Path, str]]  # slide file and reason
 
 
 @dataclass(frozen=True)
 class SlideTask:
-    """One slide to work on: its file, its name in the output, what tells it from others, and whether no other has its stem."""
+    """One slide to process.
+
+    `name`: of its folder in the output. `identity`: hash of the file. `alone`: no other slide of the batch has the same stem.
+    """
 
     path: Path
     name: str
@@ -29,20 +37,61 @@ class SlideTask:
     alone: bool
 
 
-def tasks_of(
-    slides: Sequence[Path],
-    shard: tuple[int, int],
-    identity_there: Callable[[str], str | None],
-    failures: list[tuple[Path, str]],
-) -> list[SlideTask]:
-    """This shard's slides under names that differ: (i, n) is every n-th, from the i-th on (from 0).
+def each_slide(
+    slides: Sequence[Path], shard: tuple[int, int], out: Path, keys: Sequence[str], work: Callable[[SlideTask], str],
+    finish: Callable[[], None], done: str,
+) -> None:  # fmt: skip
+    """Do `work` (which returns a message) for every slide of the shard, and then `finish`, even after an interruption.
 
-    A name that two slides share gets the first digits of the slide's identity behind it, and so does one that the output holds another
-    slide under. identity_there: of what the output holds under a name, None where that is nothing. failures: files that cannot be read
-    are added, with the reason.
+    `shard` (i, n): every n-th slide, starting at the i-th (from 0). `keys`: see `read_record`. A slide that fails is listed at the end
+    as not `done` ("scored"). Raises `JobFailed` then, and at once where the disk is full.
+    """
+    failures: Failures = []
+    tasks = _tasks(slides, shard, out, keys, failures)
+    try:
+        for number, task in enumerate(tasks, 1):
+            count = f"[{number}/{len(tasks)}]"
+            try:
+                message = work(task)
+            except JobFailed:  # the disk is full: the other slides would fail too
+                raise
+            except Exception as error:  # a damaged file may raise anything
+                failures.append((task.path, _reason(error)))
+                console.say(f"{count} {task.path}: FAILED, {failures[-1][1]}")
+            else:
+                console.say(f"{count} {task.name}: {message}")
+    finally:
+        finish()
+    for path, reason in failures:
+        click.echo(f"FAILED {path}: {reason}", err=True)
+    if failures:
+        raise JobFailed(f"{len(failures)} slides could not be {done}, see above; the others are in {out}")
+
+
+def read_record(folder: Path, keys: Sequence[str]) -> dict[str, Any] | None:
+    """`slide.json` of a slide's folder, which is written last; None where it is missing or lacks one of `keys`."""
+    found = read_json(folder / RECORD)
+    return found if isinstance(found, dict) and {*keys} <= found.keys() else None
+
+
+def finished_slides(out: Path, keys: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Folder and record of every finished slide in an output folder, by name."""
+    for folder in sorted(out.iterdir()):
+        record = None if folder.name.startswith(".") else read_record(folder, keys)
+        if record is not None:
+            yield folder, record
+
+
+def _tasks(
+    slides: Sequence[Path], shard: tuple[int, int], out: Path, keys: Sequence[str], failures: Failures
+) -> list[SlideTask]:
+    """The slides of a shard under distinct names. Files that cannot be read are added to `failures`.
+
+    A name gets the first digits of the slide's identity appended where two slides share it, or where the output holds another slide
+    under it.
     """
     files = list(dict.fromkeys(slides))
-    shared = Counter(_name(path) for path in files)
+    count = Counter(_name(path) for path in files)
     found: dict[tuple[str, str], Path] = {}
     tasks = []
     for path in files[shard[0] :: shard[1]]:
@@ -56,9 +105,9 @@ def tasks_of(
             console.say(f"{path} is the same slide as {found[name, identity]} and is left out")
             continue
         found[name, identity] = path
-        there, only = identity_there(name), shared[name] == 1
-        plain = there == identity or (there is None and only)
-        tasks.append(SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, only))
+        record, alone = read_record(out / name, keys), count[name] == 1
+        plain = alone if record is None else record["identity"] == identity
+        tasks.append(SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, alone))
     return tasks
 
 
@@ -68,7 +117,7 @@ def holds_slides(folder: Path) -> bool:
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
-    """`2/8` -> (1, 8): the second of eight. None: this process's of those that torchrun started, if it did, else (0, 1)."""
+    """`2/8` -> (1, 8): the second of eight. None: the shard of this process under torchrun, else (0, 1)."""
     if text is None:
         try:
             return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -81,13 +130,13 @@ def parse_shard(text: str | None) -> tuple[int, int]:
 
 
 def identify(path: Path) -> str:
-    """What tells a slide file from others, wherever it lies: a hash of its size, its first and its last MiB. Raises `UserError`."""
+    """A hash of a slide file's size, first and last MiB; it does not depend on the path. Raises `UserError`."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            digest = hashlib.blake2b(str(size).encode() + file.read(PROBED), digest_size=8)
-            file.seek(max(0, size - PROBED))
-            digest.update(file.read(PROBED))
+            digest = hashlib.blake2b(str(size).encode() + file.read(HASHED), digest_size=8)
+            file.seek(max(0, size - HASHED))
+            digest.update(file.read(HASHED))
     except IsADirectoryError:
         raise UserError("is a folder; name the slide files in it") from None
     except OSError as error:
@@ -95,42 +144,13 @@ def identify(path: Path) -> str:
     return digest.hexdigest()
 
 
-def each(tasks: list[SlideTask], work: Callable[[SlideTask], str], failures: list[tuple[Path, str]]) -> int:
-    """Do `work`, which returns what to say of a slide, with every slide; returns with how many it was done.
-
-    One that fails keeps no other from it: it is told of, and added to `failures` with the reason in one line.
-    """
-    failed = 0
-    for number, task in enumerate(tasks, 1):
-        count = f"[{number}/{len(tasks)}]"
-        try:
-            said = work(task)
-        except JobFailed:  # the disk is full: no other slide would fare better
-            raise
-        except Exception as error:
-            failed += 1
-            failures.append((task.path, _reason(error)))
-            console.say(f"{count} {task.path}: FAILED, {failures[-1][1]}")
-        else:
-            console.say(f"{count} {task.name}: {said}")
-    return len(tasks) - failed
-
-
-def tell_failures(failures: list[tuple[Path, str]], done: str, others: str) -> None:
-    """List the slides that failed once more, at the end; `JobFailed` if there are any (not `done`; where the `others` are)."""
-    for path, reason in failures:
-        click.echo(f"FAILED {path}: {reason}", err=True)
-    if failures:
-        raise JobFailed(f"{len(failures)} slides could not be {done}, see above; {others}")
-
-
 def _reason(error: Exception) -> str:
-    """One line; of what nobody foresaw, with its kind: readers of broken files raise anything."""
+    """One line; an unexpected error is named with its type."""
     if isinstance(error, click.ClickException):
         return error.message
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _name(path: Path) -> str:
-    """The stem, as a folder's name that every reader of the set accepts."""
+    """The stem, as the name of a folder that every reader of the set accepts."""
     return re.sub(r"[\x00-\x1f\\]", "_", path.stem).strip().lstrip(".") or "slide"

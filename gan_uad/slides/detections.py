@@ -1,4 +1,4 @@
-"""From scores of tiles and outlines of tumour to what was found of it and what was not, by the rules of CAMELYON16."""
+"""Detections and lesions, and which of them match, by the rules of CAMELYON16."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from shapely.geometry.base import BaseGeometry
 
 from gan_uad.metrics.froc import Marks
 
-APART = 192.0  # µm: of two peaks closer than that the lower one is no detection of its own
-MARGIN = 37.5  # µm by which outlines are widened, so that what lies within 75 µm is one lesion
-SMALLEST = (
-    275.0  # µm across, widened (200 without): below, isolated tumour cells, which are neither hit nor false alarm
-)
+MIN_DISTANCE = 192.0  # µm between two detections: closer than that, the lower peak is left out
+MARGIN = 37.5  # µm by which outlines are widened: tumour closer than 75 µm is one lesion
+MIN_LESION = 275.0  # µm across, widened (200 without); below: isolated tumour cells, neither hit nor false alarm
 
 
 @dataclass(frozen=True)
@@ -28,25 +26,24 @@ class Lesions:
 
 
 def lesions(tumour: BaseGeometry, mpp: float) -> Lesions:
-    """The lesions of annotated `tumour` (level-0 px, `mpp` µm each), as CAMELYON16's evaluation has them.
+    """The lesions of annotated `tumour` (level-0 px, `mpp` µm each), as in CAMELYON16's evaluation.
 
-    Outlines are widened by 37.5 µm, what then touches is one lesion, its holes are filled, and one that is less than 275 µm across is
-    isolated tumour cells. Its script does so on a raster and measures across by the major axis of the ellipse of equal moments; this is
-    the exact outline, and the longer side of the smallest rectangle around it.
+    Outlines are widened by 37.5 µm; outlines that then touch are one lesion; holes are filled; a lesion less than 275 µm across is
+    isolated tumour cells. The original script works on a raster and measures the major axis of the ellipse of equal moments; this
+    function works on the exact outline and measures the longer side of the smallest rectangle around it.
     """
-    counted: list[Polygon] = []
-    ignored: list[Polygon] = []
-    widened = tumour.buffer(MARGIN / mpp)
-    for part in [] if widened.is_empty else shapely.get_parts(widened).tolist():
-        filled = Polygon(part.exterior)
-        (counted if _across(filled) * mpp >= SMALLEST else ignored).append(filled)
-    return Lesions(counted, ignored)
+    found = Lesions([], [])
+    for part in shapely.get_parts(tumour.buffer(MARGIN / mpp)):
+        if not part.is_empty:
+            filled = Polygon(part.exterior)
+            (found.counted if _across(filled) * mpp >= MIN_LESION else found.ignored).append(filled)
+    return found
 
 
-def peaks(x: ArrayLike, y: ArrayLike, scores: ArrayLike, apart: float) -> NDArray[np.int64]:
-    """Indices of the detections among points `[N]`, best first: a point is one unless a better one lies within `apart` px.
+def peaks(x: ArrayLike, y: ArrayLike, scores: ArrayLike, distance: float) -> NDArray[np.int64]:
+    """Indices of the detections among points `[N]`, best first: greedy non-maximum suppression within `distance` px.
 
-    Of equal scores the first counts as the better one. (Greedy non-maximum suppression.)
+    Of equal scores the first one wins.
     """
     from scipy.spatial import cKDTree
 
@@ -54,25 +51,25 @@ def peaks(x: ArrayLike, y: ArrayLike, scores: ArrayLike, apart: float) -> NDArra
     if not len(points):
         return np.empty(0, np.int64)
     tree = cKDTree(points)
-    free = np.ones(len(points), bool)
+    candidate = np.ones(len(points), bool)
     kept = []
     for index in np.argsort(-np.asarray(scores, np.float64), kind="stable").tolist():
-        if free[index]:
+        if candidate[index]:
             kept.append(index)
-            free[tree.query_ball_point(points[index], apart)] = False
+            candidate[tree.query_ball_point(points[index], distance)] = False
     return np.array(kept, np.int64)
 
 
-def marks(x: ArrayLike, y: ArrayLike, scores: ArrayLike, found_in: Lesions) -> Marks:
+def marks(x: ArrayLike, y: ArrayLike, scores: ArrayLike, truth: Lesions) -> Marks:
     """Hits and false alarms of detections at points `[N]`; inside an ignored lesion a detection is neither."""
     px, py, values = (np.asarray(given, np.float64) for given in (x, y, scores))
     outside = np.ones(len(values), bool)
     hits = []
-    for lesion in found_in.counted:
+    for lesion in truth.counted:
         inside = _within(lesion, px, py)
         hits.append(values[inside].max(initial=-np.inf))
         outside &= ~inside
-    for lesion in found_in.ignored:
+    for lesion in truth.ignored:
         outside &= ~_within(lesion, px, py)
     return Marks.of(hits, values[outside])
 

@@ -1,8 +1,7 @@
-"""`gan-uad evaluate` of scored slides: how well slides are told apart, and where annotations are given, tiles and lesions."""
+"""`gan-uad evaluate-slides`: AUROC of slides, and where annotations are given, AUROC of tiles and FROC of lesions."""
 
 from __future__ import annotations
 
-import csv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,41 +12,30 @@ from numpy.typing import NDArray
 from gan_uad import console, old_names
 from gan_uad.detection.evaluate import distinct_names
 from gan_uad.errors import UserError
-from gan_uad.files import make_folder, write_json, write_text
-from gan_uad.metrics.bootstrap import bootstrap_interval
-from gan_uad.metrics.detection import auprc, auroc
+from gan_uad.files import make_folder, read_csv, write_json
+from gan_uad.metrics.detection import ranking_metrics, strict_json
 from gan_uad.metrics.froc import RATES, FrocCurve, Marks, froc_curve, froc_interval, sensitivity_at
 from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
-from gan_uad.slides.batch import SLIDES
-from gan_uad.slides.detections import APART, lesions, marks, peaks
-from gan_uad.slides.score_slide import finished
+from gan_uad.slides.batch import SLIDES, read_record
+from gan_uad.slides.detections import MIN_DISTANCE, lesions, marks, peaks
+from gan_uad.slides.score_slide import KEYS
 from gan_uad.slides.tiles import labels as tile_labels
-from gan_uad.tables import format_interval, table
+from gan_uad.tables import format_interval, table, write_tables
 
 AGGREGATES = {
-    "max": "highest tile", "top_k": "mean of the highest tiles", "share": "share of tiles beyond 1 % of normals",
+    "max": "highest tile", "top_k": "mean of the highest tiles", "share": "share of tiles above 99 % of normals",
 }  # fmt: skip
 NAMES = {"0": 0, "normal": 0, "negative": 0, "1": 1, "anomalous": 1, "tumor": 1, "tumour": 1, "positive": 1}
 LABELS = {"normal": 0, "unknown": -1}
-MOSTLY = 0.5  # share of tumour from which a tile counts as anomalous; between that and none it is left out
+TUMOUR_SHARE = 0.5  # from which a tile counts as anomalous; tiles with less tumour are left out
 COLUMNS = {"model": "model", "what": "score", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC"}
-
-
-@dataclass
-class Extent:
-    """How large a slide is that need not be at hand, in level-0 px."""
-
-    path: Path
-    width: int
-    height: int
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored slide: what its `slide.json` holds, the columns of its `tiles.csv`, its annotation, its label (-1 unknown)."""
+    """A scored slide: its `slide.json`, columns of its `tiles.csv`, annotation and label (-1 unknown)."""
 
-    folder: Path
-    about: dict[str, Any]
+    record: dict[str, Any]
     tiles: dict[str, NDArray[np.float64]]
     annotation: Annotations | None
     label: int
@@ -55,12 +43,12 @@ class Scored:
     @property
     def name(self) -> str:
         """Its name in `slides.csv`."""
-        return str(self.about["slide"])
+        return str(self.record["slide"])
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known of slides: a folder of annotations, the roles of their classes, what a slide without one is, and labels by name."""
+    """Ground truth: a folder of annotations, roles of their classes, the label of a slide without one, and labels by slide."""
 
     annotations: Path | None
     classes: dict[str, str]
@@ -78,14 +66,14 @@ def evaluate_slides(
     resamples: int = 1000,
     seed: int = 0,
 ) -> Path:
-    """Figures of folders of `gan-uad score-slide`; returns the folder with `metrics.json`, tables and pictures.
+    """Metrics of folders of `gan-uad score-slide`; returns the folder with `metrics.json`, tables and plots.
 
-    `labels`: a CSV file with columns `slide` and `label`. `annotations`: a folder of them; where there is no `labels`, a slide with
-    annotated tumour is anomalous, one with an annotation without tumour normal, and one without an annotation is `unannotated`:
+    `labels`: a CSV file with columns `slide` and `label`. `annotations`: a folder of annotation files. Without `labels`, a slide with
+    annotated tumour is anomalous, a slide whose annotation has no tumour is normal, and a slide without annotation is `unannotated`:
     normal (as in CAMELYON16) or unknown. Intervals are over slides.
     """
     if annotations is None and labels is None:
-        raise UserError("which slides are anomalous? Name their annotations with --annotations DIR, or --labels FILE")
+        raise UserError("no ground truth: name annotations with --annotations DIR, or labels with --labels FILE")
     if annotations is not None and not annotations.is_dir():
         raise UserError(f"--annotations {annotations}: no such folder")
     known_labels = None if labels is None else read_labels(labels)
@@ -94,191 +82,158 @@ def evaluate_slides(
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[Any, Any]] = {}
-    found: dict[str, FrocCurve] = {}
+    froc_curves: dict[str, FrocCurve] = {}
     for source, place in zip(sources, distinct_names(sources), strict=True):
         slides, notes = _read(source, truth)
-        model = str(slides[0].about["model"])
+        model = str(slides[0].record["model"])
         name = f"{place}: {model}" if place else model
-        result = {"source": str(source), "notes": notes, **_slide_level(slides, resamples, seed)}
-        known = [slide for slide in slides if slide.annotation is not None or slide.label == 0]
+        with_tiles = [slide for slide in slides if slide.record["tiles"]]
+        result = {"source": str(source), "notes": notes, **_slide_level(source, with_tiles, resamples, seed)}
         if annotations is not None:
+            known = [slide for slide in slides if slide.annotation is not None or slide.label == 0]
             result |= {"tiles": _tile_level(known, resamples, seed), "froc": None}
             seen = [_marks(slide) for slide in known]
-            if sum(len(one.hits) for one in seen):
+            if any(len(one.hits) for one in seen):
                 result["froc"] = _froc(seen, resamples, seed)
-                found[name] = froc_curve(seen)
+                froc_curves[name] = froc_curve(seen)
         results[name] = result
         rows += _rows(name, result)
-        usable = [slide for slide in slides if slide.about["tiles"]]
         for key, what in AGGREGATES.items():
-            curves[f"{name}, {what}"] = ([s.label for s in usable], [s.about[key] for s in usable])
-    _write(folder, results, rows, curves, found)
+            curves[f"{name}, {what}"] = ([s.label for s in with_tiles], [s.record[key] for s in with_tiles])
+    _write(folder, results, rows, curves, froc_curves)
     return folder
 
 
 def read_labels(path: Path) -> dict[str, int]:
-    """`slide` → 0 or 1 from a CSV file with a header. Raises `UserError` with the line for what cannot be understood."""
+    """`slide` → 0 or 1 from a CSV file with a header. Raises `UserError`, with the line, for an unknown or contradictory label."""
     found: dict[str, int] = {}
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"slide", "label"} <= set(reader.fieldnames or []):
-                raise UserError(f"{path}: no columns 'slide' and 'label' in its first line")
-            for row in reader:
-                where, text = f"{path}, line {reader.line_num}", (row["label"] or "").strip().lower()
-                if text not in NAMES:
-                    raise UserError(f"{where}: label {row['label']!r} is none of {', '.join(NAMES)}")
-                if found.setdefault(row["slide"], NAMES[text]) != NAMES[text]:
-                    raise UserError(f"{where}: {row['slide']} has another label above")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
+    for line, row in enumerate(read_csv(path, ("slide", "label")), 2):
+        label = NAMES.get(row["label"].strip().lower())
+        if label is None:
+            raise UserError(f"{path}, line {line}: label {row['label']!r} is none of {', '.join(NAMES)}")
+        if found.setdefault(row["slide"], label) != label:
+            raise UserError(f"{path}, line {line}: {row['slide']} has another label above")
     return found
 
 
 def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
-    """The slides of known label in a folder, and notes of what was taken for granted or left out."""
-    try:
-        with open(source / SLIDES, encoding="utf-8", newline="") as file:
-            names = [row["slide"] for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
-        raise UserError(f"cannot read {source / SLIDES}: {error}; score the slides again") from None
-    slides, notes = [], []
-    unlabelled, bare, empty = [], [], []
-    for name in names:
-        slide = _scored(source / name, truth)
-        if slide.label < 0:
-            unlabelled.append(name)
-            continue
-        if truth.annotations is not None and slide.annotation is None:
-            bare.append(slide)
-        if not slide.about["tiles"]:
-            empty.append(name)
-        slides.append(slide)
+    """The slides of known label in a folder, and notes of what was assumed or left out."""
+    found = [_scored(source / row["slide"], truth) for row in read_csv(source / SLIDES, ("slide",))]
+    slides = [slide for slide in found if slide.label >= 0]
     if not slides:
         raise UserError(f"{source}: no scored slide has a label")
-    for those, what in ((unlabelled, "have no label and are left out"), (empty, "have no tissue, so no score")):
-        if those:
-            notes.append(f"{len(those)} slides {what}: {', '.join(those[:5])}")
-    normal = sum(slide.label == 0 for slide in bare)
-    if normal:
+    unlabelled = [slide.name for slide in found if slide.label < 0]
+    empty = [slide.name for slide in slides if not slide.record["tiles"]]
+    notes = [
+        f"{len(names)} slides {what}: {', '.join(names[:5])}"
+        for names, what in ((unlabelled, "have no label and are left out"), (empty, "have no tissue, so no score"))
+        if names
+    ]
+    bare = [slide.label for slide in slides if truth.annotations is not None and slide.annotation is None]
+    if normal := bare.count(0):
         notes.append(f"{normal} slides without an annotation count as normal")
-    if len(bare) > normal:
-        notes.append(f"{len(bare) - normal} anomalous slides have no annotation: no lesions of theirs are looked for")
+    if anomalous := bare.count(1):
+        notes.append(f"{anomalous} anomalous slides have no annotation: they count for the AUROC of slides only")
     return slides, notes
 
 
 def _scored(folder: Path, truth: Truth) -> Scored:
-    about = finished(folder)
-    if about is None:
-        raise UserError(f"{folder} holds no whole slide.json; score the slide again")
-    annotation = _annotation(about, truth)
-    name = about["slide"]
+    record = read_record(folder, KEYS)
+    if record is None:
+        raise UserError(f"{folder} holds no complete slide.json; score the slide again")
+    annotation = _annotation(record, truth)
+    name, file = record["slide"], Path(record["file"]).name
     tumour = annotation is not None and not annotation.tumour.is_empty
     if truth.labels is None:
         label = truth.unannotated if annotation is None else int(tumour)
     else:
-        by_file = truth.labels.get(Path(about["file"]).name, -1) if about["alone"] else -1
-        label = truth.labels.get(name, by_file)
+        label = truth.labels.get(name, truth.labels.get(file, -1) if record["alone"] else -1)
         if annotation is not None and label >= 0 and bool(label) != tumour:
             kind, has = ("anomalous", "no tumour") if label else ("normal", "tumour")
             raise UserError(
-                f"{name} is labelled {kind}, but its annotation in {truth.annotations} has {has}: which is right?"
+                f"{name} is labelled {kind}, but its annotation in {truth.annotations} has {has}; correct one of them"
             )
-    return Scored(folder, about, _columns(folder / "tiles.csv"), annotation, label)
+    return Scored(record, _columns(folder / "tiles.csv"), annotation, label)
 
 
-def _annotation(about: dict[str, Any], truth: Truth) -> Annotations | None:
-    if truth.annotations is None:
-        return None
-    path = Path(about["file"])
-    found = find_annotation(truth.annotations, path, about["alone"])
-    if found is None:
+def _annotation(record: dict[str, Any], truth: Truth) -> Annotations | None:
+    path = Path(record["file"])
+    found = truth.annotations and find_annotation(truth.annotations, path, record["alone"])
+    if not found:
         return None
     annotation = read_annotations(found, truth.classes)
-    annotation.check(Extent(path, about["width"], about["height"]))
+    annotation.check(path.name, record["width"], record["height"])
     return annotation
 
 
 def _columns(path: Path) -> dict[str, NDArray[np.float64]]:
+    rows = [old_names.keys(row) for row in read_csv(path)]
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [old_names.keys(row) for row in csv.DictReader(file)]
         return {name: np.array([float(row[name]) for row in rows]) for name in ("x", "y", "side", "neg_log10_p")}
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise UserError(f"cannot read {path} ({error}); score the slide again") from None
 
 
-def _slide_level(slides: list[Scored], resamples: int, seed: int) -> dict[str, Any]:
-    """AUROC and AUPRC of each way to make one score of a slide's tiles."""
-    usable = [slide for slide in slides if slide.about["tiles"]]
-    labels = np.array([slide.label for slide in usable])
-    counts = {"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())}
+def _slide_level(source: Path, slides: list[Scored], resamples: int, seed: int) -> dict[str, Any]:
+    """AUROC and AUPRC of each way to aggregate the scores of a slide's tiles."""
+    labels = np.array([slide.label for slide in slides])
+    counts = _counts(labels)
     if not all(counts.values()):
         raise UserError(
-            f"{slides[0].folder.parent}: slides of both kinds are needed, with tissue and known label, and there are "
-            f"{counts['normal']} normal and {counts['anomalous']} anomalous ones; slides without an annotation are normal with "
-            "--unannotated normal, and any have the label that --labels FILE gives them"
+            f"{source}: slides of both kinds are needed, with tissue and known label; found {counts['normal']} normal and "
+            f"{counts['anomalous']} anomalous. Use --unannotated normal where slides without an annotation are normal, or --labels FILE"
         )
+    names = [slide.name for slide in slides]
     metrics = {
-        key: _areas(labels, np.array([slide.about[key] for slide in usable]), [s.name for s in usable], resamples, seed)
+        key: ranking_metrics(labels, np.array([slide.record[key] for slide in slides]), names, resamples, seed=seed)
         for key in AGGREGATES
     }
     return {"slides": counts, "scores": metrics}
 
 
-def _areas(
-    labels: NDArray[Any], scores: NDArray[np.float64], groups: list[str], resamples: int, seed: int
-) -> dict[str, Any]:
-    """AUROC and AUPRC with intervals, as strict JSON."""
-    found = {}
-    for name, metric in (("auroc", auroc), ("auprc", auprc)):
-        found[name] = _plain(asdict(bootstrap_interval(labels, scores, groups, metric, resamples, seed=seed)))
-    return found
+def _counts(labels: NDArray[Any]) -> dict[str, int]:
+    return {"normal": int((labels == 0).sum()), "anomalous": int((labels == 1).sum())}
 
 
 def _tile_level(slides: list[Scored], resamples: int, seed: int) -> dict[str, Any] | None:
-    """How well tiles of tumour are told from those that touch none, over all annotated slides; None where a kind is missing."""
+    """How well tiles of tumour are separated from those that touch none, over all annotated slides; None where a kind is missing."""
     labels, scores, groups = [], [], []
     for slide in slides:
-        x, y, neg_log10_p = (slide.tiles[name] for name in ("x", "y", "neg_log10_p"))
+        x, y, side, values = slide.tiles.values()
         label = np.zeros(len(x), np.int8)
         if slide.annotation is not None and len(x):
-            label = tile_labels(
-                slide.annotation, x.astype(np.int64), y.astype(np.int64), float(slide.tiles["side"][0]), MOSTLY
-            )
+            label = tile_labels(slide.annotation, x.astype(np.int64), y.astype(np.int64), float(side[0]), TUMOUR_SHARE)
         labels.append(label[label >= 0])
-        scores.append(neg_log10_p[label >= 0])
-        groups += [slide.name] * int((label >= 0).sum())
+        scores.append(values[label >= 0])
+        groups += [slide.name] * len(labels[-1])
     truth = np.concatenate(labels)
-    counts = {"normal": int((truth == 0).sum()), "anomalous": int((truth == 1).sum())}
+    counts = _counts(truth)
     if not all(counts.values()):
         return None
-    return {"tiles": counts, **_areas(truth, np.concatenate(scores), groups, resamples, seed)}
+    return {"tiles": counts, **ranking_metrics(truth, np.concatenate(scores), groups, resamples, seed=seed)}
 
 
 def _marks(slide: Scored) -> Marks:
-    """What was detected on a slide: the peaks of its tiles' rarity, at the tiles' centres."""
-    mpp, half = slide.about["mpp"], slide.tiles["side"] / 2
-    x, y, neg_log10_p = slide.tiles["x"] + half, slide.tiles["y"] + half, slide.tiles["neg_log10_p"]
-    best = peaks(x, y, neg_log10_p, APART / mpp)
+    """The detections on a slide: peaks of −log10 p, at the centres of tiles."""
+    x, y, side, values = slide.tiles.values()
+    x, y, mpp = x + side / 2, y + side / 2, slide.record["mpp"]
+    best = peaks(x, y, values, MIN_DISTANCE / mpp)
     if slide.annotation is None:
-        return Marks.of([], neg_log10_p[best])
-    return marks(x[best], y[best], neg_log10_p[best], lesions(slide.annotation.tumour, mpp))
+        return Marks.of([], values[best])
+    return marks(x[best], y[best], values[best], lesions(slide.annotation.tumour, mpp))
 
 
 def _froc(seen: list[Marks], resamples: int, seed: int) -> dict[str, Any]:
-    found = sensitivity_at(seen)
     return {
-        "score": _plain(asdict(froc_interval(seen, n=resamples, seed=seed))),
-        "rates": dict(zip(map(str, RATES), found.tolist(), strict=True)),
+        "score": strict_json(asdict(froc_interval(seen, n=resamples, seed=seed))),
+        "rates": dict(zip(map(str, RATES), sensitivity_at(seen).tolist(), strict=True)),
         "lesions": sum(len(one.hits) for one in seen),
         "slides": len(seen),
     }
 
 
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """Strict JSON: undefined figures are None."""
-    return {k: None if isinstance(v, float) and np.isnan(v) else v for k, v in values.items()}
+def _interval(metric: dict[str, Any]) -> str:
+    return format_interval(metric["value"], metric["low"], metric["high"])
 
 
 def _rows(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
@@ -287,41 +242,33 @@ def _rows(name: str, result: dict[str, Any]) -> list[dict[str, Any]]:
         found.append(("tiles", result["tiles"]["tiles"], result["tiles"]))
     return [
         {
-            "model": name,
-            "what": what,
-            "n": f"{counts['normal']} + {counts['anomalous']}",
-            **{k: format_interval(areas[k]["value"], areas[k]["low"], areas[k]["high"]) for k in ("auroc", "auprc")},
+            "model": name, "what": what, "n": f"{counts['normal']} + {counts['anomalous']}",
+            "auroc": _interval(metrics["auroc"]), "auprc": _interval(metrics["auprc"]),
         }
-        for what, counts, areas in found
-    ]
+        for what, counts, metrics in found
+    ]  # fmt: skip
 
 
 def _write(
-    folder: Path,
-    results: dict[str, Any],
-    rows: list[dict[str, Any]],
-    curves: dict[str, Any],
-    found: dict[str, FrocCurve],
-) -> None:
+    folder: Path, results: dict[str, Any], rows: list[dict[str, Any]], curves: dict[str, Any], froc_curves: dict[str, FrocCurve]
+) -> None:  # fmt: skip
     from gan_uad.plotting import plots
     from gan_uad.plotting.froc import froc
 
     write_json(folder / "metrics.json", results)
-    for ending, fmt in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):
-        write_text(folder / f"metrics.{ending}", table(rows, COLUMNS, fmt))
+    write_tables(folder / "metrics", rows, COLUMNS)
     plots.roc(curves, folder / "roc.png")
-    if found:
-        froc(found, folder / "froc.png")
+    if froc_curves:
+        froc(froc_curves, folder / "froc.png")
     print(table(rows, COLUMNS, "text"), end="")
     for name, result in results.items():
-        if result.get("froc"):
-            at = ", ".join(f"{rate}: {value:.3f}" for rate, value in result["froc"]["rates"].items())
-            score = result["froc"]["score"]
+        if found := result.get("froc"):
+            rates = ", ".join(f"{rate}: {value:.3f}" for rate, value in found["rates"].items())
             print(
-                f"{name}: FROC {format_interval(score['value'], score['low'], score['high'])} of "
-                f"{result['froc']['lesions']} lesions on {result['froc']['slides']} slides (alarms a slide: {at})"
+                f"{name}: FROC {_interval(found['score'])} of {found['lesions']} lesions on {found['slides']} slides "
+                f"(sensitivity by false alarms per slide: {rates})"
             )
-        notes = [areas["auroc"]["note"] for areas in result["scores"].values()]
+        notes = [metrics["auroc"]["note"] for metrics in result["scores"].values()]
         for note in dict.fromkeys([*result["notes"], *filter(None, notes)]):
             print(f"{name}: {note}")
-    console.say(f"figures and pictures -> {folder}")
+    console.say(f"metrics and plots -> {folder}")

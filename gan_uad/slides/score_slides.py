@@ -1,42 +1,39 @@
-"""`gan-uad score-slide`: from a trained run and slides to heatmaps, tiles for QuPath, and a score for each slide."""
+"""`gan-uad score-slide`: from a trained run and slides to heatmaps, tiles for QuPath, and scores of each slide."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gan_uad import console
-from gan_uad.config import DataConfig
-from gan_uad.data.images import BadImage, Pixels, preprocess
+from gan_uad.config import PREPROCESSING, DataConfig
+from gan_uad.data.images import BadImage, preprocess
 from gan_uad.data.patches import PatchSet, load_patches, some
 from gan_uad.detection.patch_sets import SPLIT_SETTINGS, overridden_config
 from gan_uad.detection.rows import CHUNK, write_csv
 from gan_uad.detection.score import calibrate
 from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
-from gan_uad.files import claim, write_json, write_text
+from gan_uad.files import claim, csv_text, write_json, write_text
 from gan_uad.metrics.detection import fit_threshold
-from gan_uad.metrics.tails import MIN_NORMALS, Tail
+from gan_uad.metrics.tails import Tail
 from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer
-from gan_uad.slides.batch import SLIDES, each, tasks_of, tell_failures
-from gan_uad.slides.score_slide import CalibratedScorer, Cut, finished, score_slide
+from gan_uad.slides.batch import SLIDES, SlideTask, each_slide, finished_slides
+from gan_uad.slides.score_slide import KEYS, CalibratedScorer, Cut, score_slide
 from gan_uad.slides.tile import settings_of
 from gan_uad.training.fit import fit_on
 
-QUANTILE = 0.99  # of held-out normals: a tile beyond it is called anomalous
+QUANTILE = 0.99  # of held-out normals: a tile above it is called anomalous
 SETTINGS, NORMALS = "score_slide.json", "normals.csv"
 COLUMNS = ("slide", "file", "tiles", "max", "top_k", "share", "model")
-PREPARED_BY = ("crop", "crop_size", "resize", "grayscale")  # what of DataConfig a tile's preparation rests on
-NO_NORMALS = "nothing tells how normal tiles score: name patches of held-out normal tissue with --normals DATA"
 
 
 def score_slides(
@@ -52,94 +49,108 @@ def score_slides(
     workers: int | None = None,
     device: str = "auto",
 ) -> Path:
-    """Score slides into a folder each; returns `slides.csv` of all slides in `out` that were scored in the same way.
+    """Score slides into a folder each; returns `slides.csv` of all slides in `out` that were scored with the same settings.
 
-    `cut.size` 0 is the side of the model's images. `normals`: patches whose validation split (all of them where they bring no splits)
-    calibrates; default: of those that the run was trained on. `shard` (i, n): every n-th of the slides, from the i-th on (from 0).
-    Run again, it goes on; processes may share the slides of one `out`. Raises `JobFailed` at the end if any slide failed, after all
-    others were scored; `UserError` before any work.
+    `cut.size` 0: the side of the model's images. `normals`: patches whose validation split calibrates, or all of them where they bring
+    no splits; default: the patches that the run was trained on. `shard` (i, n): every n-th slide, starting at the i-th (from 0).
+
+    Resumes when run again; several processes may share the slides of one `out`. Raises `UserError` before any work, and `JobFailed` at
+    the end if a slide failed.
     """
     model = load_model(run, prepare(device))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
     if config.scoring.corruption.words:
-        raise UserError("scoring.corruption is for sets of patches (gan-uad score): slides are scored as they are")
+        raise UserError(
+            "scoring.corruption is not for slides; corrupt a set of patches and score it with gan-uad score"
+        )
     scorer = make_scorer(model)
     cut = _checked(cut, config.data, model.resolution)
     held_out, train = _normals(model, trained_on, scorer, normals, cut)
-    key = _key(run, scorer, held_out, train, config.data, cut, top_k)
     found_by = getattr(scorer, "inverter", None)
-    label = f"{model.name}/{(scorer if found_by is None else found_by).spec['name']}"
+    inverter_spec = None if found_by is None else found_by.spec
+    label = f"{model.name}/{(inverter_spec or scorer.spec)['name']}"
+    depends_on = [
+        [scorer.spec, inverter_spec, scorer.rests_on], held_out.fingerprint, None if train is None else train.fingerprint,
+        [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k,
+    ]  # fmt: skip
+    hashed = hashlib.sha256(model_file(run).read_bytes())
+    hashed.update(json.dumps(depends_on, sort_keys=True).encode())
+    key = hashed.hexdigest()
     claim(out, SETTINGS, {"key": key}, "slides scored with another model, calibration or setting", SLIDES)
     settings = {
         "key": key, "model": str(run), "label": label, "scorer": config.scoring.scorer, "options": scorer.spec["options"],
-        "inverter": None if found_by is None else found_by.spec, "cut": asdict(cut), "top_k": top_k, "quantile": QUANTILE,
+        "inverter": inverter_spec, "cut": asdict(cut), "top_k": top_k, "quantile": QUANTILE,
         "normals": held_out.source, "images": len(held_out), "notes": held_out.notes,
     }  # fmt: skip
     if train is not None:
         fit_on(scorer, train, CHUNK, "give a set with fewer train normals")
-    calibrated = _calibrated(scorer, held_out, config.data, model.resolution, out, key, label, top_k)
-    write_json(out / SETTINGS, settings | {"limit": calibrated.limit})
-    failures: list[tuple[Path, str]] = []
-    tasks = tasks_of(slides, shard, lambda name: _identity(out / name), failures)
-    workers = workers or cores()
-    try:
-        each(tasks, lambda task: _said(score_slide(task, calibrated, cut, out / task.name, workers)), failures)
-    finally:
-        _table(out, key)
-    tell_failures(failures, "scored", f"the others are in {out / SLIDES}")
+    rows, _ = calibrate(scorer, held_out, out / ".normals.jsonl", key)
+    write_csv(out / NORMALS, held_out, rows, label, None)
+    scores = np.array([row["score"] for row in rows], np.float64)
+    limit = fit_threshold("quantile", scores, q=QUANTILE).value
+    prepared = partial(preprocess, data=config.data, resolution=model.resolution)
+    calibrated = CalibratedScorer(scorer, prepared, Tail.fit(scores), limit, top_k, key, label)
+    write_json(out / SETTINGS, settings | {"limit": limit})
+
+    def work(task: SlideTask) -> str:
+        return _message(score_slide(task, calibrated, cut, out / task.name, workers or cores()), len(scores))
+
+    each_slide(slides, shard, out, KEYS, work, lambda: _write_table(out, key), "scored")
     return out / SLIDES
 
 
-def _identity(folder: Path) -> str | None:
-    """Of the slide whose scores a folder holds."""
-    there = finished(folder)
-    return None if there is None else str(there["identity"])
-
-
 def _checked(cut: Cut, data: DataConfig, resolution: int) -> Cut:
-    """The cut with its tile size, which must be one that the run's preparation of images takes."""
-    whole = Cut(**asdict(cut) | {"size": cut.size or data.crop_size or resolution})
+    """The cut with its tile size. Raises `UserError` for a size that the run's preprocessing refuses."""
+    cut = replace(cut, size=cut.size or data.crop_size or resolution)
     try:
-        preprocess(np.zeros((whole.size, whole.size, 3), np.uint8), data, resolution)
+        preprocess(np.zeros((cut.size, cut.size, 3), np.uint8), data, resolution)
     except BadImage as error:
-        raise UserError(f"--size {whole.size}: a tile {error.reason}, which the run cuts out of its images") from None
-    return whole
+        raise UserError(f"--size {cut.size}: a tile {error.reason}, which the run cuts out of its images") from None
+    return cut
 
 
 def _normals(
     model: Model, trained_on: DataConfig, scorer: Scorer, normals: str | None, cut: Cut
 ) -> tuple[PatchSet, PatchSet | None]:
-    """Held-out normals, and those to learn from for a scorer that is still to be fitted."""
+    """Held-out normals, and normals to fit on for a scorer that is not fitted yet."""
     own = model.config.data
     path = normals or own.path
+    hint = "name held-out normal patches with --normals DATA"
     if path is None:
-        raise UserError(f"{model.path} does not name the patches that it was trained on, so {NO_NORMALS}")
+        raise UserError(f"{model.path} does not name the patches that it was trained on; {hint}")
     if normals is None and not Path(path).exists():
-        raise UserError(f"{path}, which {model.path} was trained on, is not there, so {NO_NORMALS}")
+        raise UserError(f"{path}, which {model.path} was trained on, is not there; {hint}")
     _check_alike(Path(path), own, cut)
     same = own.path is not None and Path(path).resolve() == Path(own.path).resolve()
-    # Dealt as for the training, lest it be calibrated on what was trained on; prepared as the tiles are.
-    dealt = {name: getattr(trained_on, name) for name in SPLIT_SETTINGS} if same else {}
-    settings = own.model_copy(update={"path": path, **dealt})
+    # Split as in training, so that no training image calibrates; preprocessed as the tiles are.
+    split = {name: getattr(trained_on, name) for name in SPLIT_SETTINGS} if same else {}
+    settings = own.model_copy(update={"path": path, **split})
     patches = load_patches(settings, model.resolution, progress=console.counter("reading patches"))
     for note in patches.notes:
         console.say(f"note: {note}")
-    kept = patches if normals and not (same or patches.brings_splits) else patches.select("val")
-    kept = _as_normals(kept, bool(normals))
-    if len(kept) < max(MIN_NORMALS, scorer.least_normals):
+    held_out = patches if normals and not (same or patches.brings_splits) else patches.select("val")
+    if normals:  # images without a label count as normal
+        held_out = held_out.take(np.flatnonzero(held_out.manifest.label != 1))
+        held_out.manifest = held_out.manifest.replace(label=np.zeros(len(held_out), np.int8))
+    else:
+        held_out = held_out.select(label=0)
+    least = max(MIN_NORMALS, scorer.least_normals)
+    if len(held_out) < least:
         raise UserError(
-            f"{path}: calibration takes at least {max(MIN_NORMALS, scorer.least_normals)} held-out normals (of the val split, if there are "
-            f"splits), and {len(kept)} are there; give others with --normals DATA"
+            f"{path}: calibration needs at least {least} held-out normals (of the val split where there are splits), found "
+            f"{len(held_out)}; {hint}"
         )
     train = patches.select("train", 0) if scorer.learns else None
     if train is not None and not len(train):
-        raise UserError(f"the scorer {scorer.spec['name']} learns from normals, and {path} has none in a train split")
-    return some(kept, model.config.scoring.calibration_images, 0), train
+        raise UserError(
+            f"{path} has no normals in a train split, and the scorer {scorer.spec['name']} is fitted on them"
+        )
+    return some(held_out, model.config.scoring.calibration_images, 0), train
 
 
 def _check_alike(path: Path, data: DataConfig, cut: Cut) -> None:
-    """Raises `UserError` where `gan-uad tile` cut the normals otherwise than the slides are to be: p would be of something else."""
+    """Raises `UserError` where `gan-uad tile` cut the normals with other settings than the slides: p would be of other tiles."""
     made = settings_of(path)
     if made is None:
         return
@@ -147,69 +158,30 @@ def _check_alike(path: Path, data: DataConfig, cut: Cut) -> None:
     for name, value in wanted.items():
         if made.get(name) != value:
             raise UserError(
-                f"{path} was cut with --{name} {made.get(name) or 'none'}, and slides would be with {value or 'none'}: "
-                "tiles are only told from normals like them"
+                f"{path} was cut with --{name} {made.get(name) or 'none'}, not {value or 'none'}: normals and slides need the same; "
+                f"use --{name} {made.get(name) or 'none'} or other --normals"
             )
-    for name, share in (("rule", cut.rule), ("tissue", cut.tissue)):
-        if made.get(name) != share:
+    for name, value in (("rule", cut.rule), ("tissue", cut.tissue)):
+        if made.get(name) != value:
             console.say(
-                f"note: {path} was cut with --{name} {made.get(name)}, not {share}: rims of tissue may seem rare"
+                f"note: {path} was cut with --{name} {made.get(name)}, not {value}: tissue edges may score high"
             )
 
 
-def _as_normals(patches: PatchSet, told: bool) -> PatchSet:
-    """Those of label 0; where the user has told that a set is of normals, also those without a label."""
-    if not told:
-        return patches.select(label=0)
-    kept = patches.take(np.flatnonzero(patches.manifest.label != 1))
-    kept.manifest = kept.manifest.replace(label=np.zeros(len(kept), np.int8))
-    return kept
-
-
-def _key(
-    run: str, scorer: Scorer, held_out: PatchSet, train: PatchSet | None, data: DataConfig, cut: Cut, top_k: int
-) -> str:
-    found_by = getattr(scorer, "inverter", None)
-    spec = [scorer.spec, None if found_by is None else found_by.spec, scorer.rests_on]
-    prepared = [getattr(data, name) for name in PREPARED_BY]
-    parts = [spec, held_out.fingerprint, None if train is None else train.fingerprint, prepared, asdict(cut), top_k]
-    hashed = hashlib.sha256(model_file(run).read_bytes())
-    hashed.update(json.dumps(parts, sort_keys=True).encode())
-    return hashed.hexdigest()
-
-
-def _calibrated(
-    scorer: Scorer, held_out: PatchSet, data: DataConfig, resolution: int, out: Path, key: str, label: str, top_k: int
-) -> CalibratedScorer:
-    """Measure the held-out normals, and keep what they score."""
-    rows, _ = calibrate(scorer, held_out, out / ".normals.jsonl", key)
-    write_csv(out / NORMALS, held_out, rows, label, None)
-    scores = np.array([row["score"] for row in rows], np.float64)
-    limit = fit_threshold("quantile", scores, q=QUANTILE).value
-
-    def prepare(tile: Pixels) -> Pixels:
-        return preprocess(tile, data, resolution)
-
-    return CalibratedScorer(scorer, prepare, Tail.fit(scores), limit, top_k, key, label)
-
-
-def _said(found: dict[str, Any]) -> str:
-    if not found["tiles"]:
+def _message(record: dict[str, Any], normals: int) -> str:
+    if not record["tiles"]:
         return "no tissue found, so no score"
     return (
-        f"{found['tiles']:,} tiles, highest rarity {found['max']:.2f}, mean of the {found['top_k_is']} highest {found['top_k']:.2f}, "
-        f"{found['share']:.1%} beyond what 1 % of normals exceed"
+        f"{record['tiles']:,} tiles, highest -log10 p {record['max']:.2f}, mean of the {record['top_k_is']} highest "
+        f"{record['top_k']:.2f}; {record['share']:.1%} of tiles score above {QUANTILE:.0%} of the {normals:,} calibration normals"
     )
 
 
-def _table(out: Path, key: str) -> None:
-    """`slides.csv`: a row a slide of this key in the folder, whoever scored it; figures are empty where no tissue was found."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    for folder in sorted(file.parent for file in out.glob("*/slide.json")):
-        found = finished(folder)
-        if found is not None and found["key"] == key:
-            numbers = {name: "" if found[name] is None else f"{found[name]:.9g}" for name in ("max", "top_k", "share")}
-            writer.writerow(found | numbers)
-    write_text(out / SLIDES, text.getvalue())
+def _write_table(out: Path, key: str) -> None:
+    """`slides.csv`: a row for each slide in the folder with this key. Scores are empty where no tissue was found."""
+    rows = [
+        [f"{value:.9g}" if isinstance(value, float) else value for value in (record[name] for name in COLUMNS)]
+        for _, record in finished_slides(out, KEYS)
+        if record["key"] == key
+    ]
+    write_text(out / SLIDES, csv_text(COLUMNS, rows))

@@ -1,6 +1,6 @@
-"""Stain normalisation: the colours of a slide moved to those of a reference, fitted once a slide, off unless asked for.
+"""Stain normalisation: map the colours of a slide to those of a reference. Fitted once per slide, off by default.
 
-It can hide anomalies that are a matter of colour, so what was fitted is always recorded with the tiles (`to_dict`).
+It can hide anomalies that show in colour, so the fit is always recorded with the tiles (`to_dict`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Colours = tuple[FloatArray, FloatArray]
 
 WHITE = 240.0  # intensity of the light where there is no tissue
 BETA = 0.15  # optical density below which a pixel is background
-LEAST = 1000  # pixels of tissue from which stains are found
+MIN_PIXELS = 1000  # of tissue, for a fit
 DENSITY = -np.log((np.arange(256) + 1) / WHITE)  # of each intensity; natural logarithm
-LEAST_ANGLE = 0.05  # radians between two stains: closer ones are one, and unmixing them divides by almost nothing
-SAMPLE = 64  # px of the sides, and number, of the squares from which a slide's colours are learnt
+MIN_ANGLE = 0.05  # radians between two stains: unmixing closer ones divides by almost nothing
+SAMPLE = 64  # side in px, and number, of the squares that a slide is fitted on
 
 # sRGB as linear light, and light to XYZ and CIE L*a*b* with the white of D65 (IEC 61966-2-1, ISO/CIE 11664-4).
 LINEAR = np.where(
@@ -34,11 +34,11 @@ D65 = np.array([0.95047, 1.0, 1.08883])
 
 
 class StainNormaliser(ABC):
-    """Moves the colours of one slide to those of a reference. Results depend on the slide and the pixel alone, not on the tile."""
+    """Maps the colours of one slide to those of a reference. Results depend on the slide and the pixel alone, not on the tile."""
 
     name: str
-    parts: tuple[str, str]  # names of the two arrays that tell of colours
-    REFERENCE: tuple[Any, Any]  # these of the built-in reference
+    statistics: tuple[str, str]  # names of the two arrays that describe colours
+    REFERENCE: tuple[Any, Any]  # of the built-in reference
 
     def __init__(self, target: Pixels | None = None) -> None:
         """See `stain_normaliser`."""
@@ -50,22 +50,22 @@ class StainNormaliser(ABC):
         self._why = "not fitted"
 
     def fit(self, pixels: Pixels) -> Self:
-        """Learn a slide's colours from pixels of it, uint8 [..., 3] (`sample_pixels`), without the background among them.
+        """Fit to pixels of a slide, uint8 [..., 3] (`sample_pixels`); background among them is left out.
 
-        Where they are too few or all of one colour nothing is learnt, and `transform` leaves every image as it is.
+        Where they are too few or of one colour, `transform` leaves every image as it is.
         """
         found = self.measured(pixels)
         self._source, self._why = (None, found) if isinstance(found, str) else (found, "")
         return self
 
     def transform(self, image: Pixels) -> Pixels:
-        """An image of that slide, uint8 [H, W, 3], in the colours of the reference."""
+        """An image of the fitted slide, uint8 [H, W, 3], in the colours of the reference."""
         return image if self._source is None else self.moved(image, self._source, self._target)
 
     def to_dict(self) -> dict[str, Any]:
-        """The name, whether the slide could be fitted (else why not), and source and reference in plain numbers."""
+        """The name, whether the slide could be fitted (else the reason), and source and reference in plain numbers."""
         source, target = (
-            None if colours is None else {name: part.T.tolist() for name, part in zip(self.parts, colours, strict=True)}
+            colours and {name: array.T.tolist() for name, array in zip(self.statistics, colours, strict=True)}
             for colours in (self._source, self._target)
         )
         reason = {"reason": self._why} if self._why else {}
@@ -74,12 +74,12 @@ class StainNormaliser(ABC):
     @staticmethod
     @abstractmethod
     def measured(pixels: Pixels) -> Colours | str:
-        """What tells of the colours of tissue, or why it cannot be had."""
+        """Statistics of the colours of tissue, or the reason why there are none."""
 
     @staticmethod
     @abstractmethod
     def moved(image: Pixels, source: Colours, target: Colours) -> Pixels:
-        """An image with the colours of the source in those of the target."""
+        """An image with the colours of `source` in those of `target`."""
 
 
 def stain_normaliser(name: str, target: Pixels | None = None) -> StainNormaliser:
@@ -92,14 +92,19 @@ def stain_normaliser(name: str, target: Pixels | None = None) -> StainNormaliser
     return NORMALISERS[name](target)
 
 
+def fitted_normaliser(name: str | None, tissue: Tissue, mpp: float, seed: int = 0) -> StainNormaliser | None:
+    """`stain_normaliser(name)` fitted to the tissue of a slide whose tiles have `mpp` µm/px; None without a name."""
+    return stain_normaliser(name).fit(sample_pixels(tissue, mpp, seed)) if name else None
+
+
 class Reinhard(StainNormaliser):
     """Mean and standard deviation of each channel of CIE L*a*b* become those of the reference (Reinhard et al. 2001).
 
-    The space is L*a*b*, as is usual for slides, in place of the paper's lαβ. Background takes part in it and may get a tint.
+    L*a*b*, as is usual for slides, replaces the paper's lαβ. Background is changed too and may get a tint.
     """
 
     name = "reinhard"
-    parts = ("mean", "std")
+    statistics = ("mean", "std")
     # Mean and standard deviation of L*, a*, b* of the tissue of OpenSlide's CMU-1-Small-Region.svs (CC0).
     REFERENCE = ((47.64, 28.84, -12.45), (19.20, 12.67, 9.89))
 
@@ -107,7 +112,7 @@ class Reinhard(StainNormaliser):
     def measured(pixels: Pixels) -> Colours | str:
         """Mean and standard deviation, [3] each."""
         tissue = _tissue_of(pixels)
-        if len(tissue) < LEAST:
+        if len(tissue) < MIN_PIXELS:
             return f"only {len(tissue)} pixels of tissue"
         lab = to_lab(tissue)
         deviation = lab.std(0)
@@ -119,14 +124,14 @@ class Reinhard(StainNormaliser):
 
 
 class Macenko(StainNormaliser):
-    """The two stains found in optical density, and how much of them there is, become those of the reference (Macenko et al. 2009).
+    """The two stains found in optical density, and their amounts, become those of the reference (Macenko et al. 2009).
 
-    Stains are the directions at the 1st and 99th percentile of angle in the plane of the two largest eigenvectors; the 99th percentile
-    of concentration is how much there is of each. A pixel's new density is a 3×3 matrix times its old one.
+    Stains are the directions at the 1st and 99th percentile of angle in the plane of the two largest eigenvectors; an amount is the 99th
+    percentile of concentration. A pixel's new density is a 3×3 matrix times its old one.
     """
 
     name = "macenko"
-    parts = ("stains", "amounts")
+    statistics = ("stains", "amounts")
     # Haematoxylin and eosin (columns) and their 99th percentiles, of the authors' reference image.
     REFERENCE = (((0.5626, 0.2159), (0.7201, 0.8012), (0.4062, 0.5581)), (1.9705, 1.0308))
 
@@ -135,7 +140,7 @@ class Macenko(StainNormaliser):
         """Stains [3, 2] and amounts [2]."""
         density = DENSITY[_tissue_of(pixels)]
         dark = density[(density >= BETA).all(axis=1)]
-        if len(dark) < LEAST:
+        if len(dark) < MIN_PIXELS:
             return f"only {len(dark)} pixels of tissue"
         values, vectors = np.linalg.eigh(np.cov(dark.T))
         if values[1] <= 1e-9:
@@ -144,10 +149,10 @@ class Macenko(StainNormaliser):
         plane = plane * np.where(plane.sum(0) < 0, -1, 1)  # an eigenvector has no sign of its own
         across = dark @ plane
         angles = np.percentile(np.arctan2(across[:, 1], across[:, 0]), (1, 99))
-        if angles[1] - angles[0] < LEAST_ANGLE:
+        if angles[1] - angles[0] < MIN_ANGLE:
             return "the tissue shows one stain only"
         stains = plane @ np.stack([np.cos(angles), np.sin(angles)])
-        stains = stains[:, ::-1] if stains[0, 0] < stains[0, 1] else stains  # haematoxylin takes more of the red
+        stains = stains[:, ::-1] if stains[0, 0] < stains[0, 1] else stains  # haematoxylin absorbs more red
         amounts = np.percentile(density @ np.linalg.pinv(stains).T, 99, axis=0)
         if amounts.min() <= 1e-6:
             return "one of two stains is missing"
@@ -164,9 +169,9 @@ NORMALISERS: dict[str, type[StainNormaliser]] = {"reinhard": Reinhard, "macenko"
 
 
 def sample_pixels(tissue: Tissue, mpp: float, seed: int = 0) -> Pixels:
-    """Pixels to fit a slide by, uint8 [n, 3]: up to 64 squares of 64 px at `mpp` µm/px, drawn at random from its tissue.
+    """Pixels to fit a slide on, uint8 [n, 3]: up to 64 squares of 64 px, drawn at random from its tissue.
 
-    At the µm/px of the tiles, since averages over more tissue vary less. Empty where the slide has none.
+    `mpp` is that of the tiles: the spread of colours depends on it. Empty where the slide has no tissue.
     """
     rows, columns = np.nonzero(tissue.mask)
     rng = np.random.default_rng(seed)
@@ -198,7 +203,7 @@ def from_lab(lab: FloatArray) -> Pixels:
 
 
 def _tissue_of(pixels: Pixels) -> Pixels:
-    """[n, 3]: the pixels that take light away in any channel."""
+    """[n, 3]: the pixels that absorb light in any channel."""
     flat = np.asarray(pixels).reshape(-1, 3)
     return flat[flat.min(axis=1) <= WHITE * np.exp(-BETA) - 1]
 

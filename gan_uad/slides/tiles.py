@@ -1,4 +1,4 @@
-"""Which squares of a slide to take, and reading them: in order, ahead of their use, on several threads, in bounded memory."""
+"""Choose the tiles of a slide, and read them in order on several threads, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +18,9 @@ from numpy.typing import NDArray
 
 from gan_uad.data.images import Pixels
 from gan_uad.data.manifest import ANOMALOUS, NORMAL, UNKNOWN
+from gan_uad.errors import UserError
 from gan_uad.slides.annotations import Annotations
-from gan_uad.slides.reader import Slide
+from gan_uad.slides.reader import Slide, open_slide
 from gan_uad.slides.tissue import Tissue
 
 T = TypeVar("T")
@@ -26,16 +28,17 @@ R = TypeVar("R")
 Positions = NDArray[np.int64]
 Keep = Callable[[Positions, Positions], NDArray[np.bool_]]
 
-PASSED = 4  # items that a worker gets at once
-AHEAD = 2  # times that for each worker may be done before it is asked for
-ROUND = (256, 16384)  # random positions tried at once
-GAIN = 0.01  # a round that finds fewer than this share of new tiles is the last
-EXACT = 1e-9  # what sums of shares may be off by
+GROUP = 4  # items that a worker gets at once
+GROUPS_AHEAD = 2  # groups per worker that may be finished before they are used
+ROUND = (256, 16384)  # random positions tried at once, at least and at most
+MIN_GAIN = 0.01  # a round that finds a smaller share of new tiles is the last
+EPSILON = 1e-9  # rounding error of sums of shares
+MAX_ENLARGEMENT = 1.1  # a slide may be coarser than its tiles by this factor
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A square of a slide: its top left corner and side in level-0 px, its shares of tissue and (where annotated) of tumour, in [0, 1]."""
+    """A square of a slide: top-left corner and side in level-0 px; shares of tissue and (where annotated) of tumour, in [0, 1]."""
 
     x: int
     y: int
@@ -44,14 +47,26 @@ class Tile:
     tumour: float | None = None
 
 
-def grid_positions(slide: Slide, size: int, mpp: float, stride: float = 1.0) -> tuple[Positions, Positions]:
-    """Corners (x [columns], y [rows]) of a grid of squares of `size` px at `mpp` µm/px that lie wholly on the slide.
+def open_for_tiles(path: Path, slide_mpp: float | None, mpp: float) -> Slide:
+    """As `open_slide`; also raises `UserError` for a slide so coarse that tiles at `mpp` µm/px would be enlarged."""
+    slide = open_slide(path, slide_mpp)
+    if slide.mpp <= MAX_ENLARGEMENT * mpp:
+        return slide
+    slide.close()
+    raise UserError(
+        f"{path}: its pixels measure {slide.mpp:.4g} µm, so tiles of {mpp:g} µm/px would be enlarged; "
+        f"use --mpp {slide.mpp:.4g} or more, and a model trained on such tiles"
+    )
 
-    stride: distance from square to square in sides. Corners are rounded to whole level-0 px, each for itself: nothing adds up.
+
+def grid_positions(slide: Slide, size: int, mpp: float, stride: float = 1.0) -> tuple[Positions, Positions]:
+    """Corners (x [columns], y [rows]) of a grid of squares of `size` px at `mpp` µm/px that lie entirely on the slide.
+
+    stride: step of the grid, in sides. Corners are rounded to level-0 px one by one, so that errors do not add up.
     """
     side = size * mpp / slide.mpp
     counts = [
-        max(0, math.floor((extent - side) / (side * stride) + EXACT) + 1) for extent in (slide.width, slide.height)
+        max(0, math.floor((extent - side) / (side * stride) + EPSILON) + 1) for extent in (slide.width, slide.height)
     ]
     x, y = (np.floor(np.arange(n) * side * stride + 0.5).astype(np.int64) for n in counts)
     return x[x + side <= slide.width + 0.5], y[y + side <= slide.height + 0.5]
@@ -65,102 +80,81 @@ def grid_tiles(slide: Slide, tissue: Tissue, size: int, mpp: float, share: float
 
 
 def random_tiles(
-    slide: Slide, tissue: Tissue, size: int, mpp: float, share: float, count: int, seed: int | list[int],
-    keep: Keep | None = None,
+    slide: Slide, tissue: Tissue, size: int, mpp: float, share: float, count: int, seed: int | list[int], keep: Keep
 ) -> list[Tile]:  # fmt: skip
-    """At most `count` tiles with at least this `share` of tissue at random places, none overlapping another, row by row.
+    """At most `count` tiles with at least this `share` of tissue at random places, without overlap, row by row.
 
-    Centres are uniform over the tissue; `keep` (x, y -> bool) says which corners may be taken. Places are tried until there are
-    enough, or until hardly any new one fits: random squares cover about half of what a grid does. Equal arguments, equal tiles.
+    Centres are uniform over the tissue; `keep` (x, y -> bool) filters corners. The search ends where hardly any new tile fits: random
+    squares cover about half of what a grid does. Equal arguments give equal tiles.
     """
     side = size * mpp / slide.mpp
     rows, columns = np.nonzero(tissue.mask)
     rng = np.random.default_rng(seed)
     scale = tissue.mpp / slide.mpp
-    taken = _Apart(side)
+    chosen: dict[tuple[int, int], Tile] = {}  # by cell of a grid of `side`, which has room for one tile
     tries = int(np.clip(2 * count, *ROUND))
-    while len(rows) and len(taken.tiles) < count:
+    while len(rows) and len(chosen) < count:
         pick = rng.integers(0, len(rows), tries)
         centre = np.stack([columns[pick], rows[pick]]) + rng.random((2, tries))
         x, y = np.floor(centre * scale - side / 2 + 0.5).astype(np.int64)
         inside = (x >= 0) & (y >= 0) & (x + side <= slide.width) & (y + side <= slide.height)
         x, y = x[inside], y[inside]
-        if keep is not None:
-            kept = keep(x, y)
-            x, y = x[kept], y[kept]
-        before = len(taken.tiles)
+        kept = keep(x, y)
+        x, y = x[kept], y[kept]
+        before = len(chosen)
         for tile in _tiles(x, y, side, tissue, share):
-            if len(taken.tiles) < count:
-                taken.add(tile)
-        if len(taken.tiles) - before < GAIN * tries:
+            column, row = int(tile.x // side), int(tile.y // side)
+            near = (chosen.get((column + i, row + j)) for i in (-1, 0, 1) for j in (-1, 0, 1))
+            overlaps = any(t and abs(t.x - tile.x) < side and abs(t.y - tile.y) < side for t in near)
+            if len(chosen) < count and not overlaps:
+                chosen[column, row] = tile
+        if len(chosen) - before < MIN_GAIN * tries:
             break
-    return sorted(taken.tiles, key=lambda tile: (tile.y, tile.x))
-
-
-class _Apart:
-    """Tiles of one side that do not overlap."""
-
-    def __init__(self, side: float) -> None:
-        self.side = side
-        self.tiles: list[Tile] = []
-        self._cells: dict[tuple[int, int], list[Tile]] = {}
-
-    def add(self, tile: Tile) -> None:
-        """Take the tile if it overlaps none taken before."""
-        column, row = int(tile.x // self.side), int(tile.y // self.side)
-        near = (self._cells.get((column + i, row + j), ()) for i in (-1, 0, 1) for j in (-1, 0, 1))
-        if not any(abs(t.x - tile.x) < self.side and abs(t.y - tile.y) < self.side for cell in near for t in cell):
-            self.tiles.append(tile)
-            self._cells.setdefault((column, row), []).append(tile)
+    return sorted(chosen.values(), key=lambda tile: (tile.y, tile.x))
 
 
 def _tiles(x: Positions, y: Positions, side: float, tissue: Tissue, share: float) -> list[Tile]:
     shares = tissue.share(x, y, side)
-    found = np.flatnonzero(shares >= share - EXACT)
+    found = np.flatnonzero(shares >= share - EPSILON)
     return [Tile(int(x[k]), int(y[k]), side, float(shares[k])) for k in found]
+
+
+def corners(tiles: list[Tile]) -> tuple[Positions, Positions]:
+    """x and y of tiles, int64 [N] each."""
+    return np.array([tile.x for tile in tiles], np.int64), np.array([tile.y for tile in tiles], np.int64)
 
 
 def annotate(tiles: list[Tile], annotations: Annotations) -> list[Tile]:
     """The tiles with their shares of annotated tumour."""
     if not tiles:
         return []
-    fractions = annotations.fraction([t.x for t in tiles], [t.y for t in tiles], tiles[0].side)
+    fractions = annotations.fraction(*corners(tiles), tiles[0].side)
     return [replace(tile, tumour=float(f)) for tile, f in zip(tiles, fractions, strict=True)]
 
 
 def labels(annotations: Annotations, x: Positions, y: Positions, side: float, tumour: float) -> NDArray[np.int8]:
-    """Labels of squares: 1 where at least the share `tumour` is annotated, 0 where tumour does not even touch, else -1 (unknown)."""
-    anomalous = annotations.fraction(x, y, side) >= tumour - EXACT
+    """Labels of squares: 1 where at least the share `tumour` is annotated, 0 where no tumour touches, else -1 (unknown)."""
+    anomalous = annotations.fraction(x, y, side) >= tumour - EPSILON
     normal = ~annotations.touches(x, y, side)
     return np.where(normal, NORMAL, np.where(anomalous, ANOMALOUS, UNKNOWN)).astype(np.int8)
 
 
-def read_tiles(
-    slide: Slide, tiles: Iterable[Tile], size: int, mpp: float, workers: int = 1
-) -> Iterator[tuple[Tile, Pixels]]:
-    """Each tile with its pixels, uint8 [size, size, 3], in the given order, read ahead on `workers` threads.
+def ahead(work: Callable[[T], R], items: Iterable[T], workers: int, group: int = GROUP) -> Iterator[R]:
+    """`map` on several threads, in order; at most `GROUPS_AHEAD` groups of items per worker are read ahead or wait to be used.
 
-    Raises `UserError` at a tile where the file is damaged.
-    """
-    return ahead(lambda tile: (tile, slide.read(tile.x, tile.y, size, size, mpp)), tiles, workers)
-
-
-def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
-    """`map` on so many threads, in order; never more than a few items for each worker are under way or waiting to be fetched.
-
-    Threads get several items at a time: passing the interpreter to and fro for each would take a tenth of the time that reading does.
+    Threads get `group` items at a time: switching threads for each tile would take a tenth of the time that reading it does.
     """
 
-    def several(part: Sequence[T]) -> list[R]:
+    def several(part: list[T]) -> list[R]:
         return [work(item) for item in part]
 
     todo = iter(items)
     waiting: deque[Future[list[R]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            while part := list(islice(todo, PASSED)):
+            while part := list(islice(todo, group)):
                 waiting.append(pool.submit(several, part))
-                if len(waiting) > AHEAD * workers:
+                if len(waiting) > GROUPS_AHEAD * workers:
                     yield from waiting.popleft().result()
             while waiting:
                 yield from waiting.popleft().result()
@@ -172,9 +166,9 @@ def ahead(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[
 def encode_png(image: Pixels, compress: bool = False) -> bytes:
     """A PNG file of an image, uint8 [H, W, 3].
 
-    Stored as it is unless `compress`: Pillow tries all filters on every line even then, which takes longer than reading the tile
-    from its slide (6.6 ms of CPU against 3.7 for 256 px; 0.25 here). Compressed (differences of lines, Huffman codes) tissue takes
-    a fifth to a third less room, in as long as reading it takes.
+    Not compressed unless `compress`. Pillow tries all filters on every line even then, which is slower than reading the tile from its
+    slide (6.6 ms of CPU against 3.7 for 256 px; 0.25 here). `compress` (differences of lines, Huffman codes) makes tissue a fifth to a
+    third smaller, and takes as long as reading.
     """
     height, width, _ = image.shape
     lines = np.empty((height, 1 + 3 * width), np.uint8)

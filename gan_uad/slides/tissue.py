@@ -1,7 +1,7 @@
-"""Where a slide has tissue: a mask at a scale fixed in µm, and the share of it under any square.
+"""Where a slide has tissue: a mask at a scale fixed in µm, and its share in any square.
 
-Three named rules. `mask`, the default, is the chain of filters of CODAIT deep-histopath (github.com/CODAIT/deep-histopath) for a slide
-shrunk 32 times; `keep_tile` is the same project's rule for single tiles; `otsu` thresholds colour. All leave pen marks out.
+Three rules. `mask` (default): the filters of CODAIT deep-histopath (github.com/CODAIT/deep-histopath) for a slide shrunk 32 times.
+`keep_tile`: the same project's rule for single tiles. `otsu`: a threshold of colour. All leave pen marks out.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from gan_uad.errors import UserError, near
 from gan_uad.files import atomic
 from gan_uad.slides.reader import Slide
 
-MASK_MPP = 16.0  # 1/32 of a 20× scan, for which the sizes in px below are meant
-TILE_MPP = 0.5  # the 20× tiles for which the disks of `keep_tile` are meant
+MASK_MPP = 16.0  # 1/32 of a 20× scan; sizes in px below refer to it
+TILE_MPP = 0.5  # 20× tiles; the disks of `keep_tile` refer to it
 
 GREEN = (200, 228, 242, 249, 252, 254, 255)  # upper bounds of green, tried in turn
-GREEN_MASKED = 0.90  # share masked from which the next one is tried
-GREY = 15  # a pixel is grey when no two of its channels differ by more
-SMALLEST = 500  # px of an object at `MASK_MPP`, halved while ...
-SMALL_MASKED = 0.95  # ... so much is masked
+MAX_GREEN_MASKED = 0.90  # share masked from which the next bound is tried
+GREY = 15  # largest difference between the channels of a grey pixel
+MIN_OBJECT = 500  # px at `MASK_MPP`, halved while ...
+MAX_SMALL_MASKED = 0.95  # ... this share is masked
 
-# Bounds of (red, green, blue), one triple a kind of ink and of how it was scanned.
+# Bounds of (red, green, blue), one triple per kind of ink and scan.
 RED_PEN = (  # above, below, below
     (150, 80, 90), (110, 20, 30), (185, 65, 105), (195, 85, 125), (220, 115, 145),
     (125, 40, 70), (200, 120, 150), (100, 50, 65), (85, 25, 45),
@@ -48,9 +48,9 @@ BLUE_PEN = (  # below, below, above
 
 @dataclass(frozen=True)
 class Tissue:
-    """The tissue of a slide. mask: bool [h, w], each pixel of `mpp` µm, its top left corner the slide's.
+    """The tissue of a slide. mask: bool [h, w], pixels of `mpp` µm, from the slide's top-left corner on.
 
-    With the rule `keep_tile` the mask (of the rule `mask`) tells where a tile is worth reading, and each tile's own pixels decide.
+    With the rule `keep_tile`, tiles that touch the mask (of the rule `mask`) are read, and their own pixels decide.
     """
 
     mask: Mask
@@ -65,10 +65,10 @@ class Tissue:
         object.__setattr__(self, "_sums", sums)
 
     def share(self, x: ArrayLike, y: ArrayLike, side: float) -> NDArray[np.float64]:
-        """Share of tissue, in [0, 1], under squares of `side` whose top left corners are (x, y), all in level-0 px.
+        """Share of tissue, in [0, 1], in squares of `side` with top-left corners (x, y), all in level-0 px; in the shape of x and y.
 
-        In the shape of x and y. Exact to fractions of a mask pixel; what lies outside the slide is no tissue. With `keep_tile` each
-        square that touches the mask is read from the slide at 0.5 µm/px and its share is `keep_tile_share` of it, else 0.
+        Exact to fractions of a mask pixel; there is no tissue outside the slide. With `keep_tile`, each square that touches the mask is
+        read from the slide at 0.5 µm/px and its share is its `keep_tile_share`; other squares have 0.
         """
         left, top = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
         scale = self.slide.mpp / self.mpp
@@ -86,7 +86,7 @@ class Tissue:
         return found
 
     def _sum(self, x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Tissue above and left of a point of the mask, in mask px: bilinear between the sums at the corners, which is exact."""
+        """Area of tissue above and left of a point, in mask px: exact, bilinear between the sums at the corners."""
         height, width = self.mask.shape
         x, y = np.clip(x, 0, width), np.clip(y, 0, height)
         column, row = np.minimum(x.astype(int), width - 1), np.minimum(y.astype(int), height - 1)
@@ -98,7 +98,7 @@ class Tissue:
         return found
 
     def save(self, path: Path) -> None:
-        """Write the mask as a grey PNG, 255 for tissue, with its rule and µm/px in the file's text. Atomic."""
+        """Write the mask as a grey PNG, 255 for tissue, with its rule and µm/px as text in the file. Atomic."""
         text = PngInfo()
         text.add_text("rule", self.rule)
         text.add_text("mpp", f"{self.mpp:g}")
@@ -109,38 +109,37 @@ class Tissue:
 def find_tissue(slide: Slide, rule: str = "mask", mpp: float = MASK_MPP) -> Tissue:
     """The tissue of a slide by one of `RULES`, at `mpp` µm/px. Raises `UserError` for another rule and where the slide cannot be read.
 
-    Areas are fixed in µm: at another `mpp` the smallest object has another number of pixels, but the same size. A slide without any
-    tissue is no error: its mask is all false.
+    The smallest object has a fixed size in µm, whatever `mpp` is. A slide without tissue is no error: its mask is all false.
     """
     if rule not in RULES:
         raise UserError(f"no rule for tissue is called {rule!r}: {near(rule, RULES)}")
-    smallest = SMALLEST * (MASK_MPP / mpp) ** 2
+    smallest = MIN_OBJECT * (MASK_MPP / mpp) ** 2
     return Tissue(RULES[rule](slide.thumbnail(mpp), smallest), mpp, rule, slide)
 
 
-def filter_chain(image: Pixels, smallest: float = SMALLEST) -> Mask:
-    """Tissue of a whole slide's uint8 [H, W, 3] by the rule `mask`, bool [H, W].
+def filter_chain(image: Pixels, smallest: float = MIN_OBJECT) -> Mask:
+    """Tissue of a slide's uint8 [H, W, 3] by the rule `mask`, bool [H, W].
 
-    Green in (0, 200), the bound raised step by step to 255 while at least 90 % of the slide is masked by it; not grey; no pen; no
-    object (4-connected) below `smallest` px, which is halved while at least 95 % is masked.
+    Green in (0, 200), where the bound is raised in steps to 255 while it masks at least 90 % of the slide; not grey; no pen; no object
+    (4-connected) below `smallest` px, which is halved while at least 95 % is masked.
     """
     green = image[..., 1]
     for bound in GREEN:
         coloured = (green > 0) & (green < bound)
-        if 1 - coloured.mean() < GREEN_MASKED:
+        if 1 - coloured.mean() < MAX_GREEN_MASKED:
             break
     found = coloured & (_chroma(image) > GREY) & ~pen_marks(image)
     while True:
         kept = _without_small(found, smallest)
-        if 1 - kept.mean() < SMALL_MASKED or smallest < 1:
+        if 1 - kept.mean() < MAX_SMALL_MASKED or smallest < 1:
             return kept
         smallest /= 2
 
 
-def otsu(image: Pixels, smallest: float = SMALLEST) -> Mask:
-    """Tissue by Otsu's threshold (1979) of the chroma, max − min of the channels, of what is no pen; at least that of grey.
+def otsu(image: Pixels, smallest: float = MIN_OBJECT) -> Mask:
+    """Tissue by Otsu's threshold (1979) of chroma (max − min of the channels) without pen marks, at least `GREY`; bool [H, W].
 
-    For slides with background: where all is tissue the threshold divides the tissue. bool [H, W].
+    For slides with background: where all is tissue, the threshold divides the tissue.
     """
     from skimage.filters import threshold_otsu
 
@@ -165,11 +164,11 @@ def pen_marks(image: Pixels) -> Mask:
 
 
 def keep_tile_share(tile: Pixels) -> float:
-    """Share of tissue of a tile by deep-histopath's `keep_tile`, the lesser of two, in [0, 1]; a tile is kept where it is ≥ 0.9.
+    """Share of tissue of a tile by deep-histopath's `keep_tile`, the smaller of two, in [0, 1]; a tile is kept where it is ≥ 0.9.
 
-    tile: uint8 [H, W, 3] at about 0.5 µm/px, for which the disks are meant. One share is of where the tile has edges (Canny, σ 1),
-    closed and dilated by a disk of 10 px; the other of where its optical density −ln((I + 1) / 240) is at least 0.15 in
-    each channel, closed and dilated by a disk of 2 px; both with holes filled.
+    tile: uint8 [H, W, 3] at about 0.5 µm/px. One share is that of edges (Canny, σ 1), closed and dilated by a disk of 10 px. The other
+    is that of optical density −ln((I + 1) / 240) of at least 0.15 in each channel, closed and dilated by a disk of 2 px. Both with
+    holes filled.
     """
     from skimage.color import rgb2gray
     from skimage.feature import canny
@@ -180,7 +179,7 @@ def keep_tile_share(tile: Pixels) -> float:
 
 
 def _filled_share(mask: Mask, radius: int) -> float:
-    # Morphology by a disk of r px is a bound on the distance to the nearest pixel, which costs the same for any r.
+    # Morphology by a disk of r px is a threshold of the distance to the nearest pixel: its cost does not grow with r.
     closed = ~_dilated(~_dilated(mask, radius), radius)
     return float(ndimage.binary_fill_holes(_dilated(closed, radius)).mean())
 

@@ -35,7 +35,7 @@ from gan_uad import console
 from gan_uad.demo.phantom_slide import write_phantom_slide
 from gan_uad.slides.reader import open_slide
 from gan_uad.slides.tile_slide import TileSettings, write_tiles
-from gan_uad.slides.tiles import Tile, grid_tiles, read_tiles
+from gan_uad.slides.tiles import Tile, ahead, grid_tiles
 from gan_uad.slides.tissue import find_tissue
 
 
@@ -53,7 +53,7 @@ def bare(path: Path, tiles: list[Tile], size: int, workers: int) -> None:
 def reading(path: Path, tiles: list[Tile], size: int, workers: int) -> None:
     """As scoring reads."""
     with open_slide(path) as slide:
-        for _ in read_tiles(slide, tiles, size, slide.mpp, workers):
+        for _ in ahead(lambda tile: slide.read(tile.x, tile.y, size, size, slide.mpp), tiles, workers):
             pass
 
 
@@ -73,7 +73,7 @@ def speed(path: Path, size: int, count: int, workers: int, rounds: int, scratch:
         (scratch / name).mkdir()
     works: dict[str, Callable[[], Any]] = {
         "bare OpenSlide": lambda: bare(path, tiles, size, workers),
-        "read_tiles": lambda: reading(path, tiles, size, workers),
+        "reading": lambda: reading(path, tiles, size, workers),
         "tile": lambda: writing(path, tiles, size, workers, scratch / "plain", False),
         "tile --compress": lambda: writing(path, tiles, size, workers, scratch / "small", True),
     }
