@@ -246,7 +246,7 @@ def load_config(source: str | Path, overrides: list[str] | tuple[str, ...] = ())
         if name not in presets():
             raise UserError(f"no preset is called {name!r} (and it is no .yaml file): {near(name, presets())}")
         for note in old_names.renamed([str(source)]):
-            console.say(f"note: {note}")
+            console.note(note)
         path = presets()[name]
     return resolve(read_yaml(path), overrides, default_name=path.stem, context=str(source))
 
@@ -293,7 +293,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"-o {override!r}: expected key=value, such as -o training.batch=32")
     for note in old_names.renamed([key]):
-        console.say(f"note: {note}")
+        console.note(note)
     key = old_names.setting(key)
     try:
         value = yaml.safe_load(text)

@@ -10,18 +10,27 @@ from contextlib import contextmanager
 import click
 
 _quiet = False
+_said: set[str] = set()  # notes of this command
 
 
 def set_quiet(quiet: bool) -> None:
     """Silence `say` and `progress` in this process; errors and results are still printed."""
     global _quiet
     _quiet = quiet
+    _said.clear()
 
 
 def say(text: str) -> None:
     """One line to the user (on stderr, so that a command's result on stdout can be piped)."""
     if not _quiet:
         click.echo(text, err=True)
+
+
+def note(text: str) -> None:
+    """A note to the user, once in a command."""
+    if text not in _said:
+        _said.add(text)
+        say(f"note: {text}")
 
 
 def duration(seconds: float) -> str:

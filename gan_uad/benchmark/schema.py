@@ -27,7 +27,7 @@ from gan_uad.errors import UserError, near
 def _note(name: str) -> None:
     """Say once in a process what an old name is called now."""
     for note in old_names.renamed([name]):
-        console.say(f"note: {note}")
+        console.note(note)
 
 
 def preset(name: str) -> str:

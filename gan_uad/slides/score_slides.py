@@ -22,7 +22,7 @@ from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, csv_text, write_json, write_text
 from gan_uad.metrics.detection import fit_threshold
-from gan_uad.metrics.tails import Tail
+from gan_uad.metrics.tails import MIN_NORMALS, Tail
 from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer
