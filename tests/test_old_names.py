@@ -175,7 +175,8 @@ def test_a_benchmark_is_finished_as_it_was(old: Path, cli: Any, monkeypatch: pyt
     monkeypatch.chdir(old)
     result = cli("benchmark", "benchmark.yaml", "--root", ".", "--out", "benchmark", "--dry-run")
     assert result.exit_code == 0, result.output
-    assert ", 0 to do" in result.stderr + result.stdout, result.output
+    assert result.stdout.count(": finished") == 7
+    assert ": to do" not in result.stdout
     every_key = ("benchmark", "configs/benchmarks/every_key.yaml", "--root", ".", "--dry-run")
     for words in (every_key, (*every_key, "--reduced")):
         result = cli(*words)

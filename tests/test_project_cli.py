@@ -273,7 +273,7 @@ def test_an_interrupted_batch_goes_on(
             b[k] for k in ("image", "folder", "distance", "steps")
         ]
     for name in "012":
-        one, two = (arrays(tmp_path / out / name / "latent.npz") for out in ("out", "whole"))
+        one, two = (arrays(tmp_path / out / name / "latent.npz") for out in ("out", "complete"))
         assert one.keys() == two.keys()
         assert all(np.array_equal(one[key], two[key]) for key in one)
     assert not list((tmp_path / "out").rglob(".*"))

@@ -262,7 +262,7 @@ def test_pictures_that_tile_adds_are_no_images_left_out(run: Run, rectangles: Pa
     (out / "other").mkdir()
     for name in ("other/tissue.png", "slide/mine.png"):
         shutil.copy(out / "slide" / "tissue.png", out / name)
-    assert open_source(out, settings).notes == ["2 images are not named in index.csv and left out"]
+    assert open_source(out, settings).notes == ["2 images are not named in index.csv and are left out"]
 
 
 def test_real_slide(run: Run, shared_data: Path, tmp_path: Path) -> None:
