@@ -21,6 +21,7 @@ from gan_uad.detection.rows import CHUNK, Row, as_rows, name_skipped, read_back,
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, write_json
+from gan_uad.metrics import tails
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold, strict_json
 from gan_uad.model import load_model, make_scorer
 from gan_uad.run import model_file
@@ -207,7 +208,14 @@ def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps:
             write_maps(scores.map.numpy(), start, maps)
         return as_rows(scores)
 
-    return resumed(patches, partial, {"key": key, "maps": maps is not None}, "scoring", scorer.chunk, rows_of)
+    return resumed(
+        patches,
+        partial,
+        {"key": key, "maps": maps is not None, "tails": tails.VERSION},
+        "scoring",
+        scorer.chunk,
+        rows_of,
+    )
 
 
 def _threshold(rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows: list[Row] | None) -> Threshold | None:

@@ -15,6 +15,7 @@ TAIL_SHARE = 0.1  # share of the values that make the tail
 MIN_TAIL = 3
 WINDOWS = 512  # at most so many windows fit between the start of the tail and the middle of the values
 COMBINATIONS = ("fisher", "max")
+VERSION = 2  # raise it when the same values come to give other probabilities; half-done scorings are then begun again
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from gan_uad.detection.score import calibrate
 from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
 from gan_uad.files import claim, csv_text, write_json, write_text
+from gan_uad.metrics import tails
 from gan_uad.metrics.detection import fit_threshold
 from gan_uad.metrics.tails import MIN_NORMALS, Tail
 from gan_uad.model import Model, load_model, make_scorer
@@ -72,7 +73,7 @@ def score_slides(
     label = f"{model.name}/{(inverter_spec or scorer.spec)['name']}"
     depends_on = [
         [scorer.spec, inverter_spec, scorer.rests_on], held_out.fingerprint, None if train is None else train.fingerprint,
-        [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k,
+        [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k, tails.VERSION,
     ]  # fmt: skip
     hashed = hashlib.sha256(model_file(run).read_bytes())
     hashed.update(json.dumps(depends_on, sort_keys=True).encode())
