@@ -25,9 +25,7 @@ from gan_uad.cli.options import PATH, device_option
     "--kimg", type=click.FloatRange(0.001), help="Largest length of a training. The table marks such runs as truncated."
 )
 @click.option("--reduced", is_flag=True, help="Run the small form that the benchmark describes, to test the set-up.")
-@click.option(
-    "--jobs", type=click.IntRange(1), default=1, show_default=True, help="Number of cells that run at a time."
-)
+@click.option("--jobs", type=click.IntRange(1), metavar="N", default=1, help="Number of cells that run at a time.")
 @click.option("--shard", metavar="I/N", help="Run part I of N. All parts take the same --out.")
 @click.option("--dry-run", is_flag=True, help="List the cells and which are finished. Run nothing.")
 @device_option
@@ -44,7 +42,7 @@ def benchmark(source: str, **options: Any) -> None:
 
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="RUN|RESULTS...")
-@click.option("--out", type=PATH, default=Path("report.html"), show_default=True, help="Output file.")
+@click.option("--out", type=PATH, default=Path("report.html"), help="Output file.")
 @click.option("--title", help="Heading of the page. [default: the names of the sources]")
 def report(sources: tuple[str, ...], out: Path, title: str | None) -> None:
     """Gather results on one HTML page.

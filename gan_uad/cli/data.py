@@ -54,9 +54,7 @@ def data() -> None:
 
 @data.command()
 @click.argument("path")
-@click.option(
-    "--resolution", type=int, default=64, show_default=True, metavar="PX", help="Side that the images are resized to."
-)
+@click.option("--resolution", type=int, default=64, metavar="PX", help="Side that the images are resized to.")
 @out_option(None, "Also write class_samples.png and class_balance.png into this folder.")
 @overrides_option("Override a data.* setting, such as -o data.crop=center.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

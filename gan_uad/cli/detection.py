@@ -38,7 +38,6 @@ from gan_uad.errors import refuse
     "--pixel-quantile",
     type=click.FloatRange(0.5, 1),
     default=0.99,
-    show_default=True,
     help="Threshold of the masks: this quantile of the pixels of validation normals.",
 )
 @subset_options

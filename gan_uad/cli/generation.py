@@ -58,31 +58,14 @@ def generate(run: str, seeds: str | None, latents: Path | None, **options: Any) 
 @latents_option
 @style_options("const")
 @click.option(
-    "--out",
-    type=PATH,
-    default=Path("interpolation.gif"),
-    show_default=True,
-    help="Output file: .gif, or .png with a row per pair.",
+    "--out", type=PATH, default=Path("interpolation.gif"), help="Output file: .gif, or .png with a row per pair."
 )
 @click.option(
-    "--frames-between",
-    "between",
-    type=click.IntRange(0),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Images between two seeds.",
+    "--frames-between", "between", type=click.IntRange(0), default=8, metavar="N", help="Images between two seeds."
 )
 @click.option("--space", type=click.Choice(["w", "z"]), help="w: linear. z: spherical. [default: w where there is one]")
 @click.option("--loop", is_flag=True, help="Return to the first seed.")
-@click.option(
-    "--duration",
-    type=click.IntRange(20, 10000),
-    default=100,
-    show_default=True,
-    metavar="MS",
-    help="Duration of a frame.",
-)
+@click.option("--duration", type=click.IntRange(20, 10000), default=100, metavar="MS", help="Duration of a frame.")
 @device_option
 def interpolate(run: str, seeds: str | None, latents: Path | None, out: Path, **options: Any) -> None:
     """Interpolate between generated images.
@@ -106,12 +89,11 @@ def _seeds(seeds: str | None, latents: Path | None, default: str) -> list[int]:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--real", required=True, metavar="DATA", help="Real patches: folder, zip, .npz or .h5.")
 @click.option(
-    "--num", type=click.IntRange(min=4), default=50_000, show_default=True, help="Images that each generator makes."
+    "--num", type=click.IntRange(min=4), metavar="N", default=50_000, help="Images that each generator makes."
 )
 @click.option(
     "--features",
     default="efficientnet_lite0",
-    show_default=True,
     metavar="NAME,...",
     help="Feature networks, one table each: inception (the FID), vgg16, ... `gan-uad models` lists them.",
 )
@@ -127,9 +109,7 @@ def _seeds(seeds: str | None, latents: Path | None, default: str) -> list[int]:
 @click.option("--resolution", type=click.IntRange(4, 1024), metavar="PX", help="Resize sets of images to this side.")
 @overrides_option("Override a data.* setting, such as -o data.crop=center.")
 @click.option("--untrained", is_flag=True, help="Also compare each generator as it was before training.")
-@click.option(
-    "--baselines/--no-baselines", default=True, show_default=True, help="Also compare real images with real images."
-)
+@click.option("--baselines/--no-baselines", default=True, help="Also compare real images with real images.")
 @seed_option(
     "Random seed of KID's subsets and of the halves of the real images. torch-fidelity uses 2020.", default=2020
 )
@@ -154,8 +134,8 @@ def fid(sources: tuple[str, ...], real: str, features: str, **options: Any) -> N
 @click.option(
     "--num",
     type=click.IntRange(2, 1_000_000),
+    metavar="N",
     default=10_000,
-    show_default=True,
     help="Largest number of real patches, and of generated patches.",
 )
 @jpeg_option
@@ -178,8 +158,8 @@ def classify(classifier: str, **options: Any) -> None:
 @click.option(
     "--num",
     type=click.IntRange(2, 1_000_000),
+    metavar="N",
     default=10_000,
-    show_default=True,
     help="Largest number of real patches in each split.",
 )
 @click.option(

@@ -15,7 +15,7 @@ from gan_uad.cli.options import CommandGroup, out_option, seed_option
 from gan_uad.device import share_cores
 from gan_uad.errors import Interrupted
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120, "show_default": True}
 
 
 class _Group(CommandGroup):

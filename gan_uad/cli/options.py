@@ -61,13 +61,7 @@ class CommandGroup(click.Group):
 
 def out_option(default: str | None, help: str) -> Decorator:
     """The output folder."""
-    return click.option(
-        "--out",
-        type=FOLDER,
-        default=None if default is None else Path(default),
-        show_default=default is not None,
-        help=help,
-    )
+    return click.option("--out", type=FOLDER, default=None if default is None else Path(default), help=help)
 
 
 def overrides_option(help: str, name: str = "overrides") -> Decorator:
@@ -75,9 +69,9 @@ def overrides_option(help: str, name: str = "overrides") -> Decorator:
     return click.option("-o", name, metavar="KEY=VALUE", multiple=True, help=help)
 
 
-def seed_option(help: str, least: int = 0, most: int = 2**32 - 1, default: int = 0) -> Decorator:
+def seed_option(help: str, most: int = 2**32 - 1, default: int = 0) -> Decorator:
     """A random seed."""
-    return click.option("--seed", type=click.IntRange(least, most), default=default, show_default=True, help=help)
+    return click.option("--seed", type=click.IntRange(0, most), metavar="N", default=default, help=help)
 
 
 def split_option(help: str) -> Decorator:
@@ -96,11 +90,7 @@ def subset_options(function: Any) -> Any:
 def bootstrap_options(function: Any) -> Any:
     """How intervals are computed."""
     resamples = click.option(
-        "--resamples",
-        type=click.IntRange(min=100),
-        default=1000,
-        show_default=True,
-        help="Number of bootstrap resamples.",
+        "--resamples", type=click.IntRange(min=100), metavar="N", default=1000, help="Number of bootstrap resamples."
     )
     return resamples(seed_option("Random seed of the bootstrap.")(function))
 
@@ -110,25 +100,27 @@ def style_options(noise: str) -> Decorator:
 
     def add(function: Any) -> Any:
         psi = click.option(
-            "--truncation", "psi", type=click.FloatRange(-1, 2), metavar="PSI", default=1.0, show_default=True,
+            "--truncation",
+            "psi",
+            type=click.FloatRange(-1, 2),
+            metavar="PSI",
+            default=1.0,
             help="Truncation psi (StyleGAN, StyleGAN2). 1: none. 0: the average image.",
-        )  # fmt: skip
+        )
         maps = click.option(
-            "--noise", type=click.Choice(["const", "none", "random"]), default=noise, show_default=True,
+            "--noise",
+            type=click.Choice(["const", "none", "random"]),
+            default=noise,
             help="Noise maps (StyleGAN, StyleGAN2). const: the same for all images. random: by the seed of each image. "
             "In tissue they place nuclei and fibres.",
-        )  # fmt: skip
+        )
         return psi(maps(function))
 
     return add
 
 
 device_option = click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="auto: CUDA where it is available.",
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA where it is available."
 )
 inverter_option = click.option(
     "--inverter", metavar="NAME", help="Method that finds the closest normal image. `gan-uad models` lists them."
@@ -140,11 +132,7 @@ slide_mpp_option = click.option(
     help="µm/px of the slides. It replaces what a slide states.",
 )
 rule_option = click.option(
-    "--rule",
-    type=click.Choice(["mask", "keep_tile", "otsu"]),
-    default="mask",
-    show_default=True,
-    help="Rule that finds tissue.",
+    "--rule", type=click.Choice(["mask", "keep_tile", "otsu"]), default="mask", help="Rule that finds tissue."
 )
 stain_option = click.option(
     "--stain",
@@ -169,7 +157,6 @@ unannotated_option = click.option(
     "--unannotated",
     type=click.Choice(["normal", "unknown"]),
     default="unknown",
-    show_default=True,
     help="Label of slides without an annotation.",
 )
 

@@ -29,7 +29,6 @@ tissue_option = click.option(
     "--tissue",
     type=click.FloatRange(0, 1),
     default=0.9,
-    show_default=True,
     metavar="SHARE",
     help="Smallest share of tissue in a tile. Use the same value for training and scoring.",
 )
@@ -37,7 +36,6 @@ mpp_option = click.option(
     "--mpp",
     type=click.FloatRange(0.05, 100),
     default=0.5,
-    show_default=True,
     metavar="UM",
     help="µm/px of the tiles. Use the same value for training and scoring.",
 )
@@ -59,28 +57,17 @@ class _Count(click.ParamType):
 @click.command()
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @out_option("tiles", "Folder of the patch set.")
-@click.option(
-    "--size", type=click.IntRange(16, 4096), default=256, show_default=True, metavar="PX", help="Side of a tile."
-)
+@click.option("--size", type=click.IntRange(16, 4096), default=256, metavar="PX", help="Side of a tile.")
 @mpp_option
 @slide_mpp_option
 @tissue_option
 @rule_option
 @click.option(
-    "--per-slide",
-    type=_Count(),
-    default=1000,
-    show_default=True,
-    help="Largest number of tiles per slide, or all (with --grid).",
+    "--per-slide", type=_Count(), default=1000, help="Largest number of tiles per slide, or all (with --grid)."
 )
 @click.option("--grid", is_flag=True, help="Place tiles on a grid. [default: at random places, without overlap]")
 @click.option(
-    "--stride",
-    type=click.FloatRange(0.01, 100),
-    default=1.0,
-    show_default=True,
-    metavar="SIDES",
-    help="Step of the grid, in tile sides.",
+    "--stride", type=click.FloatRange(0.01, 100), default=1.0, metavar="SIDES", help="Step of the grid, in tile sides."
 )
 @annotations_option
 @class_option
@@ -88,17 +75,12 @@ class _Count(click.ParamType):
     "--tumour",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.5,
-    show_default=True,
     metavar="SHARE",
     help="Share of annotated area from which a tile is tumour. A tile without any is normal; between, its label is empty.",
 )
 @unannotated_option
 @click.option(
-    "--label",
-    type=click.Choice(["normal", "tumour", "all"]),
-    default="all",
-    show_default=True,
-    help="Keep only tiles of this label.",
+    "--label", type=click.Choice(["normal", "tumour", "all"]), default="all", help="Keep only tiles of this label."
 )
 @click.option(
     "--group",
@@ -150,7 +132,6 @@ def tile(
     "--stride",
     type=click.FloatRange(0.05, 1),
     default=1.0,
-    show_default=True,
     metavar="SIDES",
     help="Step between tiles, in tile sides. Below 1, tiles overlap and the heatmap is finer.",
 )
@@ -160,8 +141,8 @@ def tile(
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
+    metavar="N",
     default=10,
-    show_default=True,
     help="Score a slide also by the mean of its K highest tiles.",
 )
 @inverter_option
