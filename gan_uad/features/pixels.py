@@ -1,4 +1,4 @@
-"""From 8-bit pixels to what a network takes."""
+"""From 8-bit pixels to the input of a network."""
 
 from __future__ import annotations
 

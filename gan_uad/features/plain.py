@@ -1,4 +1,4 @@
-"""Pixels themselves as features: the bar below which no network is needed."""
+"""Pixels themselves as features: a baseline without a network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pixels(FeatureNet):
     weights = "none"
 
     def __init__(self, weights: Path | None = None, side: int | None = None) -> None:
-        """`side` in px; `weights`: there are none, and a file of them is a `UserError`."""
+        """`side` in px. Raises `UserError` for `weights`: there are none."""
         super().__init__()
         if weights is not None:
             raise UserError(f"the features pixels have no weights: leave {weights} out")

@@ -15,17 +15,15 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from gan_uad.networks.classifier import Classifier, Normalise
-from gan_uad.networks.efficientnet import lite_input
+from gan_uad.networks.efficientnet import LiteInput
 from gan_uad.networks.efficientnet_lite import EfficientNetLite0, own_names
-from gan_uad.networks.layers import as_images, check_resolution, check_sizes
+from gan_uad.networks.layers import as_images, check_rates, check_resolution, check_widths
 from gan_uad.networks.vae import RESNET34, VAE, Decoder
 from gan_uad.registry import register
 
 Backbone = Literal["plain", "resnet34", "efficientnet_lite0"]
 EIGHTH = 3  # halvings of the side by the stages of a backbone
-POOLED = (
-    8  # px of the maps that the dense layers see; with all 32 px of a 256 px image they would have 67 million weights
-)
+POOLED = 8  # px of the maps that the dense layers see; all 32 px of a 256 px image would need 67 million weights
 
 
 class Trunk(nn.Sequential):
@@ -56,14 +54,6 @@ class Trunk(nn.Sequential):
         return {key: value for key, value in own_names(state).items() if key in mine}
 
 
-class LiteInput(nn.Module):
-    """What EfficientNet-Lite0 is given."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`[N, 3, R, R]` in [-1, 1] -> the same shape."""
-        return lite_input(images)
-
-
 @register("cnn")
 class CNN(Classifier):
     """Convolutional classifier: 3×3 convolutions with ReLU, each before a 2×2 max-pooling, dense layers, dropout, two logits.
@@ -81,11 +71,8 @@ class CNN(Classifier):
     ) -> None:
         super().__init__()
         _check(resolution, channels, backbone)
-        if not hidden:
-            raise ValueError("hidden needs at least one layer")
-        check_sizes(hidden=min(hidden))
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_widths(hidden=hidden)
+        check_rates(dropout=dropout)
         self.resolution = resolution
         self.imagenet = None if backbone == "plain" else backbone
         self.trunk = Trunk(backbone, channels)
@@ -103,11 +90,6 @@ class CNN(Classifier):
         """Images `[N, 3, R, R]` in [-1, 1] -> `[N, C, h, w]`."""
         found: Tensor = self.trunk(as_images(images))
         return found
-
-    def decide(self, maps: Tensor) -> Tensor:
-        """See `Classifier`."""
-        logits: Tensor = self.head(maps)
-        return logits
 
 
 @register("cnn_vae")
@@ -128,9 +110,7 @@ class CNNVAE(VAE):
         backbone: Backbone = "plain",
     ) -> None:
         _check(resolution, channels, backbone)
-        if not vae_channels:
-            raise ValueError("vae_channels needs at least one layer")
-        check_sizes(vae_channels=min(vae_channels))
+        check_widths(vae_channels=vae_channels)
         super().__init__(resolution, latent_dim, max(16, 1 << len((*channels, *vae_channels))))
         widths = (*channels, *vae_channels)
         side = resolution >> len(widths)
@@ -158,9 +138,7 @@ class CNNVAE(VAE):
 
 
 def _check(resolution: int, channels: tuple[int, ...], backbone: Backbone) -> None:
-    if not channels:
-        raise ValueError("channels needs at least one layer")
-    check_sizes(channels=min(channels))
+    check_widths(channels=channels)
     check_resolution(resolution, max(16, 1 << len(channels)))
     if backbone != "plain" and len(channels) != EIGHTH:
         raise ValueError(

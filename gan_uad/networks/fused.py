@@ -153,9 +153,7 @@ def _act_grads(
     grad: Tensor, y: Any, factors: Any, out: Tensor, number: float, gain: float, act: bool, wants: tuple[bool, ...]
 ) -> Any:
     """The gradients in operations that can be differentiated again; `out` only tells where the activation was on which side."""
-    slope = (
-        torch.where(out > 0, 1.0, 0.2).to(grad.dtype) if act else torch.ones((), dtype=grad.dtype, device=grad.device)
-    )
+    slope = torch.where(out > 0, 1.0, 0.2).to(grad.dtype) if act else grad.new_ones(())
     if out.dtype != torch.float32 and out.dtype != torch.float64:
         slope = slope * (out.abs() < CLAMP)
     grad = grad * slope

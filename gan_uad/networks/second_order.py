@@ -200,11 +200,8 @@ class _LayerNormBackward(Function):
         b = rstd * (_dot(g, x) / size - mean * mean_g)
         s = _dot(v, g) / size - mean_v * mean_g - a * b
         slope = -(rstd**3) * s
-        to_x = (
-            torch.addcmul(_wide(-slope * mean), x, _wide(slope))
-            .addcmul_(u, _wide(-rstd * b))
-            .addcmul_(dx, _wide(-rstd * a))
-        )
+        to_x = torch.addcmul(_wide(-slope * mean), x, _wide(slope))
+        to_x.addcmul_(u, _wide(-rstd * b)).addcmul_(dx, _wide(-rstd * a))
         to_weight = (grad * u).sum((0, 2, 3))
         return u.mul_(weight.view(-1, 1, 1)), to_x, to_weight, None, None, None
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from gan_uad.networks.classifier import Normalise
-from gan_uad.networks.layers import as_images, check_resolution, check_sizes
+from gan_uad.networks.classifier import FrozenTrunk, Normalise
+from gan_uad.networks.layers import as_images, check_resolution, check_sizes, check_widths
 from gan_uad.registry import register
 
 HEAD_DIM = 8  # least channels of queries and keys, and what they are a multiple of: attention kernels of CUDA want that
@@ -97,7 +97,7 @@ class FCVAE(VAE):
 
     def __init__(self, resolution: int = 64, latent_dim: int = 128, hidden: tuple[int, ...] = (512, 256)) -> None:
         super().__init__(resolution, latent_dim)
-        _check_widths("hidden", hidden)
+        check_widths(hidden=hidden)
         values, images = 3 * resolution**2, nn.Unflatten(1, (3, resolution, resolution))
         self.E = nn.Sequential(nn.Flatten(), *_dense(values, *hidden), nn.Linear(hidden[-1], 2 * latent_dim))
         back = _dense(latent_dim, *reversed(hidden))
@@ -118,7 +118,7 @@ class ConvVAE(VAE):
         channels: tuple[int, ...] = (32, 64, 128, 256),
         stride: int = 2,
     ) -> None:
-        _check_widths("channels", channels)
+        check_widths(channels=channels)
         if stride not in {2, 4}:
             raise ValueError(f"stride must be 2 or 4, got {stride}")
         super().__init__(resolution, latent_dim, max(16, stride ** len(channels)))
@@ -131,8 +131,8 @@ class ConvVAE(VAE):
         self.G = Decoder(resolution, latent_dim, [*_from_latent(latent_dim, channels[-1], side), *back])
 
     def after(self, channels: int) -> list[nn.Module]:
-        """What follows on every convolution but the one that makes the image."""
-        return [nn.BatchNorm2d(channels), nn.ReLU()]
+        """What follows every convolution but the one that makes the image."""
+        return _normalised(channels)
 
 
 @register("attn_conv_vae")
@@ -145,7 +145,7 @@ class AttnConvVAE(ConvVAE):
 
 
 @register("unet_vae")
-class UNetVAE(VAE):
+class UNetVAE(FrozenTrunk, VAE):
     """VAE with the ResNet34 of a U-Net's encoder: its last maps to μ and log σ², transposed convolutions with BN and ReLU back, tanh.
 
     There are no skip connections: they would carry the image past the latent. `frozen`: the ResNet keeps its weights and the
@@ -164,8 +164,7 @@ class UNetVAE(VAE):
         blocks: tuple[int, int, int, int] = RESNET34,
     ) -> None:
         super().__init__(resolution, latent_dim, 32)
-        _check_widths("channels", channels)
-        check_sizes(blocks=min(blocks))
+        check_widths(channels=channels, blocks=blocks)
         if 2 ** len(channels) > resolution:
             raise ValueError(f"{len(channels)} transposed convolutions make more than {resolution} px")
         self.frozen, self.imagenet = frozen, "resnet34" if tuple(blocks) == RESNET34 else None
@@ -179,7 +178,7 @@ class UNetVAE(VAE):
         trunk.requires_grad_(not frozen)
 
     @property
-    def trunk(self) -> Any:
+    def trunk(self) -> Any:  # type: ignore[override]
         """The ResNet."""
         return self.E[1]
 
@@ -187,13 +186,6 @@ class UNetVAE(VAE):
     def trunk_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of torchvision's file under the names that `trunk` has."""
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-    def train(self, mode: bool = True) -> UNetVAE:
-        """A frozen ResNet stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.trunk.eval()
-        return self
 
 
 @register("skin_vae")
@@ -210,7 +202,7 @@ class SkinVAE(VAE):
         channels: tuple[int, ...] = (32, 64, 128, 256),
         hidden: int = 256,
     ) -> None:
-        _check_widths("channels", channels)
+        check_widths(channels=channels)
         check_sizes(hidden=hidden)
         super().__init__(resolution, latent_dim, max(16, 2 ** len(channels)))
         side = resolution >> len(channels)
@@ -245,12 +237,6 @@ def squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
     negative ELBO.
     """
     return (images - reconstructions).square().flatten(1).sum(1)
-
-
-def _check_widths(name: str, widths: Sequence[int]) -> None:
-    if not widths:
-        raise ValueError(f"{name} needs at least one layer")
-    check_sizes(**{name: min(widths)})
 
 
 def _dense(*widths: int) -> list[nn.Module]:
