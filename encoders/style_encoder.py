@@ -113,7 +113,7 @@ class StyleEncoderTask(EncoderTask):
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """See `EncoderTask`."""
         metrics = super().step(real, nimg)
-        whole = self.whole(real)
+        whole = self.batch_of(real)
         self.ema.update(whole, nimg + whole)
         return metrics
 
