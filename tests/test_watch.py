@@ -11,7 +11,7 @@ HEALTHY = {"real_sign": 0.5, "fake_sign": -0.5, "diversity": 0.9, "grad_G": 2.0,
 
 def warnings_of(*rows: dict[str, float]) -> list[str]:
     watch = Watch()
-    return [warning for row in ([HEALTHY] * 20 + list(rows)) for warning in watch.look(row)]
+    return [warning for row in ([HEALTHY] * 20 + list(rows)) for warning in watch.check(row)]
 
 
 def test_a_healthy_training_is_left_alone() -> None:
@@ -40,7 +40,7 @@ def test_exploding_gradients_are_told_at_once() -> None:
 
 def test_the_beginning_and_missing_figures_are_not_judged() -> None:
     watch = Watch()
-    assert [w for _ in range(9) for w in watch.look({"diversity": 0.0, "real_sign": 1.0, "fake_sign": -1.0})] == []
+    assert [w for _ in range(9) for w in watch.check({"diversity": 0.0, "real_sign": 1.0, "fake_sign": -1.0})] == []
     assert warnings_of(*[{"loss_G": 1.0}] * 20) == []
 
 
@@ -48,5 +48,5 @@ def test_a_resumed_run_is_judged_like_an_uninterrupted_one() -> None:
     rows = [HEALTHY] * 20 + [HEALTHY | {"diversity": 0.1}] * 3
     watch = Watch()
     watch.replay(rows)
-    later = [warning for _ in range(2) for warning in watch.look(HEALTHY | {"diversity": 0.1})]
+    later = [warning for _ in range(2) for warning in watch.check(HEALTHY | {"diversity": 0.1})]
     assert len(later) == 1

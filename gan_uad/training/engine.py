@@ -298,7 +298,7 @@ class _Loop:
             "memory_gb": memory.peak(self.device),
             **means,
         }
-        if warnings := self.watch.look(means):
+        if warnings := self.watch.check(means):
             row["warnings"] = warnings
         for warning in warnings:
             console.say(f"warning: at {nimg / 1000:g} kimg {warning}")
