@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,54 +53,44 @@ class Loaded:
     label: str
 
 
-def _torchvision(name: str, weights: str, what: str) -> WeightFile:
-    import torchvision.models
-
-    found = getattr(torchvision.models, weights).IMAGENET1K_V1
-    file = found.url.rpartition("/")[2]
-    digits = re.search(r"-([0-9a-f]{8,64})\.", file)
-    licence = "BSD-3-Clause (torchvision), trained on ImageNet"
-    return WeightFile(name, file, found.url, digits[1] if digits else "", found.meta["_file_size"], licence, what)
-
-
-def _inception() -> WeightFile:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
-
-    what = "Inception of 2015 as the FID uses it, converted from TensorFlow by torch-fidelity"
-    return WeightFile("inception", url.rpartition("/")[2], url, "6726825d", 91.2, "Apache-2.0 (TensorFlow)", what)
-
-
-def _embedded() -> WeightFile:
-    digest = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    what = "EfficientNet-Lite0, ImageNet, converted from TensorFlow; installed with this package"
-    return WeightFile(EMBEDDED, "efficientnet-lite0-57934424.pth", "", digest, 18.0, "Apache-2.0", what)
-
-
-# Functions, so that torchvision and torch-fidelity are imported only when they are needed.
-_FILES: dict[str, Callable[[], WeightFile]] = {
-    "alexnet": lambda: _torchvision("alexnet", "AlexNet_Weights", "AlexNet, ImageNet; also of LPIPS (alex)"),
-    "densenet121": lambda: _torchvision("densenet121", "DenseNet121_Weights", "DenseNet121, ImageNet"),
-    EMBEDDED: _embedded,
-    "efficientnet_v2_s": lambda: _torchvision(
-        "efficientnet_v2_s", "EfficientNet_V2_S_Weights", "EfficientNetV2-S, ImageNet"
-    ),
-    "inception": _inception,
-    "resnet34": lambda: _torchvision("resnet34", "ResNet34_Weights", "ResNet34, ImageNet"),
-    "vgg16": lambda: _torchvision("vgg16", "VGG16_Weights", "VGG16, ImageNet; also of LPIPS (vgg)"),
+# torchvision's networks whose files are known.
+_TORCHVISION = {
+    "alexnet": "AlexNet, ImageNet; also of LPIPS (alex)",
+    "densenet121": "DenseNet121, ImageNet",
+    "efficientnet_v2_s": "EfficientNetV2-S, ImageNet",
+    "resnet34": "ResNet34, ImageNet",
+    "vgg16": "VGG16, ImageNet; also of LPIPS (vgg)",
 }
 
 
 def names() -> list[str]:
     """Feature networks whose files are known."""
-    return sorted(_FILES)
+    return sorted([EMBEDDED, "inception", *_TORCHVISION])
 
 
 @functools.cache
 def entry(name: str) -> WeightFile:
     """The known file of one network; raises `UserError` for an unknown name."""
-    if name not in _FILES:
-        raise UserError(f"no weights are called {name!r}: {near(name, _FILES)}")
-    return _FILES[name]()
+    if name not in names():
+        raise UserError(f"no weights are called {name!r}: {near(name, names())}")
+    # torchvision and torch-fidelity are imported only when they are needed.
+    if name == EMBEDDED:
+        digest = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+        what = "EfficientNet-Lite0, ImageNet, converted from TensorFlow; installed with this package"
+        return WeightFile(name, "efficientnet-lite0-57934424.pth", "", digest, 18.0, "Apache-2.0", what)
+    if name == "inception":
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+        what = "Inception of 2015 as the FID uses it, converted from TensorFlow by torch-fidelity"
+        return WeightFile(name, url.rpartition("/")[2], url, "6726825d", 91.2, "Apache-2.0 (TensorFlow)", what)
+    import torchvision.models
+
+    found: Any = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    file = found.url.rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8,64})\.", file)
+    licence = "BSD-3-Clause (torchvision), trained on ImageNet"
+    size, what = found.meta["_file_size"], _TORCHVISION[name]
+    return WeightFile(name, file, found.url, digits[1] if digits else "", size, licence, what)
 
 
 def hub_folder() -> Path:

@@ -65,15 +65,17 @@ def spread(weight: Tensor) -> Tensor:
     return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
 
-class UpConv3x3(nn.Conv2d):
+class _Conv3x3(nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+class UpConv3x3(_Conv3x3):
     """Nearest-neighbour 2× up-sampling, then a 3×3 convolution.
 
     Both are linear, so they are computed as one stride-2 transposed convolution with a 4×4 kernel: the same function to
     rounding, at 4/9 of the multiplications.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, 2H, 2W]`."""
@@ -81,14 +83,11 @@ class UpConv3x3(nn.Conv2d):
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
-class DownConv3x3(nn.Conv2d):
+class DownConv3x3(_Conv3x3):
     """A 3×3 convolution, then 2×2 mean pooling.
 
     Computed as one stride-2 convolution with a 4×4 kernel: the same function to rounding, at 4/9 of the multiplications.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, H/2, W/2]`; H and W even."""

@@ -10,15 +10,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from gan_uad import checkpoint, console, old_names
 from gan_uad.data.patches import PatchSet, TrainStream, to_uint8
 from gan_uad.errors import Interrupted, JobFailed, UserError
-from gan_uad.files import atomic, explained, remove_leftovers
+from gan_uad.files import explained, remove_leftovers
+from gan_uad.plotting.pictures import image_grid
 from gan_uad.run import Run
 from gan_uad.training import distributed, memory
 from gan_uad.training.ema import EMA
@@ -353,7 +352,7 @@ class _Loop:
         def write() -> None:
             with memory.explained_aside(self.run, self.kept, "drawing a snapshot", alone=False):
                 images = to_uint8(self.task.sample().float().cpu())
-            save_grid(images, self.run.folder / "fakes" / name)
+            image_grid(images, self.run.folder / "fakes" / name)
 
         distributed.first(write)
 
@@ -400,19 +399,6 @@ class _Loop:
     def _read(self) -> dict[str, Any] | None:
         remove_leftovers(self.run.folder)
         return checkpoint.load_state(self.run.state_path) if checkpoint.has_state(self.run.state_path) else None
-
-
-def save_grid(images: np.ndarray, path: Any) -> None:
-    """Write uint8 images `[N, R, R, 3]` as one PNG, in a near-square grid without gaps."""
-    count, side = images.shape[:2]
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = divmod(i, columns)
-        canvas[y * side : (y + 1) * side, x * side : (x + 1) * side] = image
-    with atomic(path) as temporary:
-        Image.fromarray(canvas).save(temporary, format="png")
 
 
 def _moved(batch: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor | tuple[Tensor, ...]:

@@ -19,10 +19,10 @@ from gan_uad.data.patches import PatchSet, batches, contaminated, some
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.model import Model, load_model, make_scorer
+from gan_uad.plotting.pictures import image_grid
 from gan_uad.run import Run
 from gan_uad.scoring.base import Scorer
 from gan_uad.training import distributed, memory
-from gan_uad.training.engine import save_grid
 from gan_uad.training.loading import load_together
 
 
@@ -82,7 +82,7 @@ def open_run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSe
     if existing is not None:
         existing.update_config(config)
     run = existing or Run.create(out, config)
-    save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
+    image_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     share = f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share} -> {run.folder}")
     return run
