@@ -257,13 +257,13 @@ def test_the_rate_follows_its_schedule(patches: PatchSet, options: dict[str, Any
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "cosine"}, "a schedule needs a positive schedule_kimg"),
-        ({"schedule_kimg": 3.0}, "a schedule needs a positive schedule_kimg"),
+        ({"schedule": "cosine"}, "schedule_kimg"),
+        ({"schedule_kimg": 3.0}, "schedule_kimg"),
         ({"lr": 0.0}, "need lr > 0"),
         ({"augment": -1.0}, "augment >= 0"),
         ({"label_smoothing": 1.0}, "label_smoothing in"),
-        ({"balance": "some"}, "option balance: input should be 'none'"),
-        ({"init": "random"}, "option init: input should be 'none' or 'imagenet'"),
+        ({"balance": "some"}, "option balance"),
+        ({"init": "random"}, "option init"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:

@@ -252,7 +252,7 @@ def test_options_that_cannot_be(options: dict[str, float]) -> None:
 
 def test_it_trains_autoencoders_alone() -> None:
     net = registry.build("network", "cnn", {"resolution": 16, "channels": [4], "hidden": [4]})
-    with pytest.raises(UserError, match=r"trains autoencoders .*, and CNN is none"):
+    with pytest.raises(UserError, match="CNN"):
         task(net)
 
 
@@ -315,17 +315,18 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_missing_weights_are_told(large: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_weights_are_reported(large: Any, capsys: pytest.CaptureFixture[str]) -> None:
     made = task(large)
     before = copy.deepcopy(made.model.state_dict())
     made.begin()
-    told = capsys.readouterr().err
-    assert "note: the encoder starts from random weights, and stays frozen at them: resnet34 needs " in told
+    note = capsys.readouterr().err
+    assert "random weights" in note
+    assert "resnet34-b627a593.pth" in note
     assert all(torch.equal(value, before[key]) for key, value in made.model.state_dict().items())
-    with pytest.raises(UserError, match=r"resnet34 needs resnet34-b627a593\.pth"):
+    with pytest.raises(UserError, match=r"resnet34-b627a593\.pth"):
         task(large, init="imagenet").begin()
     task(network("unet_vae", frozen=True)).begin()
-    assert "random weights, and stays frozen at them: there are no ImageNet weights for this" in capsys.readouterr().err
+    assert "stays frozen" in capsys.readouterr().err
     for quiet in (task(network("unet_vae"), init="none"), task()):
         quiet.begin()
     assert capsys.readouterr().err == ""
@@ -335,11 +336,11 @@ def test_missing_weights_are_told(large: Any, capsys: pytest.CaptureFixture[str]
 def test_imagenet_weights_are_not_for_every_network(
     large: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(UserError, match="there are no ImageNet weights for this network"):
+    with pytest.raises(UserError, match=r"optim\.init"):
         task(init="imagenet").begin()
     monkeypatch.setenv("GAN_UAD_WEIGHTS", str(tmp_path))
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "resnet34-b627a593.pth")
-    with pytest.raises(UserError, match="does not fit resnet34"):
+    with pytest.raises(UserError, match="resnet34"):
         task(large).begin()
     task(network("unet_vae")).begin()  # of other blocks, for which that file is not meant
 

@@ -85,7 +85,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(run: Path, preset: Path, tiny: An
     resumed = tmp_path / "00000-tiny_vae"
     result = tiny.train(resumed, tmp_path, "--resume", total_kimg=0.048)
     assert result.exit_code == 0, result.output
-    assert "going on at 0.02 kimg" in result.stderr
+    assert "resuming at 0.02 kimg" in result.stderr
     # That it ended in between was judged and logged once more, and nothing else.
     same(state(resumed)["task"], state(run)["task"])
     assert figures(resumed)[-1] == figures(run)[-1]
@@ -97,7 +97,8 @@ def test_it_stops_when_nothing_gets_better(preset: Path, tiny: Any, tmp_path: Pa
     words = ("-o", "optim.lr=1e-9", "-o", "optim.beta_kimg=0", "-o", "network.channels=[4]")
     result = tiny.train(preset, tmp_path, *words, total_kimg=4, eval_kimg=0.004, patience=2)
     assert result.exit_code == 0, result.output
-    assert "stopped early after 2 judgements without a better one; best val_elbo" in result.stderr
+    assert "stopped early" in result.stderr
+    assert "best val_elbo" in result.stderr
 
 
 def test_the_mixed_set_may_be_trained_on(preset: Path, tiny: Any, tmp_path: Path) -> None:
@@ -251,7 +252,7 @@ def test_settings_that_cannot_be(preset: Path, tiny: Any, tmp_path: Path, settin
 def test_a_training_that_diverges(preset: Path, tiny: Any, tmp_path: Path) -> None:
     result = tiny.train(preset, tmp_path, "-o", "optim.lr=1e12", eval_kimg=0.004)
     assert result.exit_code == 1
-    assert "training diverged: " in errors(result)[-1]
+    assert "learning rate" in errors(result)[-1]
 
 
 def test_no_normal_image_to_judge_by(preset: Path, tiny: Any, tmp_path: Path) -> None:

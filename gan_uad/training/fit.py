@@ -36,14 +36,15 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     config = _seeded(config)
     if existing is None and (config.data.flips or config.data.turns or config.data.hed_jitter):
         raise UserError(
-            f"the scorer {config.scoring.scorer} is fitted on unaltered images: leave data.flips, data.turns and data.hed_jitter out"
+            f"the scorer {config.scoring.scorer} is fitted on images as they are: data.flips, data.turns and data.hed_jitter must be "
+            "left out"
         )
     settings = config.training
     device = prepare(settings.device, settings.threads)
     if existing is not None and _is_complete(existing, config):
         console.say(f"done: {existing.folder} was fitted already")
         return existing
-    console.say(f"{config.name}: fitting {config.scoring.scorer} at {config.resolution} px on {device}")
+    console.say(f"{config.name}: {config.scoring.scorer} to be fitted at {config.resolution} px on {device}")
     scorer = make_scorer(Model(Path(config.name), {}, config, 0, device))
     patches = load_together(config.data, config.resolution)
     normals = train_images(config, patches, round(settings.total_kimg * 1000))
@@ -114,12 +115,13 @@ def _check(config: RunConfig) -> None:
     name = config.scoring.scorer
     if registry.find("scorer", name).fit_normals is Scorer.fit_normals:
         raise UserError(
-            f"{config.name} names no network to train, and the scorer {name} is not fitted: set model and task, or another scoring.scorer"
+            f"{config.name} names no network to train, and the scorer {name} learns nothing from images: "
+            "set model and task, or another scoring.scorer"
         )
     if distributed.world().size > 1:
         raise UserError(f"the scorer {name} is fitted by one process: start it without torchrun")
     if config.data.label != "normal":
-        raise UserError(f"the scorer {name} is fitted on normal images only: leave data.label={config.data.label} out")
+        raise UserError(f"the scorer {name} is fitted on normal images alone: leave data.label={config.data.label} out")
     if config.training.precision != "fp32" or config.training.eval_kimg is not None:
         raise UserError(
             f"the scorer {name} is fitted in fp32 in one step: leave training.precision and training.eval_kimg out"
@@ -127,7 +129,7 @@ def _check(config: RunConfig) -> None:
     for key, value in (("network", config.network), ("optim", config.optim), ("generator", config.generator)):
         if value:
             raise UserError(
-                f"{config.name} trains no network: leave {key} out; the scorer's options are scoring.options"
+                f"{config.name} trains no network, so {key} has no use: leave it out; the scorer's options are scoring.options"
             )
 
 
