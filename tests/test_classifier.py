@@ -27,6 +27,8 @@ from gan_uad.scoring.base import Scorer, load_scorer
 from gan_uad.training.augment import AugmentPipe
 from gan_uad.training.train import build_task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 TINY = {"resolution": 16, "growth_rate": 4, "block_config": [1, 1], "init_features": 4}
 COUNTS = {0: 13, 1: 5}

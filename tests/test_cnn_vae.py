@@ -21,6 +21,8 @@ from gan_uad.errors import UserError
 from gan_uad.training.autoencoding import trained_cnn
 from gan_uad.training.train import build_task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

@@ -28,6 +28,8 @@ from gan_uad.networks.efficientnet_lite import own_names
 from gan_uad.training.jitter import Jitter
 from gan_uad.training.train import build_task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

@@ -22,6 +22,8 @@ from gan_uad.features.extract import extract
 from gan_uad.features.load import load_features
 from gan_uad.features.weights import sha256
 
+pytestmark = pytest.mark.numerical
+
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -205,7 +207,9 @@ def test_inception_is_torch_fidelitys(random_inception: Path, monkeypatch: pytes
     features = net(images)
     assert features.shape == (1, 2048)
     error = (features - expected).double().norm(dim=1) / expected.double().norm(dim=1)
-    assert float(error.max()) < 1e-6
+    assert float(error.max()) < 1e-5, (
+        "rounding of about 100 layers in float32; another resize differs by more than 1e-3"
+    )
     monkeypatch.setattr(inception, "has_bfloat16", lambda device: True)  # slow where it is emulated, but right
     fast = load_features("inception", fast=True)
     assert "bfloat16" in fast.preprocessing

@@ -15,6 +15,8 @@ from gan_uad.data.hed import hed_jitter
 from gan_uad.data.patches import LabelledStream, PatchSet, TrainStream, load_patches
 from gan_uad.errors import UserError
 
+pytestmark = pytest.mark.numerical
+
 
 def noise(count: int, side: int = 24, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

@@ -26,6 +26,8 @@ from gan_uad.errors import UserError
 from gan_uad.training import distributed
 from gan_uad.training.progressive import Schedule
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(
     ("kimg", "level", "alpha"),

@@ -60,7 +60,7 @@ def whole(tiny: Any, configs: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_that_was_broken_off_ends_like_one_that_was_not(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tiny: Any, configs: Path, whole: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     """Broken off at 32 images: for the growing families in the middle of the fade to 8 px."""
@@ -113,9 +113,11 @@ def test_adaptive_augmentation_is_logged(whole: dict[str, Path]) -> None:
     assert p[-1] == pytest.approx(0.48)  # 48 images of 100
 
 
-def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_is_reported_and_logged(
+    tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gan_uad.training.watch.WARMUP_TICKS", 2)
-    monkeypatch.setattr("gan_uad.training.stylegan2.diversity", lambda fake, real: torch.tensor(0.1))
+    monkeypatch.setattr("gan_uad.training.adversarial.diversity", lambda fake, real: torch.tensor(0.1))
     result = tiny.train(configs / "stylegan2.yaml", tmp_path, tick_kimg=0.004, total_kimg=0.04)
     assert result.exit_code == 0
     assert result.stderr.count("diversity 0.10") == 1
@@ -172,7 +174,7 @@ def test_a_checkpoint_of_another_channel_base(tiny: Any, configs: Path, tmp_path
     assert "channel_base" in line
     result = tiny.train(narrow, tmp_path, "--resume", "-o", "network.channel_base=128")
     assert result.exit_code == 2
-    assert "optim=" in result.stderr.splitlines()[-1]
+    assert "network=" in result.stderr.splitlines()[-1]
 
 
 def test_out_of_memory_advises_only_passes_of_complete_groups(

@@ -17,6 +17,8 @@ from gan_uad.training.ema import EMA
 from gan_uad.training.losses import gradient_penalty
 from gan_uad.training.optim import RMSpropTF
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

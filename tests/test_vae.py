@@ -27,6 +27,8 @@ from gan_uad.metrics.tails import Tail
 from gan_uad.networks import vae
 from gan_uad.scoring.base import load_scorer
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 RESNET34 = [3, 4, 6, 3]
 TINY: dict[str, dict[str, Any]] = {

@@ -66,12 +66,12 @@ def scores(run: Path, cli: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
 # ---------------------------------------------------------------- training
 
 
-def test_it_is_judged_and_its_best_model_kept(run: Path) -> None:
-    judged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [row["nimg"] for row in judged] == [16, 32, 48]
-    for row in judged:
+def test_it_is_validated_and_its_best_model_kept(run: Path) -> None:
+    validated = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["nimg"] for row in validated] == [16, 32, 48]
+    for row in validated:
         assert row["val_elbo"] == pytest.approx(row["val_reconstruction"] + row["val_kl"])
-    best = min(judged, key=lambda row: row["val_elbo"])
+    best = min(validated, key=lambda row: row["val_elbo"])
     model = gan_uad.load(str(run))
     assert model.nimg == best["nimg"], "a run folder means its best model"
     assert list(model.networks) == ["vae"]
@@ -233,12 +233,12 @@ def test_latents_that_cannot_be_shown(run: Path, tiny: Any, cli: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["network.latent_dim=4000"], "latent_dim 4000 is more than the 3072 values of a 32 px image"),
-        (["optim.lr=-1"], "need lr > 0"),
-        (["model=dcgan", "network={}"], "task vae: it trains autoencoders (fc_vae, conv_vae, ...), and DCGAN is none"),
-        (["optim.betta=1"], "has no option 'betta'"),
-        (["optim.init=imagenet"], "there are no ImageNet weights for this network"),
-        (["network.channels=[4, 4, 4, 4, 4, 4]"], "power of two of at least 64 px, got 32"),
+        (["network.latent_dim=4000"], "latent_dim 4000"),
+        (["optim.lr=-1"], "lr > 0"),
+        (["model=dcgan", "network={}"], "DCGAN"),
+        (["optim.betta=1"], "'betta'"),
+        (["optim.init=imagenet"], "optim.init"),
+        (["network.channels=[4, 4, 4, 4, 4, 4]"], "64 px"),
     ],
 )
 def test_settings_that_cannot_be(preset: Path, tiny: Any, tmp_path: Path, settings: list[str], message: str) -> None:
@@ -268,7 +268,7 @@ def test_no_normal_image_to_judge_by(preset: Path, tiny: Any, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_judged_and_scored_as_autoencoders(name: str) -> None:
+def test_presets_are_validated_and_scored_as_autoencoders(name: str) -> None:
     config = load_config(name)
     assert (config.task, config.scoring.scorer) == ("vae", "vae")
     assert str(config.resolution) in name

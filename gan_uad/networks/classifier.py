@@ -15,7 +15,7 @@ from gan_uad.registry import register
 
 
 class Normalise(nn.Module):
-    """Images `[N, 3, R, R]` in [-1, 1] as pretrained networks expect them: ImageNet's mean and standard deviation taken out."""
+    """Images `[N, 3, R, R]` in [-1, 1] as pretrained networks expect them: ImageNet's mean and standard deviation removed."""
 
     scale: Tensor
     shift: Tensor

@@ -50,9 +50,9 @@ def _resampled(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tupl
             x, pad = F.pad(x, (*pad, *pad)), (0, 0)
         return F.conv2d(x, weight, stride=down, padding=pad[0], groups=c)
     crop = (size - 1 - pad[0], size - up - pad[1])  # of the full transposed convolution
-    whole = min(crop) < 0 or crop[0] != crop[1]
-    y = F.conv_transpose2d(x, weight, stride=up, padding=0 if whole else crop[0], groups=c)
-    if whole:
+    uneven = min(crop) < 0 or crop[0] != crop[1]
+    y = F.conv_transpose2d(x, weight, stride=up, padding=0 if uneven else crop[0], groups=c)
+    if uneven:
         y = F.pad(y, (-crop[0], -crop[1], -crop[0], -crop[1]))
     return y[..., ::down, ::down] if down > 1 else y
 

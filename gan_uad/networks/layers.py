@@ -146,7 +146,7 @@ def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
     n, c, h, w = x.shape
     group = max(1, min(group, n))
     if n % group:
-        raise ValueError(f"a batch of {n} images cannot be cut into minibatch-stddev groups of {group}")
+        raise ValueError(f"a batch of {n} images cannot be split into minibatch-stddev groups of {group}")
     wide = torch.promote_types(x.dtype, torch.float32)
     grouped = x.to(wide).reshape(group, n // group, channels, c // channels, h, w)
     spread = ((grouped - grouped.mean(0)).square().mean(0) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
