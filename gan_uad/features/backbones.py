@@ -56,8 +56,8 @@ class Backbone(FeatureNet):
         )
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Normalised images -> maps of rising depth."""
-        raise NotImplementedError
+        """Normalised images -> maps of rising depth. Raises `NotImplementedError` where a network has none (timm)."""
+        raise NotImplementedError(f"{type(self).__name__} gives no feature maps")
 
     def pooled(self, x: Tensor) -> Tensor:
         """Normalised images -> features `[N, dim]`."""

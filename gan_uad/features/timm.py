@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from gan_uad.errors import UserError, near
 from gan_uad.features.backbones import Backbone
-from gan_uad.features.base import FeatureNet
 from gan_uad.registry import register
 
 
@@ -58,10 +57,6 @@ class Timm(Backbone):
         """As timm pools them."""
         features: Tensor = self.net(x)
         return features.float()
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """timm's networks share no stages: see `FeatureNet`."""
-        return FeatureNet.maps(self, images)
 
 
 def _digest(net: nn.Module) -> str:

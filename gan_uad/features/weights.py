@@ -115,15 +115,13 @@ def find(name: str, explicit: Path | None = None) -> Path:
     where nothing is found or downloaded.
     """
     known = entry(name)
-    if explicit is not None:
-        if explicit.is_file():
-            return explicit
-        found = _in_folder(known, explicit)
-        if found is None:
-            what = f"holds neither {known.names[0]} nor {known.names[1]}" if explicit.is_dir() else "does not exist"
-            raise UserError(f"--weights {explicit} {what}")
-        return found
-    return here(known) or fetch(known)
+    if explicit is None:
+        return here(known) or fetch(known)
+    found = explicit if explicit.is_file() else _in_folder(known, explicit)
+    if found is None:
+        what = f"holds neither {known.names[0]} nor {known.names[1]}" if explicit.is_dir() else "does not exist"
+        raise UserError(f"--weights {explicit} {what}")
+    return found
 
 
 def here(known: WeightFile) -> Path | None:

@@ -5,13 +5,13 @@ With `channel_base` 4096 at 64 px the widths are the published 1024-512-256-128;
 
 from __future__ import annotations
 
-from itertools import pairwise
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.networks.layers import as_images, check_sizes, widths_of
+from gan_uad.networks.layers import as_images, check_sizes, stack, widths_of
 from gan_uad.registry import register
 
 
@@ -23,11 +23,10 @@ class Generator(nn.Module):
         check_sizes(z_dim=z_dim)
         self.resolution, self.z_dim = resolution, z_dim
         widths = widths_of(resolution, channel_base, channel_max)[:-1]
-        layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False)]
-        for a, b in pairwise(widths):
-            layers += [nn.BatchNorm2d(a), nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers)
+        up = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+        layers = stack(widths, lambda a, b: (nn.BatchNorm2d(a), nn.ReLU(), up(a, b, bias=False)))
+        last = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), up(widths[-1], 3))
+        self.layers = nn.Sequential(nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False), *layers, *last)
         self.apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -42,10 +41,9 @@ class Discriminator(nn.Module):
         super().__init__()
         self.resolution = resolution
         widths = widths_of(resolution, channel_base, channel_max)[-2::-1]
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for a, b in pairwise(widths):
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers)
+        down = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
+        layers = stack(widths, lambda a, b: (down(a, b, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)))
+        self.layers = nn.Sequential(down(3, widths[0]), nn.LeakyReLU(0.2), *layers)
         self.last = nn.Conv2d(widths[-1], 1, 4)
         self.apply(_initialise)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -57,6 +57,11 @@ def widths_of(resolution: int, channel_base: int, channel_max: int, least: int =
     check_resolution(resolution, least)
     check_sizes(channel_base=channel_base, channel_max=channel_max)
     return [channels_at(4 << i, channel_base, channel_max) for i in range(resolution.bit_length() - 2)]
+
+
+def stack(widths: Iterable[int], layers: Callable[[int, int], Sequence[nn.Module]]) -> list[nn.Module]:
+    """`layers(a, b)` for each two successive widths, one after the other."""
+    return [layer for a, b in pairwise(widths) for layer in layers(a, b)]
 
 
 def spread(weight: Tensor) -> Tensor:

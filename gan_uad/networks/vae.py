@@ -7,7 +7,6 @@ work on skin lesions (Mukesh et al.). The papers give few sizes; those here are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from gan_uad.networks.classifier import FrozenTrunk, Normalise
-from gan_uad.networks.layers import as_images, check_resolution, check_sizes, check_widths
+from gan_uad.networks.layers import as_images, check_resolution, check_sizes, check_widths, stack
 from gan_uad.registry import register
 
 HEAD_DIM = 8  # least channels of queries and keys, and what they are a multiple of: attention kernels of CUDA want that
@@ -123,9 +122,8 @@ class ConvVAE(VAE):
             raise ValueError(f"stride must be 2 or 4, got {stride}")
         super().__init__(resolution, latent_dim, max(16, stride ** len(channels)))
         side = resolution // stride ** len(channels)
-        layers: list[nn.Module] = []
-        for a, b in pairwise((3, *channels)):
-            layers += [nn.Conv2d(a, b, 2 * stride, stride, stride // 2, bias=False), *self.after(b)]
+        window = (2 * stride, stride, stride // 2)
+        layers = stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, *window, bias=False), *self.after(b)))
         self.E = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 2 * latent_dim))
         back = _transposed(channels[::-1], stride, self.after)
         self.G = Decoder(resolution, latent_dim, [*_from_latent(latent_dim, channels[-1], side), *back])
@@ -206,15 +204,12 @@ class SkinVAE(VAE):
         check_sizes(hidden=hidden)
         super().__init__(resolution, latent_dim, max(16, 2 ** len(channels)))
         side = resolution >> len(channels)
-        layers: list[nn.Module] = []
-        for a, b in pairwise((3, *channels)):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
+        layers = stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()))
         size = channels[-1] * side**2
         self.E = nn.Sequential(*layers, nn.Flatten(), *_dense(size, hidden), nn.Linear(hidden, 2 * latent_dim))
-        back: list[nn.Module] = [*_dense(latent_dim, hidden, size), nn.Unflatten(1, (channels[-1], side, side))]
-        for a, b in pairwise((*reversed(channels), 3)):
-            back += [nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1), nn.ReLU()]
-        self.G = Decoder(resolution, latent_dim, [*back[:-1], Halve()])
+        start = [*_dense(latent_dim, hidden, size), nn.Unflatten(1, (channels[-1], side, side))]
+        up = stack((*reversed(channels), 3), lambda a, b: (nn.ConvTranspose2d(a, b, 3, 2, 1, 1), nn.ReLU()))
+        self.G = Decoder(resolution, latent_dim, [*start, *up[:-1], Halve()])
 
 
 class Halve(nn.Module):
@@ -240,7 +235,7 @@ def squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
 
 
 def _dense(*widths: int) -> list[nn.Module]:
-    return [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return stack(widths, lambda a, b: (nn.Linear(a, b), nn.ReLU()))
 
 
 def _normalised(channels: int) -> list[nn.Module]:
@@ -248,10 +243,9 @@ def _normalised(channels: int) -> list[nn.Module]:
 
 
 def _transposed(channels: Sequence[int], stride: int, after: Callable[[int], list[nn.Module]]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for a, b in pairwise(channels):
-        layers += [nn.ConvTranspose2d(a, b, 2 * stride, stride, stride // 2, bias=False), *after(b)]
-    return [*layers, nn.ConvTranspose2d(channels[-1], 3, 2 * stride, stride, stride // 2)]
+    window = (2 * stride, stride, stride // 2)
+    layers = stack(channels, lambda a, b: (nn.ConvTranspose2d(a, b, *window, bias=False), *after(b)))
+    return [*layers, nn.ConvTranspose2d(channels[-1], 3, *window)]
 
 
 def _from_latent(latent_dim: int, channels: int, side: int) -> list[nn.Module]:

@@ -22,10 +22,6 @@ BATCH = 32  # images that are generated at once
 READ = 64  # images in memory at once
 
 
-class _BrokenImages(JobFailed):
-    pass
-
-
 class FrechetValidator:
     """Fréchet distance of the averaged generator's images (seeds 0 to `num` − 1) to all `patches`, unflipped.
 
@@ -45,17 +41,16 @@ class FrechetValidator:
         device = self.task.device
         if self.real is None:
             self.real = gaussian(len(self.patches), self.patches.gather, self.net, device)
-        try:
-            fake = gaussian(self.num, self._generated, self.net, device)
-        except _BrokenImages:
-            return {self.metric: float("nan")}
-        return {self.metric: frechet_distance(self.real, fake)}
+        broken = False
 
-    def _generated(self, seeds: list[int]) -> Pixels:
-        images = self.task.images(seeds, BATCH)
-        if not images.isfinite().all():
-            raise _BrokenImages("the generated images are not finite")
-        return to_uint8(images)
+        def generated(seeds: list[int]) -> Pixels:
+            nonlocal broken
+            images = self.task.images(seeds, BATCH)
+            broken |= not bool(images.isfinite().all())
+            return to_uint8(images.nan_to_num())
+
+        fake = gaussian(self.num, generated, self.net, device)
+        return {self.metric: float("nan") if distributed.any_of(broken) else frechet_distance(self.real, fake)}
 
 
 def gaussian(count: int, get: Callable[[list[int]], Pixels], net: FeatureNet, device: torch.device) -> Gaussian:

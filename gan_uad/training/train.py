@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     task.check_batches(settings.batch)
     _check_precision(config, device)
     if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
-        distributed.together(partial(_begin, task, config))
+        distributed.together(lambda: _begin(task, config))
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
         passes = settings.micro_batch or settings.batch // here.size
         console.say(f"note: batch norm sees passes of {passes} images, not the complete batch of {settings.batch}")
