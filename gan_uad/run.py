@@ -31,6 +31,9 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.state_path = folder / "state.pt"  # all that a resume needs
+        self.model_path = folder / "model.safetensors"  # the networks worth keeping
+        self.best_path = folder / "best.safetensors"  # the best networks by validation
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not a run folder: it has no config.yaml")
         self.config: RunConfig = resolve(
@@ -66,21 +69,6 @@ class Run:
         """Record the overridden settings of a resumed run."""
         self.config = config
         _write_config(self.folder, config)
-
-    @property
-    def state_path(self) -> Path:
-        """All that a resume needs."""
-        return self.folder / "state.pt"
-
-    @property
-    def model_path(self) -> Path:
-        """The networks worth keeping."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def best_path(self) -> Path:
-        """The best networks by validation."""
-        return self.folder / "best.safetensors"
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torchvision.models import efficientnet_v2_s
 
@@ -21,6 +23,7 @@ class MaxPooled(FrozenTrunk, Classifier):
     """
 
     imagenet: str  # name of the weights that `trunk` may start from
+    normalise: nn.Module
 
     def __init__(
         self, resolution: int, trunk: nn.Module, channels: int, hidden: int, dropout: float, frozen: bool
@@ -35,6 +38,14 @@ class MaxPooled(FrozenTrunk, Classifier):
         dense = (nn.Linear(channels, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, 2))
         self.head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), *dense)
 
+    def maps(self, images: Tensor) -> Tensor:
+        """Images `[N, 3, R, R]` in [-1, 1] -> `[N, 1280, R / 32, R / 32]`."""
+        found: Any = self.trunk(self.normalise(images))
+        last: Tensor = (
+            found[-1] if isinstance(found, list) else found
+        )  # EfficientNet-Lite0 gives the maps of all stages
+        return last
+
 
 @register("efficientnet_v2_s")
 class EfficientNetV2S(MaxPooled):
@@ -45,16 +56,11 @@ class EfficientNetV2S(MaxPooled):
 
     imagenet = "efficientnet_v2_s"
 
+    trunk_weights = staticmethod(torchvision_trunk)
+
     def __init__(self, resolution: int, hidden: int = 256, dropout: float = 0.5, frozen: bool = False) -> None:
         super().__init__(resolution, efficientnet_v2_s(weights=None).features, 1280, hidden, dropout, frozen)
         self.normalise = Normalise()
-
-    trunk_weights = staticmethod(torchvision_trunk)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """Images `[N, 3, R, R]` in [-1, 1] -> `[N, 1280, R / 32, R / 32]`."""
-        found: Tensor = self.trunk(self.normalise(images))
-        return found
 
 
 @register("efficientnet_lite0")
@@ -63,16 +69,11 @@ class LiteClassifier(MaxPooled):
 
     imagenet = "efficientnet_lite0"
 
+    trunk_weights = staticmethod(own_names)
+
     def __init__(self, resolution: int, hidden: int = 256, dropout: float = 0.5, frozen: bool = False) -> None:
         super().__init__(resolution, EfficientNetLite0(), HEAD, hidden, dropout, frozen)
         self.normalise = LiteInput()
-
-    trunk_weights = staticmethod(own_names)
-
-    def maps(self, images: Tensor) -> Tensor:
-        """Images `[N, 3, R, R]` in [-1, 1] -> `[N, 1280, R / 32, R / 32]`."""
-        last: Tensor = self.trunk(self.normalise(images))[-1]
-        return last
 
 
 class LiteInput(nn.Module):

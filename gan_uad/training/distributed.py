@@ -189,8 +189,7 @@ def together(work: Callable[[], T], patient: bool = False) -> T:
 
 def first(work: Callable[[], T], patient: bool = False) -> T:
     """Do `work` in rank 0 only; every process gets its (picklable) result, or its error. `patient`: as in `together`."""
-    result = together(lambda: work() if world().rank == 0 else None, patient)
-    return from_first(result)  # type: ignore[return-value]
+    return from_first(together(lambda: work() if world().rank == 0 else None, patient))  # type: ignore[return-value]
 
 
 def from_first(value: T) -> T:

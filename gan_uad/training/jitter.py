@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Jitter:
 
     def __bool__(self) -> bool:
         """Whether anything is changed."""
-        return any(getattr(self, field.name) for field in fields(self))
+        return self != Jitter()
 
     def draw(self, count: int, generator: torch.Generator) -> Augmentation:
         """The changes of `count` images. The bounds do not affect how many numbers are drawn from `generator` (on the CPU)."""

@@ -6,7 +6,7 @@ import inspect
 import re
 import resource
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from operator import le
 
 import torch
@@ -24,26 +24,23 @@ PHRASES = re.compile(
 )
 
 
-@contextmanager
-def explained(run: Run, kept: Callable[[], str], batch: int, allows: Callable[[int, int], bool]) -> Iterator[None]:
+def explained(
+    run: Run, kept: Callable[[], str], batch: int, allows: Callable[[int, int], bool]
+) -> AbstractContextManager[None]:
     """Turn out of memory into `JobFailed`: what was tried (a batch of `batch` images), what to try, and what is `kept`.
 
     `allows(micro_batch, training.batch)`: whether the task can work in such passes (see `Task.allows`).
     """
-    with _failing_with(lambda: _advice(run, kept(), batch, allows), alone=True):
-        yield
+    return _failing_with(lambda: _advice(run, kept(), batch, allows), alone=True)
 
 
-@contextmanager
-def explained_aside(run: Run, kept: Callable[[], str], doing: str, alone: bool) -> Iterator[None]:
+def explained_aside(run: Run, kept: Callable[[], str], doing: str, alone: bool) -> AbstractContextManager[None]:
     """The same for work beside the steps ("drawing a snapshot", "validation"), whose passes no setting changes.
 
     `alone`: every process does its share of it; else rank 0 does it, by `distributed.first`.
     """
-    config = run.config
-    tried = f"{config.model} at {config.resolution} px"
-    with _failing_with(lambda: f"out of memory in {doing}: {tried} ({kept()}). {_smaller(config)}", alone):
-        yield
+    tried = f"{run.config.model} at {run.config.resolution} px"
+    return _failing_with(lambda: f"out of memory in {doing}: {tried} ({kept()}). {_smaller(run.config)}", alone)
 
 
 @contextmanager

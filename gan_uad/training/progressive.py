@@ -54,6 +54,7 @@ class ProgressiveTask(AdversarialTask):
 
     average_buffers = False
     guarded = True
+    ema_per_step = False  # whether the half-life of the averaged generator is a number of steps
     states = frozenset({"resolution", "alpha"})
 
     def __init__(
@@ -125,13 +126,11 @@ class ProgressiveTask(AdversarialTask):
         metrics = self.discriminator_step(self.at_level(real))
         metrics |= self.generator_step(len(real))
         batch = self.batch_of(real)
-        self.average(batch, nimg + batch)
+        if self.ema_per_step:
+            self.ema.half_life = HALF_LIFE_STEPS * batch
+        self.ema.update(batch, nimg + batch)
         level, alpha = self.G.stage
         return metrics | {"resolution": torch.tensor(float(1 << level)), "alpha": torch.tensor(alpha)}
-
-    def average(self, batch: int, nimg: int) -> None:
-        """Update the averaged generator after a step on `batch` images; `nimg`: images seen since the start."""
-        self.ema.update(batch, nimg)
 
     @abstractmethod
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
@@ -169,13 +168,7 @@ class PGANTask(WassersteinTask, ProgressiveTask):
             raise ValueError(f"gp_weight and drift must not be negative, got {gp_weight} and {drift}")
         growth = (start_resolution, level_kimg, fade_kimg, batch_per_level, lr_per_level or {})
         super().__init__(model, device, seed, lr, betas, ema_kimg or 0.0, *growth)
-        self.gp_weight, self.drift, self.per_step = gp_weight, drift, ema_kimg is None
-
-    def average(self, batch: int, nimg: int) -> None:
-        """See `ProgressiveTask`; the half-life is a number of steps unless it was given in kimg."""
-        if self.per_step:
-            self.ema.half_life = HALF_LIFE_STEPS * batch
-        super().average(batch, nimg)
+        self.gp_weight, self.drift, self.ema_per_step = gp_weight, drift, ema_kimg is None
 
     def make(self, z: Tensor) -> Tensor:
         """See `WassersteinTask`; of the present level's size."""

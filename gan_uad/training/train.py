@@ -114,7 +114,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
 
 
 def _begin(task: Task, config: RunConfig) -> None:
-    """Load what a new training starts from."""
+    """Load the weights that a new training starts from."""
     task.begin()
     if config.init_from is not None:
         task.start_from(load_model(config.init_from).networks, f"init_from {config.init_from}")
