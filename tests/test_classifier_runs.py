@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from classify_tools import NO_MORE, both, called
-from run_tools import figures, same, state
+from run_tools import metrics_of, same, state
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from score_tools import fails, rows
@@ -66,7 +66,7 @@ def test_a_resumed_classifier_ends_as_an_uninterrupted_one(
     result = cli("train", run, "--resume", "-o", "training.total_kimg=0.096")
     assert result.exit_code == 0, result.output
     same(state(run), state(whole))
-    assert figures(run)[-1] == figures(whole)[-1]
+    assert metrics_of(run)[-1] == metrics_of(whole)[-1]
     assert (run / "metrics.jsonl").read_text() == (whole / "metrics.jsonl").read_text()
     a, b = (load_file(folder / "best.safetensors") for folder in (run, whole))
     same(a, b)

@@ -116,7 +116,7 @@ def labels_that_a_table_tells_of(run: Path) -> str:
     return str(training_metrics(run, Training(run.name, "", run=str(run)), run.parent)["trained_on"])
 
 
-def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path) -> None:
+def test_the_best_model_of_a_validated_first_stage_is_used(stages: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stages / "runs" / "00000-cnn", tmp_path / "run"))
     (run / "model.safetensors").rename(run / "best.safetensors")
     (run / "model.safetensors").write_bytes(b"the last one")

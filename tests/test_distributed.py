@@ -18,7 +18,7 @@ import torch
 import yaml
 from launcher import ENVIRONMENT, Launcher
 from PIL import Image
-from run_tools import Toy, figures, log, same, state
+from run_tools import Toy, log, metrics_of, same, state
 from torch import Tensor
 
 import gan_uad
@@ -118,7 +118,7 @@ def test_two_processes_train_as_one(
             result["state"].pop("shown", None)  # pictures for snapshots: of each process's own share
         same(first[k], second[k], f"{task} in both processes")
         close(first[k], theirs, task)
-        assert any("loss_G" in row or "loss" in row for row in theirs["figures"])
+        assert any("loss_G" in row or "loss" in row for row in theirs["metrics"])
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -141,7 +141,7 @@ def test_stylegan2_trains_as_one_process(launch: Launcher, tmp_path: Path) -> No
     one, *others = (driver.steps(**case), driver.steps(**passes), *torch.load(tmp_path / "0.pt", weights_only=True))
     for result in others:
         close(result, one, "stylegan2")
-    assert {"path_penalty", "r1"} <= one["figures"][0].keys()
+    assert {"path_penalty", "r1"} <= one["metrics"][0].keys()
 
 
 def test_micro_batches_are_every_mth_image() -> None:
@@ -208,11 +208,11 @@ def test_sigterm_saves_and_a_resumed_job_ends_bit_for_bit_as_an_uninterrupted_on
     assert codes == [0, 0], outputs
     assert f"resuming at {reached / 1000:g} kimg" in "\n".join(spoken(outputs))
     same(state(run), state(uninterrupted[0]))
-    there = {row["nimg"]: row for row in figures(uninterrupted[0])}
-    logged = [row["nimg"] for row in figures(run)]
+    there = {row["nimg"]: row for row in metrics_of(uninterrupted[0])}
+    logged = [row["nimg"] for row in metrics_of(run)]
     assert logged == sorted({*there, reached})
-    assert [row for row in figures(run) if row["nimg"] > reached + 20] == [
-        row for row in figures(uninterrupted[0]) if row["nimg"] > reached + 20
+    assert [row for row in metrics_of(run) if row["nimg"] > reached + 20] == [
+        row for row in metrics_of(uninterrupted[0]) if row["nimg"] > reached + 20
     ]
 
 
@@ -357,7 +357,7 @@ def test_out_of_memory_in_a_snapshot_is_not_blamed_on_the_batch(
     assert "batch" not in line
 
 
-def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
+def test_other_errors_of_a_step_are_not_reported_as_out_of_memory(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for text in ("shapes do not fit", "could not create a primitive descriptor for a convolution forward propagation"):

@@ -318,7 +318,7 @@ def test_a_run(cli: Any, head: Path, labelled_patches: Path, tmp_path: Path) -> 
         assert torch.equal(ended[f"classifier.trunk.{key}"], value), key
 
 
-def test_it_goes_on_as_if_it_had_not_stopped(labelled_patches: Path) -> None:
+def test_it_resumes_as_if_it_had_not_stopped(labelled_patches: Path) -> None:
     patches = load_patches(DataConfig(path=str(labelled_patches)), 32).select("train")
     options = {"rotation": 180, "zoom": 0.1, "schedule": "cyclical", "schedule_epochs": 1, "optimizer": "adamax"}
 

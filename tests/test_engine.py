@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from run_tools import Toy, figures, log, model_metadata, same, state, toy_run, train_toy
+from run_tools import Toy, log, metrics_of, model_metadata, same, state, toy_run, train_toy
 
 import gan_uad
 from gan_uad.errors import Interrupted, JobFailed
@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, bad: float)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
+def test_a_signal_saves_and_says_how_to_continue(tmp_path: Path, number: int) -> None:
     run, task = toy_run(tmp_path), Toy()
     handlers = [signal.getsignal(k) for k in (signal.SIGTERM, signal.SIGINT)]
     task.after_step = lambda nimg: os.kill(os.getpid(), number) if nimg == 130 else None
@@ -165,7 +165,7 @@ def test_a_run_folder_holds_what_it_should(whole: dict[str, Path], tiny: Any, ta
     assert Run(run).config.data.path == str(tiny.patches), "the resolved configuration says everything"
     assert Image.open(run / "reals.png").size == (128, 96), "12 train normals, four a row"
     assert [row["nimg"] for row in log(run)] == [12, 20, 24, 36, 40, 48]
-    assert all(math.isfinite(value) for row in figures(run) for value in row.values())
+    assert all(math.isfinite(value) for row in metrics_of(run) for value in row.values())
 
 
 @pytest.mark.parametrize("task", ["dcgan", "wgan_gp"])

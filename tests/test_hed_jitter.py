@@ -50,7 +50,7 @@ def test_more_haematoxylin_is_bluer_and_darker_and_white_stays_white() -> None:
     change = np.array([[0.3, 0, 0, 0, 0, 0]])
     found = hed_jitter(purple, change)[0, 0, 0].astype(int) - purple[0, 0, 0]
     assert (found < 0).all()
-    assert found[0] < found[2]  # red is taken away most
+    assert found[0] < found[2]  # red is reduced most
     white = np.full((1, 2, 2, 3), 255, np.uint8)
     np.testing.assert_array_equal(hed_jitter(white, change), white)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_tools import Toy, errors, figures, generator_of, model_metadata, same, state, toy_run, train_toy
+from run_tools import Toy, errors, generator_of, metrics_of, model_metadata, same, state, toy_run, train_toy
 from torch import nn
 
 import gan_uad
@@ -70,7 +70,7 @@ def test_resume_of_a_finished_run_changes_nothing(whole: dict[str, Path], tiny: 
     assert result.exit_code == 0
     assert "done" in result.stderr
     assert [(run / name).read_bytes() for name in keep] == before
-    assert figures(run) == figures(whole["dcgan"])
+    assert metrics_of(run) == metrics_of(whole["dcgan"])
 
 
 def test_resume_by_name_takes_the_latest_run_and_says_so(tiny: Any, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_killed_at_ten_moments_and_more(long_config: Path, tiny: Any, tmp_path: 
     same(state(run), state(other))
     same(state(run, "state.prev.pt"), state(other, "state.prev.pt"))
     assert (run / "reals.png").read_bytes() == (other / "reals.png").read_bytes()
-    assert figures(run) == figures(other)
+    assert metrics_of(run) == metrics_of(other)
     mine, theirs = gan_uad.load(str(run)), gan_uad.load(str(other))
     assert mine.nimg == 80
     assert torch.equal(mine.generate([0, 1]), theirs.generate([0, 1]))
@@ -155,7 +155,7 @@ def test_killed_before_the_first_checkpoint(whole: dict[str, Path], tiny: Any, t
     assert result.exit_code == 0, result.output
     assert "starting from 0 kimg" in result.stderr
     same(state(run), state(whole["dcgan"]))
-    assert figures(run) == figures(whole["dcgan"])
+    assert metrics_of(run) == metrics_of(whole["dcgan"])
     assert (run / "reals.png").is_file()
 
 

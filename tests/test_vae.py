@@ -216,7 +216,7 @@ def test_a_step_is_the_definition() -> None:
     random = torch.Generator().manual_seed(0)
     for nimg, beta in ((0, 0.0), (4, 1.0)):
         images = pictures(4)
-        figures = made.step(images, nimg)
+        metrics = made.step(images, nimg)
         mu, logvar = twin.encode(images)
         again = twin.decode(mu + torch.exp(logvar / 2) * torch.randn(4, 5, generator=random))
         error = (images - again).pow(2).sum() / 4
@@ -226,7 +226,7 @@ def test_a_step_is_the_definition() -> None:
         optimizer.step()
         wanted = {"loss": error + beta * kl, "reconstruction": error, "kl": kl, "beta": torch.tensor(beta)}
         for name, value in wanted.items():
-            torch.testing.assert_close(figures[name], value.detach(), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(metrics[name], value.detach(), rtol=1e-5, atol=1e-6)
         for p, q in zip(made.model.parameters(), twin.parameters(), strict=True):
             torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
 
@@ -275,14 +275,14 @@ def test_snapshots_show_images_their_reconstructions_and_draws(patches: PatchSet
         torch.testing.assert_close(shown[32:], net.decode(z), rtol=1e-4, atol=1e-5)
 
 
-def test_it_is_judged_by_the_elbo_of_normals(patches: PatchSet) -> None:
+def test_it_is_validated_by_the_elbo_of_normals(patches: PatchSet) -> None:
     made = task(beta=0.1)
     made.step(pictures(4), 0)
-    judge = made.validator(patches)
-    found = judge.validate(0)
-    assert (judge.metric, judge.larger) == ("val_elbo", False)
+    validator = made.validator(patches)
+    found = validator.validate(0)
+    assert (validator.metric, validator.larger) == ("val_elbo", False)
     assert made.model.training
-    assert found == judge.validate(4), "no chance in it"
+    assert found == validator.validate(4), "no chance in it"
     net = copy.deepcopy(made.model).eval()
     with torch.no_grad():
         images = to_tensor(patches.images[:11])

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from run_tools import errors, figures, same, state
+from run_tools import errors, metrics_of, same, state
 from score_tools import fails, rows
 
 import gan_uad
@@ -75,7 +75,7 @@ def test_it_is_validated_and_its_best_model_kept(run: Path) -> None:
     model = gan_uad.load(str(run))
     assert model.nimg == best["nimg"], "a run folder means its best model"
     assert list(model.networks) == ["vae"]
-    for row in figures(run):  # beta is that of the last step, which began 4 images before
+    for row in metrics_of(run):  # beta is that of the last step, which began 4 images before
         assert row["beta"] == pytest.approx(min(1, (row["nimg"] - 4) / 24))
     assert (run / "fakes" / "000000.png").is_file()
 
@@ -86,9 +86,9 @@ def test_a_resumed_run_is_an_uninterrupted_one(run: Path, preset: Path, tiny: An
     result = tiny.train(resumed, tmp_path, "--resume", total_kimg=0.048)
     assert result.exit_code == 0, result.output
     assert "resuming at 0.02 kimg" in result.stderr
-    # That it ended in between was judged and logged once more, and nothing else.
+    # The earlier end was validated and logged once more, and nothing else.
     same(state(resumed)["task"], state(run)["task"])
-    assert figures(resumed)[-1] == figures(run)[-1]
+    assert metrics_of(resumed)[-1] == metrics_of(run)[-1]
     mine, theirs = (gan_uad.load(str(folder / "model.safetensors")).networks["vae"] for folder in (resumed, run))
     same(mine.state_dict(), theirs.state_dict())
 
@@ -224,7 +224,7 @@ def test_latents_that_cannot_be_shown(run: Path, tiny: Any, cli: Any, tmp_path: 
         cli("latents", tiny.generator, "--out", tmp_path), "holds gan: the latent space shown is that of an autoencoder"
     )
     fails(cli("latents", run, "--max-images", 2, "--out", tmp_path), "it takes 3 images and 2 dimensions")
-    fails(cli("latents", run, "-o", "optim.lr=1", "--out", tmp_path), "can only be told data.* and scoring.*")
+    fails(cli("latents", run, "-o", "optim.lr=1", "--out", tmp_path), "scoring.*")
 
 
 # ---------------------------------------------------------------- bad input
@@ -255,7 +255,7 @@ def test_a_training_that_diverges(preset: Path, tiny: Any, tmp_path: Path) -> No
     assert "learning rate" in errors(result)[-1]
 
 
-def test_no_normal_image_to_judge_by(preset: Path, tiny: Any, tmp_path: Path) -> None:
+def test_no_normal_image_for_validation(preset: Path, tiny: Any, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny.patches, tmp_path / "patches"))
     names = [*(f"normal/{k}.png,,0,train" for k in range(20)), *(f"anomalous/{k}.png,,1,val" for k in range(4))]
     (folder / "index.csv").write_text("image,group,label,split\n" + "\n".join(names))

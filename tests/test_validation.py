@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_tools import Blank, Toy, errors, figures, log, same, state, toy_run
+from run_tools import Blank, Toy, errors, log, metrics_of, same, state, toy_run
 from safetensors import safe_open
 
 from gan_uad import checkpoint
@@ -150,7 +150,7 @@ def test_a_killed_run_validates_again_after_its_checkpoint(tmp_path: Path) -> No
     assert again.asked == [120, 140, 160, 180, 200]
     assert validations(run) == validations(whole)
     same(state(run.folder), state(whole.folder))
-    assert figures(run.folder) == figures(whole.folder)
+    assert metrics_of(run.folder) == metrics_of(whole.folder)
 
 
 @pytest.mark.parametrize(("dies", "described"), [("state.pt", 80), ("best.safetensors", 80), ("", 160)])

@@ -61,7 +61,7 @@ def test_a_file_arrives_whole_over_a_bad_connection(
     assert server.ranges == ranges
 
 
-def test_a_download_goes_on_in_a_later_run(server: Server, tmp_path: Path) -> None:
+def test_a_download_continues_in_a_later_run(server: Server, tmp_path: Path) -> None:
     (tmp_path / "net.pth.part").write_bytes(BODY[:1000])
     download.download(server.url, tmp_path / "net.pth", DIGEST)
     assert server.ranges == ["bytes=1000-"]
@@ -150,7 +150,7 @@ def test_without_network_one_line_says_everything(cli: Any, nowhere: Path) -> No
         "efficientnet_lite0",
     ):
         assert word in line
-    with pytest.raises(UserError, match=r"vgg16-397923af\.pth"):  # and no other network is taken instead
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth"):  # and no other network is used instead
         load_features("vgg16")
     assert load_features().weights == "efficientnet-lite0-57934424.pth sha256:579344248a93e230"
 
