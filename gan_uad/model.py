@@ -144,7 +144,9 @@ def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: in
     Settings that the user left out are those of the generator's run. Raises `UserError` for settings that contradict it.
     """
     if resolution != generator.resolution:
-        raise UserError(f"resolution is {resolution}, but the generator's is {generator.resolution}")
+        raise UserError(
+            f"the generator makes {generator.resolution} px images, this configuration says resolution {resolution}"
+        )
     theirs = generator.data
     changes: dict[str, Any] = {}
     for key in PREPROCESSING:

@@ -248,7 +248,7 @@ def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
     for key in before:
         if after[key] != before[key] and key not in RESUMABLE:
             raise UserError(
-                f"{run.folder} was started with {key}={before[key]!r} and cannot continue with {after[key]!r}: start a new run"
+                f"{run.folder} was started with {key}={before[key]!r} and cannot go on with {after[key]!r}: start a new run"
             )
     if config.training.eval_kimg is None and run.read_validations():
         raise UserError(
