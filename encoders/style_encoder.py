@@ -112,7 +112,7 @@ class StyleEncoderTask(EncoderTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         metrics = super().step(real, nimg)
-        count = self.whole(real)  # over all processes
+        count = self.batch_of(real)
         self.ema.update(count, nimg + count)
         return metrics
 

@@ -1,6 +1,6 @@
 """Checkpoints: `state.pt` (all that a resume needs) and `model.safetensors` (the networks worth keeping, self-describing).
 
-Nothing here is ever pickled code: a file that needs it is refused.
+No file holds pickled code; one that needs it is refused.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ FORMAT = 1
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a resumable state atomically; the one before is kept beside it as `*.prev.pt`.
+    """Write a resumable state atomically; the previous one is kept beside it as `*.prev.pt`.
 
-    Raises `JobFailed` when the disk is full; the last good state is then still under its name.
+    Raises `JobFailed` when the disk is full; the last good state then keeps its name.
     """
     with atomic(path) as temporary:
         try:
             with open(temporary, "wb") as file:
                 torch.save(state, file)
-        except RuntimeError as error:  # torch's zip writer puts its own error on top of the file's
+        except RuntimeError as error:  # torch's zip writer hides the file's error behind its own
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
@@ -42,7 +42,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a state, or the one kept before it when `path` is missing or damaged (and say so).
+    """Read a state, or (with a note) the previous one when `path` is missing or damaged.
 
     Raises `UserError` when neither can be read.
     """
@@ -56,20 +56,20 @@ def load_state(path: Path) -> dict[str, Any]:
             if not isinstance(state, dict) or "nimg" not in state:
                 raise ValueError("not a training state")
             if problems:
-                console.say(f"note: {problems[0]}; going on from {candidate.name}, the checkpoint before it")
+                console.say(f"note: {problems[0]}; resuming from {candidate.name}, the checkpoint before it")
             return state
         except pickle.UnpicklingError:
             problems.append(
-                f"{candidate.name} holds pickled code or is no checkpoint; it is not opened, since code in it could run"
+                f"{candidate.name} holds pickled code, which could run, or is no checkpoint: it is not opened"
             )
-        except Exception as error:  # a damaged file may lead torch's reader anywhere
+        except Exception as error:  # a damaged file may raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
             problems.append(f"{candidate.name} is damaged ({reason})")
     raise UserError(f"no checkpoint to resume from in {path.parent}: {'; '.join(problems)}")
 
 
 def has_state(path: Path) -> bool:
-    """Whether anything was ever saved as `path`."""
+    """Whether `path` or its previous state exists."""
     return path.is_file() or previous(path).is_file()
 
 
@@ -84,24 +84,22 @@ def not_finite(value: Any, name: str) -> Iterator[str]:
 
 
 def previous(path: Path) -> Path:
-    """Where the state before the last one is kept."""
+    """The path of the previous state."""
     return path.with_name(f"{path.stem}.prev{path.suffix}")
 
 
 def save_model(path: Path, networks: dict[str, nn.Module], description: dict[str, Any], half: bool = False) -> None:
     """Write networks (made by `registry.build`) with all that is needed to build them again.
 
-    `description` goes into the JSON metadata as it is. `half` stores float16, for publishing; loading gives float32 back.
+    The JSON metadata holds `description` unchanged. `half` stores float16, for publishing; loading gives float32.
     """
     from safetensors.torch import save
 
     tensors = {}
     for role, net in networks.items():
         for name, tensor in net.state_dict().items():
-            small = half and tensor.is_floating_point()
-            tensors[f"{role}.{name}"] = (
-                tensor.detach().cpu().to(torch.float16 if small else tensor.dtype).contiguous().clone()
-            )
+            dtype = torch.float16 if half and tensor.is_floating_point() else tensor.dtype
+            tensors[f"{role}.{name}"] = tensor.detach().cpu().to(dtype).contiguous().clone()
     specs = {role: net.spec for role, net in networks.items()}
     text = json.dumps({"format": FORMAT, "networks": specs, **description})
     with atomic(path) as temporary:
@@ -123,15 +121,15 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} is not a safetensors file ({error}). Pickled checkpoints (.pt, .pkl, .pth) are not opened: code in them could run"
         ) from None
     if text is None:
-        raise UserError(f"{path} was not written by gan_uad: it does not say which networks it holds")
+        raise UserError(f"{path} was not written by gan_uad: it has no description of its networks")
     try:
         description = json.loads(text)
         if description["format"] != FORMAT:
             raise UserError(
-                f"{path} is of format {description['format']}; this program reads format {FORMAT}. Update gan_uad"
+                f"{path} has format {description['format']}; this program reads format {FORMAT}. Update gan_uad"
             )
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path} is damaged: what it says of its networks cannot be read") from None
+        raise UserError(f"{path} is damaged: the description of its networks cannot be read") from None
     return description, tensors
 
 
@@ -149,13 +147,12 @@ def build_networks(path: Path) -> tuple[dict[str, Any], dict[str, nn.Module]]:
 
 
 def load_weights(net: nn.Module, tensors: dict[str, Any], context: str) -> None:
-    """`load_state_dict` that answers a wrong architecture with one line: which tensor, which shape, which shape was expected."""
+    """`load_state_dict` with an error of one line for another architecture: which tensor, its shape, and the expected shape."""
     expected = net.state_dict()
     for name in [*expected, *tensors]:
         if name not in tensors or name not in expected:
-            raise UserError(
-                f"{context} is of another architecture: {name!r} is only in the {'file' if name in tensors else 'network'}"
-            )
+            place = "file" if name in tensors else "network"
+            raise UserError(f"{context} is of another architecture: {name!r} is only in the {place}")
         if tensors[name].shape != expected[name].shape:
             raise UserError(
                 f"{context} is of another architecture: {name!r} is {list(tensors[name].shape)} in the file, "

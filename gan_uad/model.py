@@ -1,4 +1,4 @@
-"""From a run folder or a model file to something that can generate and score."""
+"""Load a run folder or a model file, to generate and to score."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from gan_uad.scoring.base import Scorer, load_scorer
 
 @dataclass
 class Model:
-    """Trained networks with what they were trained on. `networks` by role (`gan` with `G` and `D`, `encoder`, `vae`), evaluation mode."""
+    """Trained networks and their training. `networks` by role (`gan` with `G` and `D`, `encoder`, `vae`, ...), in evaluation mode."""
 
     path: Path
     networks: dict[str, Any]
     config: RunConfig
     nimg: int
     device: torch.device
-    train_data: str = ""  # fingerprint of the patch set that it was trained on
-    fitted: dict[str, Any] | None = None  # `spec` of the fitted scorer that the file holds instead of networks
+    train_data: str = ""  # fingerprint of the training patches
+    fitted: dict[str, Any] | None = None  # `spec` of the fitted scorer that the file has instead of networks
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class Model:
 
     @property
     def held(self) -> str:
-        """What the file holds, in words."""
+        """The contents of the file, in words."""
         return ", ".join(self.networks) or "a fitted scorer"
 
     @property
@@ -51,17 +51,17 @@ class Model:
 
     @property
     def generator(self) -> Any:
-        """The generator: of a GAN, or the decoder of a VAE. Raises `UserError` when the run trained none."""
+        """The generator of a GAN, or the decoder of a VAE. Raises `UserError` when the run has none."""
         for role in ("gan", "vae"):
             if role in self.networks:
                 return self.networks[role].G
-        raise UserError(f"{self.path} holds no generator, only {self.held}: give the run of a GAN")
+        raise UserError(f"{self.path} holds no generator, only {self.held}: use the run of a GAN or VAE")
 
     def generate(self, seeds: Sequence[int], batch: int = 32, *, psi: float = 1.0, noise: str = "const") -> Tensor:
-        """One image a seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds.
+        """One image for each seed, `[N, 3, R, R]` in [-1, 1] on the CPU; an image does not depend on the other seeds.
 
-        For StyleGAN and StyleGAN2: truncation `psi` (1: none, 0: the average image), `noise` "const", "none" or "random" (by the seed);
-        `UserError` for others than the defaults with another generator.
+        For StyleGAN and StyleGAN2: truncation `psi` (1: none, 0: the average image), `noise` "const", "none" or "random" (by the seed).
+        Other generators raise `UserError` unless these are the defaults.
         """
         G = self.generator
         check_style(G, psi, noise)
@@ -84,28 +84,21 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     device = device or torch.device("cpu")
     for net in networks.values():
         net.to(device).to(memory_format=torch.channels_last)
-    return Model(
-        Path(path),
-        networks,
-        config,
-        description["nimg"],
-        device,
-        description.get("train_data", ""),
-        old_names.spec("scorer", description["scorer"]) if description.get("scorer") else None,
-    )
+    fitted = old_names.spec("scorer", description["scorer"]) if description.get("scorer") else None
+    return Model(Path(path), networks, config, description["nimg"], device, description.get("train_data", ""), fitted)
 
 
 def inverter_of(model: Model) -> str:
-    """The inverter that the run's configuration names or implies: what it trained, else the search in z."""
+    """The inverter of the run's configuration; by default the encoder that it trained, else the search in z."""
     return model.config.scoring.inverter or (model.config.task if "encoder" in model.networks else "anogan")
 
 
 def make_scorer(model: Model, inverter: str | None = None, options: dict[str, Any] | None = None) -> Scorer:
-    """Build the scorer that the model's configuration names; `inverter` and `options` replace the configured ones.
+    """Build the scorer of the model's configuration; `inverter` and `options` override the configured ones.
 
-    Scorer and inverter are told their options together: each gets those that it takes (`perceptual`, for instance, both may). A scorer
-    that works without an inverter has the options itself, and is given what it asks for of the run's networks and the device.
-    One that learns from normal images is still to be fitted (`Scorer.learns`), unless the model is just that scorer, fitted.
+    Scorer and inverter share one set of options: each gets those that it takes (both may take `perceptual`, for example). A scorer without
+    an inverter gets all options, and those of the run's networks and device that it takes. A scorer that learns from normal images
+    still has to be fitted (`Scorer.learns`), unless the model is that scorer, fitted.
     """
     settings = model.config.scoring
     given = {"nets": model.networks, "device": model.device}
@@ -115,41 +108,40 @@ def make_scorer(model: Model, inverter: str | None = None, options: dict[str, An
             raise UserError(
                 f"{model.path} is scored by {settings.scorer}, which uses no inverter: leave --inverter out"
             )
-        asked = {name: value for name, value in given.items() if name in takes}
-        told = {**settings.options, **(options or {})}
-        if model.fitted == {"name": settings.scorer, "options": told}:
-            return load_scorer(model_file(model.path), **asked)
-        return registry.build("scorer", settings.scorer, told, **asked)
+        inputs = {name: value for name, value in given.items() if name in takes}
+        chosen_options = {**settings.options, **(options or {})}
+        if model.fitted == {"name": settings.scorer, "options": chosen_options}:
+            return load_scorer(model_file(model.path), **inputs)
+        return registry.build("scorer", settings.scorer, chosen_options, **inputs)
     if "gan" not in model.networks:
         raise UserError(
-            f"{model.path} holds {model.held} and no generator, so {settings.scorer} cannot score: "
-            "name another scorer with -o scoring.scorer=..."
+            f"{model.path} holds {model.held} and no generator, which {settings.scorer} needs: use another -o scoring.scorer=..."
         )
     configured = inverter_of(model)
     chosen = inverter or configured
     base = settings.options if chosen == configured else {}
-    told = {**base, **(options or {})}
+    merged = {**base, **(options or {})}
     ours = _options_of("scorer", settings.scorer, {"inverter"})
     theirs = _options_of("inverter", chosen, set(given))
-    for name in told:
+    for name in merged:
         if name not in ours | theirs:
             raise UserError(
                 f"neither scorer {settings.scorer} nor inverter {chosen} has an option {name!r}: {near(name, ours | theirs)}"
             )
-    found = registry.build("inverter", chosen, {k: v for k, v in told.items() if k in theirs}, **given)
-    return registry.build("scorer", settings.scorer, {k: v for k, v in told.items() if k in ours}, inverter=found)
+    found = registry.build("inverter", chosen, {k: v for k, v in merged.items() if k in theirs}, **given)
+    return registry.build("scorer", settings.scorer, {k: v for k, v in merged.items() if k in ours}, inverter=found)
 
 
 def _options_of(kind: str, name: str, given: set[str]) -> set[str]:
-    """What a registered class may be told."""
+    """The options of a registered class."""
     parameters = inspect.signature(registry.find(kind, name)).parameters.values()
     return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - given
 
 
 def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: int) -> DataConfig:
-    """The data settings of an encoder: images must be prepared just as its generator saw them.
+    """The data settings of an encoder: images must be prepared as for its generator.
 
-    What the user left out is taken from the generator's run; what contradicts it is a `UserError`.
+    Settings that the user left out are those of the generator's run. Raises `UserError` for settings that contradict it.
     """
     if resolution != generator.resolution:
         raise UserError(
@@ -165,10 +157,8 @@ def inherit_preprocessing(data: DataConfig, generator: RunConfig, resolution: in
                 f"data.{key} is {getattr(data, key)!r}, but the generator was trained with {getattr(theirs, key)!r}"
             )
     if data.path is None:
-        changes |= {
-            k: getattr(theirs, k)
-            for k in ("path", "normal_classes", "split_fractions", "split_seed", "folds", "fold", "min_tissue")
-        }
+        keys = ("path", "normal_classes", "split_fractions", "split_seed", "folds", "fold", "min_tissue")
+        changes |= {key: getattr(theirs, key) for key in keys}
     return data.model_copy(update=changes)
 
 
@@ -178,10 +168,10 @@ def file_digest(source: str) -> str:
 
 
 def about_run(source: str, model: Model) -> dict[str, Any]:
-    """What a figure's reader must know of a run: which file, how long it was trained, and whether that is less than was planned.
+    """What to report of a run beside its metrics: the file, how long it was trained, and whether training was cut short.
 
-    A run that stopped early because nothing got better is not short. How long a generator inside an encoder's run was trained is not
-    known: its counts are the encoder's, so the three of them are None.
+    `short` is false for a run that stopped early because validation did not improve. For an encoder's run the three counts are None:
+    they would be the encoder's, not the generator's.
     """
     file = model_file(source)
     folder, nimg = file.parent, model.nimg

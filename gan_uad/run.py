@@ -1,7 +1,7 @@
-"""A run folder: made, described, logged into, found again.
+"""A run folder: create it, describe it, log into it, find it.
 
 runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  fakes/  state.pt  model.safetensors
-                        metrics.jsonl  best.safetensors  (of a run that is judged while it is trained)
+                        metrics.jsonl  best.safetensors  (of a run with validation)
 """
 
 from __future__ import annotations
@@ -27,10 +27,13 @@ _PACKAGES = ("gan_uad", "torch", "torchvision", "numpy", "scipy", "pillow", "sci
 
 
 class Run:
-    """An existing run folder and its resolved configuration. Raises `UserError` when the folder is not one."""
+    """An existing run folder and its resolved configuration. Raises `UserError` for another folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.state_path = folder / "state.pt"  # all that a resume needs
+        self.model_path = folder / "model.safetensors"  # the networks worth keeping
+        self.best_path = folder / "best.safetensors"  # the best networks by validation
         if not (folder / "config.yaml").is_file():
             raise UserError(f"{folder} is not a run folder: it has no config.yaml")
         self.config: RunConfig = resolve(
@@ -39,7 +42,7 @@ class Run:
 
     @classmethod
     def create(cls, out: Path, config: RunConfig) -> Run:
-        """Make the next numbered folder under `out` and describe the run in it."""
+        """Create the next numbered folder under `out` and describe the run in it."""
         make_folder(out)
         number = 1 + max((int(m[1]) for p in out.iterdir() if (m := _NAME.fullmatch(p.name))), default=-1)
         while True:
@@ -52,58 +55,47 @@ class Run:
                 except FileExistsError:  # another process took the number
                     number += 1
         write_json(folder / "environment.json", environment(config.training.seed))
-        write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        _write_config(folder, config)
         return cls(folder)
 
     @classmethod
     def latest(cls, out: Path, name: str) -> Run | None:
-        """The highest-numbered run of this name under `out`, if any (a folder that was killed before it was described is none)."""
+        """The highest-numbered run of this name under `out`, if any. A folder without config.yaml (killed too early) is skipped."""
         described = [file.parent for file in out.glob("*/config.yaml")]
         found = [p for p in described if (m := _NAME.fullmatch(p.name)) and m[2] == name]
         return cls(max(found)) if found else None
 
     def update_config(self, config: RunConfig) -> None:
-        """Record settings that a resumed run was given anew."""
+        """Record the overridden settings of a resumed run."""
         self.config = config
-        write_text(self.folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-
-    @property
-    def state_path(self) -> Path:
-        """All that a resume needs."""
-        return self.folder / "state.pt"
-
-    @property
-    def model_path(self) -> Path:
-        """The networks worth keeping."""
-        return self.folder / "model.safetensors"
-
-    @property
-    def best_path(self) -> Path:
-        """The networks as they were when a judge liked them best."""
-        return self.folder / "best.safetensors"
+        _write_config(self.folder, config)
 
     def log(self, row: dict[str, Any]) -> None:
         """Append one line to `log.jsonl`."""
         append_json_line(self.folder / "log.jsonl", row)
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines of `log.jsonl` (a killed process may leave half a line, which is passed over)."""
+        """All complete lines of `log.jsonl`."""
         return read_json_lines(self.folder / "log.jsonl")
 
     def log_validation(self, row: dict[str, Any]) -> None:
-        """Append one judgement to `metrics.jsonl`."""
+        """Append one validation to `metrics.jsonl`."""
         append_json_line(self.folder / "metrics.jsonl", row)
 
     def read_validations(self) -> list[dict[str, Any]]:
-        """All whole lines of `metrics.jsonl`; none where nothing was judged."""
+        """All complete lines of `metrics.jsonl`; none without validation."""
         return read_json_lines(self.folder / "metrics.jsonl")
 
     def rewind_log(self, nimg: int) -> None:
-        """Drop the lines that a killed process wrote after the checkpoint that training goes on from."""
+        """Drop the lines that a killed process wrote after the checkpoint from which training resumes."""
         for name in ("log.jsonl", "metrics.jsonl"):
             kept = [row for row in read_json_lines(self.folder / name) if row["nimg"] <= nimg]
             if kept or (self.folder / name).is_file():
                 write_text(self.folder / name, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _write_config(folder: Path, config: RunConfig) -> None:
+    write_text(folder / "config.yaml", yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -131,24 +123,20 @@ def _version(name: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that this code runs from, with "+" when it has uncommitted changes; None for an installed wheel."""
+    """Revision of this code's checkout, with "+" when it has uncommitted changes; None for an installed wheel."""
     root = Path(__file__).parents[1]
     if not (root / ".git").exists():
         return None
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"]
     try:
-        described = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return described.stdout.strip() or None
 
 
 def model_file(path: str | Path) -> Path:
-    """The model file that a run folder, a path or the name of a shipped model means: of a run that was judged the best one, else the last.
+    """The model file of a run folder (the best by validation, else the last), of a path, or of the name of a shipped model.
 
     Raises `UserError` when there is none.
     """
@@ -158,12 +146,12 @@ def model_file(path: str | Path) -> Path:
         file = best if best.is_file() else path / "model.safetensors"
         if not file.is_file():
             raise UserError(
-                f"{path} holds no model.safetensors: the run has not saved anything yet, or this is no run folder"
+                f"{path} holds no model.safetensors: the run has saved nothing yet, or this is not a run folder"
             )
         return file
     if not path.exists():
         shipped = trained_models()
-        absent = "; shipped models go by their names in a copy of the repository: there is no models/ here"
+        absent = "; shipped models have names only where a folder models/ of the repository is: there is none here"
         hint = f" (nor a shipped model: {near(str(path), shipped)})" if shipped else absent
         raise UserError(f"no such run folder or model file: {path}{hint}")
     return path

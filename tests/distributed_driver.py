@@ -47,7 +47,7 @@ def steps(source: str, overrides: tuple[str, ...] = (), count: int = 2, batch_no
     """Train a configuration (preset or file) for a few steps on random images, the same in any number of processes.
 
     In float64. Without `batch_norm` that is kept at its running statistics. Every optimiser is plain gradient descent: Adam makes
-    a whole step of what is only rounding. Returns figures (means over processes), gradients and the state.
+    a full step of a difference by rounding. Returns metrics (means over processes), gradients and the state.
     """
     config = load_config(source, tuple(overrides))
     torch.manual_seed(config.training.seed)
@@ -61,11 +61,11 @@ def steps(source: str, overrides: tuple[str, ...] = (), count: int = 2, batch_no
         if isinstance(value, torch.optim.Optimizer):
             setattr(task, name, torch.optim.SGD(value.param_groups[0]["params"], 0.01))
     rng, batch, here = torch.Generator().manual_seed(1), config.training.batch, distributed.world()
-    figures = []
+    metrics = []
     for k in range(count):
         real = torch.rand(batch, 3, config.resolution, config.resolution, generator=rng) * 2 - 1
         logged = task.step(distributed.share(real, here), k * batch)
-        figures.append({name: float(distributed.mean(value)) for name, value in logged.items()})
+        metrics.append({name: float(distributed.mean(value)) for name, value in logged.items()})
     task.synchronise()
     gradients = {
         f"{role}.{name}": p.grad
@@ -73,7 +73,7 @@ def steps(source: str, overrides: tuple[str, ...] = (), count: int = 2, batch_no
         if isinstance(net, nn.Module)
         for name, p in net.named_parameters()
     }
-    return {"figures": figures, "gradients": gradients, "state": task.state_dict()}
+    return {"metrics": metrics, "gradients": gradients, "state": task.state_dict()}
 
 
 def work(out: Path, spec: list[dict[str, Any]]) -> None:

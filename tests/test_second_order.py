@@ -11,6 +11,8 @@ from gan_uad.networks import second_order
 from gan_uad.networks.wgan_gp import WGANGP
 from gan_uad.training.losses import gradient_penalty
 
+pytestmark = pytest.mark.numerical
+
 
 def _double(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, requires_grad=True)

@@ -60,7 +60,7 @@ def whole(tiny: Any, configs: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_that_was_broken_off_ends_like_one_that_was_not(
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     tiny: Any, configs: Path, whole: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     """Broken off at 32 images: for the growing families in the middle of the fade to 8 px."""
@@ -113,12 +113,14 @@ def test_adaptive_augmentation_is_logged(whole: dict[str, Path]) -> None:
     assert p[-1] == pytest.approx(0.48)  # 48 images of 100
 
 
-def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trouble_is_reported_and_logged(
+    tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gan_uad.training.watch.WARMUP_TICKS", 2)
-    monkeypatch.setattr("gan_uad.training.stylegan2.diversity", lambda fake, real: torch.tensor(0.1))
+    monkeypatch.setattr("gan_uad.training.adversarial.diversity", lambda fake, real: torch.tensor(0.1))
     result = tiny.train(configs / "stylegan2.yaml", tmp_path, tick_kimg=0.004, total_kimg=0.04)
     assert result.exit_code == 0
-    assert result.stderr.count("generated images hardly differ from each other (diversity 0.10") == 1
+    assert result.stderr.count("diversity 0.10") == 1
     found = [row["nimg"] for row in rows(only_run(tmp_path)) if "warnings" in row]
     assert found == [20]
 
@@ -126,25 +128,25 @@ def test_trouble_is_told_and_logged(tiny: Any, configs: Path, tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("family", "words", "message"),
     [
-        ("pgan", ["-o", "resolution=48"], "resolution must be a power of two"),
-        ("stylegan", ["-o", "resolution=48"], "resolution must be a power of two"),
-        ("stylegan2", ["-o", "resolution=48"], "resolution must be a power of two"),
-        ("stylegan2", ["-o", "training.batch=6"], "batch of 6 images cannot be cut into minibatch-stddev groups of 4"),
+        ("pgan", ["-o", "resolution=48"], "resolution .*48"),
+        ("stylegan", ["-o", "resolution=48"], "resolution .*48"),
+        ("stylegan2", ["-o", "resolution=48"], "resolution .*48"),
+        ("stylegan2", ["-o", "training.batch=6"], "training.batch"),
         (
             "stylegan2",
             ["-o", "training.batch=8", "-o", "training.micro_batch=2"],
-            r"batch of 8 images \(in passes of 2\) cannot be cut into minibatch-stddev groups of 4",
+            r"8 images \(in passes of 2\) .*micro_batch.*network.mbstd_group",
         ),
         (
             "pgan",
             ["-o", "optim.batch_per_level={8: 7}"],
-            "batch of 7 images cannot be cut .* make optim.batch_per_level",
+            "7 images .*optim.batch_per_level",
         ),
-        ("pgan", ["-o", "optim.batch_per_level={8: 16}"], "a batch has 16.* a smaller optim.batch_per_level"),
-        ("stylegan2", ["-o", "training.batch=16"], "12 normal train images are too few: a batch has 16"),
-        ("stylegan2", ["-o", "training.precision=fp16"], "fp16 is for CUDA"),
-        ("stylegan2", ["-o", "optim.augment=flip"], "unknown augmentations 'flip'"),
-        ("stylegan", ["-o", "optim.start_resolution=6"], r"start_resolution must be one of \[4, 8, 16\]"),
+        ("pgan", ["-o", "optim.batch_per_level={8: 16}"], "16.*optim.batch_per_level"),
+        ("stylegan2", ["-o", "training.batch=16"], "12 .*16"),
+        ("stylegan2", ["-o", "training.precision=fp16"], "fp16"),
+        ("stylegan2", ["-o", "optim.augment=flip"], "'flip'"),
+        ("stylegan", ["-o", "optim.start_resolution=6"], r"start_resolution .*\[4, 8, 16\]"),
     ],
 )
 def test_bad_settings_are_one_line(
@@ -169,14 +171,13 @@ def test_a_checkpoint_of_another_channel_base(tiny: Any, configs: Path, tmp_path
     result = tiny.train(narrow, tmp_path, "--resume", total_kimg=0.008)
     assert result.exit_code == 2
     line = result.stderr.splitlines()[-1]
-    assert "of another architecture" in line
-    assert "another resolution or channel_base?" in line
+    assert "channel_base" in line
     result = tiny.train(narrow, tmp_path, "--resume", "-o", "network.channel_base=128")
     assert result.exit_code == 2
-    assert "it cannot go on with" in result.stderr.splitlines()[-1]
+    assert "network=" in result.stderr.splitlines()[-1]
 
 
-def test_out_of_memory_advises_only_passes_that_hold_whole_groups(
+def test_out_of_memory_advises_only_passes_of_complete_groups(
     tiny: Any, configs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Batch 8 and minibatch-stddev groups of 4: passes of 4, and nothing smaller."""

@@ -26,6 +26,8 @@ from gan_uad.networks.second_order import conv2d, conv_transpose2d
 from gan_uad.networks.stylegan2 import StyleGAN2
 from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
 
+pytestmark = pytest.mark.numerical
+
 TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
@@ -129,24 +131,24 @@ def test_modulated_convolution_in_half_precision_stays_in_range(rng: torch.Gener
 
 
 def test_minibatch_stddev_is_the_slow_definition(rng: torch.Generator) -> None:
-    x = randn(rng, 8, 6, 4, 4).float()
+    x = randn(rng, 8, 6, 4, 4)
     found = minibatch_stddev(x, group=4, channels=2)
     assert torch.equal(found[:, :6], x)
     for start in range(2):
-        group = x[start::2].double()
+        group = x[start::2]
         for channel in range(2):
             part = group[:, 3 * channel : 3 * channel + 3]
             deviation = ((part - part.mean(0)).square().mean(0) + 1e-8).sqrt().mean()
-            assert torch.allclose(found[start::2, 6 + channel].double(), deviation.expand(4, 4, 4), rtol=1e-5)
-    with pytest.raises(ValueError, match="6 images cannot be cut into minibatch-stddev groups of 4"):
+            assert torch.allclose(found[start::2, 6 + channel], deviation.expand(4, 4, 4), rtol=1e-12)
+    with pytest.raises(ValueError, match=r"6 images .* groups of 4"):
         minibatch_stddev(x[:6])
 
 
-def test_minibatch_stddev_of_strided_shares_is_that_of_the_whole_batch(rng: torch.Generator) -> None:
-    x = randn(rng, 16, 3, 2, 2).float()
-    whole = minibatch_stddev(x)
+def test_minibatch_stddev_of_strided_shares_is_that_of_the_complete_batch(rng: torch.Generator) -> None:
+    x = randn(rng, 16, 3, 2, 2)
+    complete = minibatch_stddev(x)
     for start in range(2):
-        assert torch.equal(minibatch_stddev(x[start::2]), whole[start::2])
+        torch.testing.assert_close(minibatch_stddev(x[start::2]), complete[start::2], rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("act_gain", [None, 2**0.5])
@@ -294,8 +296,9 @@ def check_by_differences(net: torch.nn.Module, loss: Callable[[], Tensor]) -> No
                 p.sub_(d, alpha=step)
         return found
 
-    step = 1e-6
-    assert (moved(step) - moved(-step)) / (2 * step) == pytest.approx(expected, rel=2e-5)
+    # A step that crosses the kink of a leaky ReLU says nothing, so one of several steps has to agree.
+    found = [(moved(step) - moved(-step)) / (2 * step) for step in (1e-6, 1e-7, 1e-8)]
+    assert any(difference == pytest.approx(expected, rel=2e-5) for difference in found), (found, expected)
 
 
 def test_r1_and_its_gradient(tiny: StyleGAN2, rng: torch.Generator) -> None:

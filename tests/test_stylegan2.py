@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gan_uad.networks.stylegan2 import StyleGAN2
 
+pytestmark = pytest.mark.numerical
+
 GOLDEN = Path(__file__).parent / "golden" / "stylegan2_32.npz"
 
 

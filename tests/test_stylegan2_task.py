@@ -15,6 +15,8 @@ from gan_uad.training import distributed
 from gan_uad.training.adversarial import diversity, guard_gradients
 from gan_uad.training.stylegan2 import StyleGAN2Task
 
+pytestmark = pytest.mark.numerical
+
 NETWORK = {"resolution": 16, "z_dim": 8, "w_dim": 8, "mapping_layers": 2, "channel_base": 128, "channel_max": 16}
 BATCH = 8
 
@@ -40,8 +42,8 @@ def weights(task: StyleGAN2Task) -> list[Tensor]:
 
 def test_regularisers_come_when_they_are_due() -> None:
     found = steps(make(r1_interval=3, path_interval=2), 0, 5)
-    assert [i for i, figures in enumerate(found) if "r1" in figures] == [0, 3]
-    assert [i for i, figures in enumerate(found) if "path_length" in figures] == [0, 2, 4]
+    assert [i for i, metrics in enumerate(found) if "r1" in metrics] == [0, 3]
+    assert [i for i, metrics in enumerate(found) if "path_length" in metrics] == [0, 2, 4]
     none = steps(make(r1_gamma=0.0, path_weight=0.0), 0, 1)[0]
     assert "r1" not in none
     assert "path_length" not in none
@@ -70,7 +72,7 @@ def test_r1_gamma_follows_resolution_and_batch() -> None:
 
 @pytest.mark.parametrize("optim", [{}, {"augment": "bgc", "ada_kimg": 0.1, "ada_target": -1.0}])
 def test_a_resumed_task_is_the_same_bit_for_bit(optim: dict[str, Any]) -> None:
-    """Saved in the middle of the intervals of R1, path length and ADA, and gone on with beyond the next of each."""
+    """Saved in the middle of the intervals of R1, path length and ADA, and resumed beyond the next of each."""
     optim = optim | {"r1_interval": 4, "path_interval": 4}
     whole = make(**optim)
     steps(whole, 0, 2)
@@ -110,9 +112,9 @@ def test_lazy_regularisers_are_weighted_by_their_intervals() -> None:
     seen: list[tuple[int, Tensor, dict[str, Tensor]]] = []
 
     def noted(optimizer: Any, count: int, loss: Any) -> dict[str, Tensor]:
-        value, figures = loss(slice(None))
-        seen.append((count, value, figures))
-        return {name: figure.detach() for name, figure in figures.items()}
+        value, metrics = loss(slice(None))
+        seen.append((count, value, metrics))
+        return {name: metric.detach() for name, metric in metrics.items()}
 
     task.optimise = noted
     task.step(batch(), 0)
@@ -140,8 +142,8 @@ def test_path_batches_of_several_processes(monkeypatch: pytest.MonkeyPatch, size
 
 def test_path_mean_and_w_avg_are_running_means() -> None:
     task = make()
-    figures = task.step(batch(), 0)
-    assert float(task.path_mean) == pytest.approx(0.01 * float(figures["path_length"]), rel=1e-5)
+    metrics = task.step(batch(), 0)
+    assert float(task.path_mean) == pytest.approx(0.01 * float(metrics["path_length"]), rel=1e-5)
     task = make(lr=0.1)
     # Of the z that the first generator step draws, before that step moves the mapping network.
     w = task.G.mapping(make().draw_z(BATCH))
@@ -185,8 +187,8 @@ def test_augmentation_follows_the_signs_of_real_images() -> None:
     """A target below what D says makes p rise; one above lets it stay at 0. D sees the altered images."""
     rising, resting = (make(augment="bg", ada_target=target, ada_kimg=0.1) for target in (-1.5, 1.5))
     for task in (rising, resting):
-        figures = steps(task, 0, 4)
-    assert float(figures[-1]["ada_p"]) == 0
+        metrics = steps(task, 0, 4)
+    assert float(metrics[-1]["ada_p"]) == 0
     assert rising.ada.p == pytest.approx(4 * BATCH / 100)
     seen: list[tuple[float, int]] = []
     resting.ada.observe = lambda sign, count: seen.append((sign, count))
@@ -199,15 +201,15 @@ def test_augmentation_follows_the_signs_of_real_images() -> None:
     assert not torch.equal(plain.D.from_rgb.weight, altered.D.from_rgb.weight)
 
 
-def test_every_image_that_d_judges_is_augmented() -> None:
+def test_every_image_that_d_sees_is_augmented() -> None:
     """Generated ones too, in the generator's step as well: otherwise the generator learns to make altered images."""
     task = make(augment="bgc", augment_p=1.0)
     task.pipe.apply = lambda images, drawn: images * 0.0 + 7.0
-    judged: list[Tensor] = []
-    task.D.register_forward_pre_hook(lambda net, inputs: judged.append(inputs[0].detach()))
+    seen_images: list[Tensor] = []
+    task.D.register_forward_pre_hook(lambda net, inputs: seen_images.append(inputs[0].detach()))
     task.step(batch(), 0)
-    assert len(judged) == 4  # generator's step, fakes, reals, R1
-    assert all(bool((images == 7).all()) for images in judged)
+    assert len(seen_images) == 4  # generator's step, generated images, real images, R1
+    assert all(bool((images == 7).all()) for images in seen_images)
 
 
 def test_r1_sees_through_the_augmentation() -> None:
@@ -224,7 +226,7 @@ def test_bf16_tracks_fp32() -> None:
     for enabled in (False, True):
         task = make(network={"low_precision_levels": 2})
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            found.append([float(figures["loss_D"]) for figures in steps(task, 0, 2)])
+            found.append([float(metrics["loss_D"]) for metrics in steps(task, 0, 2)])
         assert all(p.dtype == torch.float32 for p in task.G.parameters())
     assert found[0] != found[1]
     assert found[1] == pytest.approx(found[0], rel=0.05)
@@ -267,7 +269,7 @@ def test_learning_makes_the_mean_colour_right() -> None:
         ({"path_decay": 3.0}, "path_decay in"),
         ({"augment": "bgq"}, "unknown augmentations"),
         ({"augment": "bgc", "augment_p": 1.5}, "augment_p must be in"),
-        ({"augment_p": 0.5}, "augment_p without augment"),
+        ({"augment_p": 0.5}, "augment_p"),
     ],
 )
 def test_bad_options_are_one_line(optim: dict[str, Any], words: str) -> None:

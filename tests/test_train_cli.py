@@ -1,4 +1,4 @@
-"""Bad input to `gan-uad train`: one line that says what, where and what to do; the right exit code; nothing made is lost."""
+"""Bad input to `gan-uad train`: an error of one line and the right exit code; no finished work is lost."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def runs(out: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "messages"),
     [
-        (["-o", "training.bacth=8"], ["unknown key 'training.bacth'", "did you mean 'batch'"]),
-        (["-o", "training.batch=none"], ["training.batch", "valid integer"]),
-        (["-o", "network.chanel_base=8"], ["network dcgan has no option 'chanel_base'", "did you mean 'channel_base'"]),
-        (["-o", "network.z_dim=0"], ["network dcgan: z_dim must be at least 1"]),
-        (["-o", "network.z_dim=wide"], ["network dcgan, option z_dim", "got 'wide'"]),
-        (["-o", "optim.n_critic=5"], ["task dcgan has no option 'n_critic'"]),
-        (["-o", "optim.lr=-1"], ["task dcgan: .*learning rate"]),
-        (["-o", "optim.lr=fast"], ["task dcgan, option lr", "got 'fast'"]),
-        (["-o", "network.resolution=64"], ["the resolution is a key of its own"]),
-        (["-o", "model=dcgam"], ["no network is called 'dcgam'", "did you mean 'dcgan'"]),
-        (["-o", "task=wgan"], ["no task is called 'wgan'", "did you mean .*'wgan_gp'"]),
-        (["-o", "resolution=48"], ["resolution must be a power of two"]),
+        (["-o", "training.bacth=8"], ["training.bacth", "'batch'"]),
+        (["-o", "training.batch=none"], ["training.batch"]),
+        (["-o", "network.chanel_base=8"], ["network dcgan", "'chanel_base'", "'channel_base'"]),
+        (["-o", "network.z_dim=0"], ["network dcgan", "z_dim"]),
+        (["-o", "network.z_dim=wide"], ["network dcgan", "z_dim", "'wide'"]),
+        (["-o", "optim.n_critic=5"], ["task dcgan", "'n_critic'"]),
+        (["-o", "optim.lr=-1"], ["task dcgan", "-1"]),
+        (["-o", "optim.lr=fast"], ["task dcgan", "lr", "'fast'"]),
+        (["-o", "network.resolution=64"], ["resolution"]),
+        (["-o", "model=dcgam"], ["'dcgam'", "'dcgan'"]),
+        (["-o", "task=wgan"], ["'wgan'", "'wgan_gp'"]),
+        (["-o", "resolution=48"], ["resolution", "48"]),
         (["-o", "name=../up"], ["name"]),
         (["--data", "nowhere"], ["nowhere"]),
-        (["-o", "data.label=anomalous", "-o", "data.split_fractions=[0, 0.5, 0.5]"], ["no anomalous image in the train split"]),
-        (["--generator", "nowhere"], ["no such run folder or model file: .*nowhere"]),
-        (["-o", "training.device=cuda"], ["device cuda was asked for"]),
+        (["-o", "data.label=anomalous", "-o", "data.split_fractions=[0, 0.5, 0.5]"], ["anomalous", "train"]),
+        (["--generator", "nowhere"], ["nowhere"]),
+        (["-o", "training.device=cuda"], ["cuda"]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_trained_leaves_nothing_behind(
@@ -65,25 +65,25 @@ def test_what_cannot_be_trained_leaves_nothing_behind(
 
 
 def test_sources_that_are_none(tiny: Any, tmp_path: Path) -> None:
-    refused(tiny.train("dcgan_46", tmp_path), "no preset is called 'dcgan_46'", "did you mean 'dcgan_64'")
-    refused(tiny.train(tmp_path / "none.yaml", tmp_path), "no such configuration file")
-    refused(tiny.train(tmp_path, tmp_path, "--resume"), "is not a run folder: it has no config.yaml")
+    refused(tiny.train("dcgan_46", tmp_path), "'dcgan_46'", "'dcgan_64'")
+    refused(tiny.train(tmp_path / "none.yaml", tmp_path), "none.yaml")
+    refused(tiny.train(tmp_path, tmp_path, "--resume"), "config.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    refused(tiny.train(tmp_path / "list.yaml", tmp_path), "list.yaml must hold `key: value` lines, not a list")
+    refused(tiny.train(tmp_path / "list.yaml", tmp_path), "list.yaml")
     raw = yaml.safe_load(tiny.config("dcgan").read_text())
     raw["data"] = {}
     (tmp_path / "no_data.yaml").write_text(yaml.safe_dump(raw))
     result = tiny.train(tmp_path / "no_data.yaml", tmp_path / "runs")
-    refused(result, "no data is given", "--data")
-    assert "dcgan to be trained by dcgan at 32 px" in result.stderr
+    refused(result, "--data")
+    assert result.stderr.startswith("no_data: ")
 
 
 def test_a_folder_that_cannot_be_written(tiny: Any, tmp_path: Path) -> None:
     """Below a regular file, where even root cannot write."""
     (tmp_path / "file").touch()
-    refused(tiny.train(tiny.config("dcgan"), tmp_path / "file" / "runs"), "cannot write .*file/runs", "--out")
-    refused(tiny.train(tiny.config("dcgan"), tmp_path / "file"), "cannot write .*file", "--out")
-    refused(tiny.train(tiny.config("dcgan"), Path("/proc/runs")), "cannot write /proc/runs", "--out")
+    refused(tiny.train(tiny.config("dcgan"), tmp_path / "file" / "runs"), "file/runs", "--out")
+    refused(tiny.train(tiny.config("dcgan"), tmp_path / "file"), "file", "--out")
+    refused(tiny.train(tiny.config("dcgan"), Path("/proc/runs")), "/proc/runs", "--out")
 
 
 def test_a_dry_run_prints_what_would_be_trained_and_makes_nothing(tiny: Any, tmp_path: Path) -> None:
@@ -104,30 +104,30 @@ def test_an_encoder_needs_a_generator_that_fits(tiny: Any, tmp_path: Path) -> No
     def attempt(*words: object) -> Any:
         return tiny.train(tiny.config("izi_f"), tmp_path / "runs", "--generator", tiny.generator, *words)
 
-    refused(tiny.train(tiny.config("izi_f"), tmp_path / "runs"), "needs a trained generator: add --generator RUN")
+    refused(tiny.train(tiny.config("izi_f"), tmp_path / "runs"), "--generator RUN")
     refused(
         tiny.train(tiny.config("dcgan"), tmp_path / "runs", "--generator", tiny.generator),
-        "task dcgan trains no encoder and takes no generator",
+        "task dcgan",
+        "--generator",
     )
-    refused(attempt("-o", "resolution=64"), "the generator makes 32 px images, this configuration says resolution 64")
+    refused(attempt("-o", "resolution=64"), "resolution", "32", "64")
     refused(
         attempt("-o", "network.z_dim=9"),
-        r"the encoder \(z_dim 9, 32 px\) does not fit the generator \(z_dim 4, 32 px\)",
+        "z_dim 9",
+        "z_dim 4",
     )
-    refused(attempt("-o", "data.crop=center"), "data.crop is 'center', but the generator was trained with 'none'")
-    refused(attempt("-o", "data.grayscale=true"), "data.grayscale is True, but the generator was trained with False")
-    refused(attempt("-o", "data.resize=box"), "data.resize is 'box', but the generator was trained with 'bicubic'")
-    refused(attempt("-o", "optim.kappa=-1"), "kappa.*must not be negative")
-    refused(attempt("-o", "optim.lr=-1"), "lr must not be negative")
+    refused(attempt("-o", "data.crop=center"), "data.crop", "'center'", "'none'")
+    refused(attempt("-o", "data.grayscale=true"), "data.grayscale", "True", "False")
+    refused(attempt("-o", "data.resize=box"), "data.resize", "'box'", "'bicubic'")
+    refused(attempt("-o", "optim.kappa=-1"), "kappa")
+    refused(attempt("-o", "optim.lr=-1"), "lr")
     empty = tmp_path / "00000-empty"
     empty.mkdir()
-    refused(
-        tiny.train(tiny.config("izi_f"), tmp_path / "runs", "--generator", empty), "holds no model.safetensors", "empty"
-    )
+    refused(tiny.train(tiny.config("izi_f"), tmp_path / "runs", "--generator", empty), "model.safetensors", "empty")
     assert not (tmp_path / "runs").exists()
 
 
-def test_an_encoder_is_told_the_preprocessing_of_its_generator(tiny: Any, tmp_path: Path) -> None:
+def test_an_encoder_inherits_the_preprocessing_of_its_generator(tiny: Any, tmp_path: Path) -> None:
     words = ["-o", "data.crop=center", "-o", "data.crop_size=24", "-o", "data.grayscale=true"]
     made = tiny.train(tiny.config("wgan_gp"), tmp_path / "gan", *words, total_kimg=0.004)
     assert made.exit_code == 0, made.output
@@ -143,10 +143,10 @@ def test_an_encoder_is_told_the_preprocessing_of_its_generator(tiny: Any, tmp_pa
 # ---------------------------------------------------------------- resume
 
 
-def test_a_run_cannot_go_on_as_another(tiny: Any, tmp_path: Path) -> None:
+def test_a_run_cannot_continue_with_other_settings(tiny: Any, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny.generator, tmp_path / "00000-wgan_gp"))
     before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
-    refused(tiny.train(run, tmp_path), "is a run folder: add --resume to go on with it")
+    refused(tiny.train(run, tmp_path), str(run), "--resume")
     changes = {
         "training.batch": (4, 8),
         "training.seed": (0, 1),
@@ -159,14 +159,16 @@ def test_a_run_cannot_go_on_as_another(tiny: Any, tmp_path: Path) -> None:
     for key, (was, now) in changes.items():
         refused(
             tiny.train(run, tmp_path, "--resume", "-o", f"{key}={now}"),
-            f"was started with {key}={was}; it cannot go on with .*{now}.*Start a new run",
+            f"{key}={was} .*{now}",
         )
-    refused(tiny.train(run, tmp_path, "--resume", "-o", "optim.n_critic=1"), "was started with optim=", "cannot go on")
-    refused(tiny.train(run, tmp_path, "--resume", "-o", "training.bacth=4"), "did you mean 'batch'")
+    refused(tiny.train(run, tmp_path, "--resume", "-o", "optim.n_critic=1"), "optim=")
+    refused(tiny.train(run, tmp_path, "--resume", "-o", "training.bacth=4"), "'batch'")
     assert {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()} == before
 
 
-def test_the_same_command_again_with_resume_goes_on(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_command_with_resume_continues_the_run(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With paths as a user types them, and from another folder."""
     shutil.copytree(tiny.generator, tmp_path / "gan")
     shutil.copytree(tiny.patches, tmp_path / "patches")
@@ -179,12 +181,12 @@ def test_the_same_command_again_with_resume_goes_on(tiny: Any, tmp_path: Path, m
     monkeypatch.chdir(tmp_path / "elsewhere")
     result = tiny.train(tmp_path / "runs" / "00000-izi_f", Path("runs"), "--resume", total_kimg=0.016)
     assert result.exit_code == 0, result.output
-    assert "going on at 0.012 kimg" in result.stderr
+    assert "0.012 kimg" in result.stderr
     assert runs(tmp_path / "runs") == ["00000-izi_f"]
     assert gan_uad.load(str(tmp_path / "runs" / "00000-izi_f")).nimg == 16
 
 
-def test_what_a_resumed_run_was_told_anew_is_recorded(tiny: Any, tmp_path: Path) -> None:
+def test_overridden_settings_of_a_resumed_run_are_recorded(tiny: Any, tmp_path: Path) -> None:
     run = Path(shutil.copytree(tiny.generator, tmp_path / "00000-wgan_gp"))
     assert tiny.train(run, tmp_path, "--resume", total_kimg=0.02, checkpoint_kimg=5).exit_code == 0
     training = yaml.safe_load((run / "config.yaml").read_text())["training"]
@@ -199,7 +201,7 @@ def test_a_checkpoint_of_another_architecture(tiny: Any, tmp_path: Path) -> None
     shutil.copy(tmp_path / "wide" / "00000-wgan_gp" / "state.pt", run / "state.pt")
     refused(
         tiny.train(run, tmp_path, "--resume", total_kimg=0.1),
-        r"the checkpoint is of another architecture: 'G.linear.weight' is \[64, 4\] in the file, \[128, 4\] in the network",
+        r"'G.linear.weight' .*\[64, 4\] .*\[128, 4\]",
     )
 
 
@@ -224,34 +226,32 @@ def test_model_files_that_are_refused(tiny: Any, tmp_path: Path) -> None:
         "Pickled checkpoints .* are not opened: code in them",
     )
     assert not witness.exists()
-    load(tiny.generator / "state.pt", "is not a safetensors file")
+    load(tiny.generator / "state.pt", "safetensors")
     (tmp_path / "empty.safetensors").touch()
-    load(tmp_path / "empty.safetensors", "is not a safetensors file")
+    load(tmp_path / "empty.safetensors", "safetensors")
     whole = (tiny.generator / "model.safetensors").read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(whole[:-100])
-    load(tmp_path / "cut.safetensors", "is not a safetensors file")
+    load(tmp_path / "cut.safetensors", "safetensors")
     save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
-    load(tmp_path / "foreign.safetensors", "was not written by gan_uad")
+    load(tmp_path / "foreign.safetensors", "foreign.safetensors")
     for text in ("no json", "[1]", "{}"):
         save_file({"a": torch.zeros(1)}, tmp_path / "odd.safetensors", metadata={"gan_uad": text})
         load(tmp_path / "odd.safetensors", "odd.safetensors")
-    load(tmp_path / "nothing", "no such run folder or model file")
-    load(tmp_path, "holds no model.safetensors")
+    load(tmp_path / "nothing", "nothing")
+    load(tmp_path, "model.safetensors")
 
     description, _ = checkpoint.read_model(tiny.generator / "model.safetensors")
     nets = gan_uad.load(str(tiny.generator)).networks
     given = {key: value for key, value in description.items() if key not in {"format", "networks"}}
     checkpoint.save_model(tmp_path / "later.safetensors", nets, given | {"format": 99})
-    load(tmp_path / "later.safetensors", "is of format 99; this program reads format 1. Update gan_uad")
+    load(tmp_path / "later.safetensors", "format 99", "format 1")
     spec = nets["gan"].spec
     nets["gan"].spec = {"name": spec["name"], "options": spec["options"] | {"channel_max": 4}}
     checkpoint.save_model(tmp_path / "other.safetensors", nets, given)
-    load(
-        tmp_path / "other.safetensors", "of another architecture: 'G.linear.weight' is .*in the file, .* in the network"
-    )
+    load(tmp_path / "other.safetensors", "'G.linear.weight'")
     nets["gan"].spec = {"name": "unheard_of", "options": {}}
     checkpoint.save_model(tmp_path / "unknown.safetensors", nets, given)
-    load(tmp_path / "unknown.safetensors", "no network is called 'unheard_of'")
+    load(tmp_path / "unknown.safetensors", "'unheard_of'")
 
 
 class _Evil:
@@ -282,7 +282,7 @@ def learned(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_training_starts_from_a_trained_model(tiny: Any, tmp_path: Path) -> None:
-    """Averaged and trained generator are the given one, the discriminator too; the optimisers begin anew; the file may go afterwards."""
+    """Averaged and trained generator are the given one, the discriminator too; with new optimisers; the file may go afterwards."""
     given = Path(shutil.copytree(tiny.generator, tmp_path / "given"))
     words = ("-o", f"init_from={given}", "-o", "optim.lr=0", "-o", "optim.lr_D=0", "-o", "training.seed=7")
     made = tiny.train(tiny.config("wgan_gp"), tmp_path / "runs", *words, total_kimg=0.004)
@@ -300,6 +300,6 @@ def test_a_start_from_another_architecture_is_refused(tiny: Any, tmp_path: Path)
     def attempt(name: str, initial: Path, *words: object) -> Any:
         return tiny.train(tiny.config(name), tmp_path / "runs", "-o", f"init_from={initial}", *words)
 
-    refused(attempt("dcgan", tiny.generator), "init_from .* is of another architecture")
-    refused(attempt("wgan_gp", tmp_path / "none"), "no such run folder or model file")
-    refused(attempt("izi_f", tiny.generator, "--generator", tiny.generator), "init_from .* holds no encoder, only gan")
+    refused(attempt("dcgan", tiny.generator), "init_from")
+    refused(attempt("wgan_gp", tmp_path / "none"), str(tmp_path / "none"))
+    refused(attempt("izi_f", tiny.generator, "--generator", tiny.generator), "init_from", "encoder")

@@ -17,6 +17,8 @@ from gan_uad.training.ema import EMA
 from gan_uad.training.losses import gradient_penalty
 from gan_uad.training.optim import RMSpropTF
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 
@@ -163,9 +165,9 @@ def test_the_generator_steps_once_after_every_n_critic_critic_steps(n_critic: in
     stepped = []
     for k in range(10):
         G, D = weights(job.G), weights(job.D)
-        figures = job.step(real(), k * 8)
+        metrics = job.step(real(), k * 8)
         moved = any(not torch.equal(G[name], p) for name, p in job.G.named_parameters())
-        assert moved == ("loss_G" in figures)
+        assert moved == ("loss_G" in metrics)
         assert any(not torch.equal(D[name], p) for name, p in job.D.named_parameters())
         stepped.append(moved)
     assert stepped == [(k + 1) % n_critic == 0 for k in range(10)]
@@ -183,9 +185,9 @@ def test_the_critic_loss_of_wgan_gp() -> None:
     on_real, on_fake = D(x), D(fake)
     penalty = gradient_penalty(D, x, fake, mix)
     (on_fake.mean() - on_real.mean() + 10 * penalty).backward()
-    figures = job.discriminator_step(x)
-    assert float(figures["wasserstein"]) == pytest.approx((on_real.mean() - on_fake.mean()).item(), rel=1e-4)
-    assert float(figures["penalty"]) == pytest.approx(penalty.item(), rel=1e-4)
+    metrics = job.discriminator_step(x)
+    assert float(metrics["wasserstein"]) == pytest.approx((on_real.mean() - on_fake.mean()).item(), rel=1e-4)
+    assert float(metrics["penalty"]) == pytest.approx(penalty.item(), rel=1e-4)
     for mine, theirs in zip(job.D.parameters(), D.parameters(), strict=True):
         assert theirs.grad is not None
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-3, atol=2e-4)
@@ -231,11 +233,11 @@ def test_the_losses_of_dcgan() -> None:
     loss_D.backward()
     torch.optim.Adam(D.parameters(), 1e-3, (0.5, 0.999)).step()
     loss_G = -torch.sigmoid(D(fake)).log().mean()
-    figures = job.step(x, 0)
-    assert float(figures["loss_D"]) == pytest.approx(loss_D.item(), rel=1e-4)
-    assert float(figures["loss_G"]) == pytest.approx(loss_G.item(), rel=1e-2)
-    assert float(figures["real_sign"]) == pytest.approx(on_real.sign().mean().item())
-    assert float(figures["fake_sign"]) == pytest.approx(on_fake.sign().mean().item())
+    metrics = job.step(x, 0)
+    assert float(metrics["loss_D"]) == pytest.approx(loss_D.item(), rel=1e-4)
+    assert float(metrics["loss_G"]) == pytest.approx(loss_G.item(), rel=1e-2)
+    assert float(metrics["real_sign"]) == pytest.approx(on_real.sign().mean().item())
+    assert float(metrics["fake_sign"]) == pytest.approx(on_fake.sign().mean().item())
 
 
 @pytest.mark.parametrize("name", ["dcgan", "wgan_gp"])
@@ -306,8 +308,8 @@ def test_an_encoder_task_steps_by_its_formula_and_leaves_the_gan_as_it_is(name: 
         if name == "izi_f":
             loss = loss + ((f(wide) - f(again)) ** 2).mean()
     loss.backward()
-    figures = job.step(x, 0)
-    assert float(figures["loss"]) == pytest.approx(loss.item(), rel=1e-4)
+    metrics = job.step(x, 0)
+    assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
     for mine, theirs in zip(job.E.parameters(), ours.parameters(), strict=True):
         assert theirs.grad is not None
         expected = theirs - 1e-3 * theirs.grad / (0.9 + 0.1 * theirs.grad**2 + 1e-10).sqrt()

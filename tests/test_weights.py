@@ -61,7 +61,7 @@ def test_a_file_arrives_whole_over_a_bad_connection(
     assert server.ranges == ranges
 
 
-def test_a_download_goes_on_in_a_later_run(server: Server, tmp_path: Path) -> None:
+def test_a_download_continues_in_a_later_run(server: Server, tmp_path: Path) -> None:
     (tmp_path / "net.pth.part").write_bytes(BODY[:1000])
     download.download(server.url, tmp_path / "net.pth", DIGEST)
     assert server.ranges == ["bytes=1000-"]
@@ -150,7 +150,7 @@ def test_without_network_one_line_says_everything(cli: Any, nowhere: Path) -> No
         "efficientnet_lite0",
     ):
         assert word in line
-    with pytest.raises(UserError, match=r"vgg16-397923af\.pth"):  # and no other network is taken instead
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth"):  # and no other network is used instead
         load_features("vgg16")
     assert load_features().weights == "efficientnet-lite0-57934424.pth sha256:579344248a93e230"
 
@@ -165,18 +165,18 @@ def test_the_order_of_looking(nowhere: Path, tmp_path: Path, monkeypatch: pytest
     torch.save({"a": torch.zeros(1)}, user / names[0])
     torch.save({"b": torch.zeros(1)}, nowhere / names[0])
     with pytest.raises(
-        UserError, match=r"is broken: its sha256 is [0-9a-f]{64} .* 397923af"
+        UserError, match=r"vgg16-397923af.pth .* [0-9a-f]{64} .* 397923af.*weights fetch vgg16"
     ):  # a cached file is checked
         weights.find("vgg16")
     monkeypatch.setenv(weights.VARIABLE, str(user))
     assert weights.find("vgg16") == user / names[0]  # the user's own is not
     assert weights.find("vgg16", given) == given / names[1]
     assert weights.find("vgg16", given / names[1]) == given / names[1]
-    for missing, message in ((given / "no.pth", "does not exist"), (tmp_path, "holds neither")):
+    for missing, message in ((given / "no.pth", "no.pth"), (tmp_path, names[0])):
         with pytest.raises(UserError, match=message):
             weights.find("vgg16", missing)
     monkeypatch.setenv(weights.VARIABLE, str(tmp_path / "no"))
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match=weights.VARIABLE):
         weights.find("vgg16")
 
 
@@ -186,7 +186,7 @@ def test_a_download_ends_in_the_cache(server: Server, nowhere: Path) -> None:
     assert weights.fetch(known) == nowhere / "net.pth"
     assert server.ranges == [None]
     (nowhere / "net.pth").write_bytes(b"broken")
-    with pytest.raises(UserError, match="in the way"):
+    with pytest.raises(UserError, match=r"net\.pth"):
         weights.fetch(known)
 
 
@@ -209,11 +209,11 @@ def test_files_that_do_not_fit(shared_weights: Path, tmp_path: Path) -> None:
     text = message(broken)
     assert hashlib.sha256(broken).hexdigest() in text
     assert "7be5be79" in text
-    assert "no state dict" in message([1, 2])
-    assert "cannot be read" in message({"a": bad})  # an object of a class: it would need pickled code
-    assert "1 missing: features.0.weight" in message({k: v for k, v in alexnet.items() if k != "features.0.weight"})
-    assert "1 unknown: extra" in message(alexnet | {"extra": torch.zeros(1)})
-    assert "1 of another shape: features.0.bias" in message(alexnet | {"features.0.bias": torch.zeros(3)})
+    assert "alexnet" in message([1, 2])
+    assert str(bad) in message({"a": bad})  # an object of a class: it would need pickled code
+    assert "features.0.weight" in message({k: v for k, v in alexnet.items() if k != "features.0.weight"})
+    assert "extra" in message(alexnet | {"extra": torch.zeros(1)})
+    assert "features.0.bias" in message(alexnet | {"features.0.bias": torch.zeros(3)})
 
 
 def test_list_and_verify(cli: Any, nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,4 +238,4 @@ def test_list_and_verify(cli: Any, nowhere: Path, tmp_path: Path, monkeypatch: p
     assert result.stdout.startswith("UNKNOWN ")
     for nothing in ("vgg16", "vgg17"):
         assert cli("weights", "verify", nothing).exit_code == 2
-    assert "did you mean 'vgg16'" in cli("weights", "fetch", "vgg61").stderr
+    assert "'vgg16'" in cli("weights", "fetch", "vgg61").stderr

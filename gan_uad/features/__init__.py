@@ -1,5 +1,5 @@
 """Pretrained feature networks, and where their weights come from.
 
-Here belongs what turns images into features or perceptual distances with weights that somebody else trained. Here does not belong what
-is made of the features (`metrics/`), nor anything that is trained in this project (`networks/`, `training/`).
+Here: what turns images into features or perceptual distances with weights that somebody else trained. Not here: what is computed from
+the features (`metrics/`), and anything that is trained in this project (`networks/`, `training/`).
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,42 +11,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.features import weights as weight_files
-from gan_uad.features.base import FeatureNet
-from gan_uad.features.fold import fold_batch_norm
+from gan_uad.features.base import FeatureNet, pretrained
 from gan_uad.features.pixels import as_float, resized
 from gan_uad.networks.efficientnet_lite import EfficientNetLite0, own_names
+from gan_uad.networks.layers import IMAGENET
 from gan_uad.registry import register
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of values in [0, 1]
 LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # (value − 127) / 128
-SIDE = 224  # px that an image is brought to for pooled features
-LEAST = 16  # px, below which nothing is left of an image in the last maps
+SIDE = 224  # px to which an image is resized for pooled features
+MIN_SIDE = 16  # px; of a smaller image nothing is left in the last maps
 
 
 class Backbone(FeatureNet):
     """A convolutional network: `stages` gives its maps of rising depth, whose last, averaged over space, are the features.
 
-    For `forward`, images are brought to `side` px (bilinear, antialiased when they shrink), by default the size that the network was
-    trained on: what it knows is of that scale. In EfficientNet-Lite0, the nearest normal features tell 64 px patches apart better so
-    than at their own size (AUROC 0.917 against 0.838 on LC25000 colon, 0.675 against 0.645 on PCam). `maps` takes images as they are.
+    `forward` resizes images to `side` px (bilinear, antialiased when they shrink), by default the size that the network was trained on.
+    With EfficientNet-Lite0 and 64 px patches, nearest normal features detect anomalies better that way than at 64 px (AUROC 0.917
+    against 0.838 on LC25000 colon, 0.675 against 0.645 on PCam). `maps` takes images at their own size.
     """
 
     mean_std: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
     side: int = SIDE
-    pooling = "spatial mean of the last maps"  # said in `preprocessing`
+    pooling = "spatial mean of the last maps"  # words for `preprocessing`
 
     shift: Tensor
     scale: Tensor
 
     def __init__(self, net: nn.Module, label: str, side: int | None = None) -> None:
-        """`net`: with its weights; `label`: what identifies them; `side` in px instead of the usual one, which `figure` then tells."""
+        """`net`: with its weights; `label`: what identifies them; `side` in px instead of the usual one, which `metric` then names."""
         super().__init__()
         self.net = net.eval().to(memory_format=torch.channels_last).requires_grad_(False)
         self.weights = label
         if side is not None and side != self.side:
-            if side < LEAST:
-                raise ValueError(f"images must be brought to at least {LEAST} px, not {side}")
+            if side < MIN_SIDE:
+                raise ValueError(f"images must be resized to at least {MIN_SIDE} px, not {side}")
             self.side, self.metric = side, f"{self.metric}@{side}"
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in self.mean_std)
         # For values in [-1, 1]; float32 of −0.030 and 0.458 like those that LPIPS was published with.
@@ -59,8 +56,8 @@ class Backbone(FeatureNet):
         )
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        """Normalised images -> maps of rising depth."""
-        raise NotImplementedError
+        """Normalised images -> maps of rising depth. Raises `NotImplementedError` where a network has none (timm)."""
+        raise NotImplementedError(f"{type(self).__name__} gives no feature maps")
 
     def pooled(self, x: Tensor) -> Tensor:
         """Normalised images -> features `[N, dim]`."""
@@ -75,10 +72,6 @@ class Backbone(FeatureNet):
     def maps(self, images: Tensor) -> list[Tensor]:
         """Float `[N, 3, H, W]` in [-1, 1] at their own size -> `[N, C, h, w]` of each stage, differentiable."""
         return self.stages(self._normalised(images))
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stay in evaluation mode: a part of something that is trained must not set batch statistics free here."""
-        return super().train(False)
 
     def _normalised(self, x: Tensor) -> Tensor:
         return ((x - self.shift) / self.scale).contiguous(memory_format=torch.channels_last)
@@ -96,26 +89,38 @@ def taps(layers: Any, x: Tensor, after: Sequence[int]) -> list[Tensor]:
     return found
 
 
-class Torchvision(Backbone):
-    """A network of torchvision without its classifier, from a full file or, for VGG16 and AlexNet, one of the convolutions alone."""
+class Published(Backbone):
+    """A network with published weights."""
 
-    name: str  # of torchvision's builder and of the weights
-    head: str  # what its classifier is called
+    name: str  # of the weights
 
     def __init__(self, weights: Path | None = None, side: int | None = None) -> None:
-        """`weights`: a file or folder to take instead of the usual places; `side`: see `Backbone`. Raises `UserError`."""
+        """`weights`: a file or folder, instead of the usual places; `side`: see `Backbone`. Raises `UserError`."""
+        super().__init__(*pretrained(self.name, weights, self.make, self.rename), side)
+
+    def make(self) -> nn.Module:
+        """The network, without weights."""
+        raise NotImplementedError
+
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the published file under the network's names."""
+        return state
+
+
+class Torchvision(Published):
+    """A network of torchvision without its classifier, from a full file or, for VGG16 and AlexNet, one of the convolutions alone."""
+
+    head: str  # what its classifier is called
+
+    def make(self) -> nn.Module:
         import torchvision.models
 
-        loaded = weight_files.load(self.name, weights)
-        with torch.device("meta"):  # nothing is made that the file brings anyway
-            net = torchvision.models.get_model(self.name, weights=None)
+        net: nn.Module = torchvision.models.get_model(self.name, weights=None)
         setattr(net, self.head, nn.Identity())
-        state = {self._key(key): value for key, value in loaded.state.items() if not key.startswith(f"{self.head}.")}
-        weight_files.put(net, state, loaded.path, self.name)
-        super().__init__(fold_batch_norm(net.eval()), loaded.label, side)
+        return net
 
-    def _key(self, key: str) -> str:
-        return key
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {key: value for key, value in state.items() if not key.startswith(f"{self.head}.")}
 
 
 class _Sequential(Torchvision):
@@ -161,14 +166,14 @@ class DenseNet121(Torchvision):
     head = "classifier"
 
     def stages(self, x: Tensor) -> list[Tensor]:
-        found = taps(
-            self.net.features, x, (2, 4, 6, 8, 11)
-        )  # relu0, the four dense blocks; the last with its normalisation
+        # relu0, the four dense blocks; the last with its normalisation
+        found = taps(self.net.features, x, (2, 4, 6, 8, 11))
         return [*found[:-1], F.relu(found[-1])]
 
-    def _key(self, key: str) -> str:
-        # torchvision's published file is older than the names: there "norm.1" is what is now "norm1".
-        return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        from gan_uad.networks.classifier import densenet_names
+
+        return super().rename(densenet_names(state))
 
 
 @register("resnet34", kind="features")
@@ -189,19 +194,17 @@ class ResNet34(Torchvision):
 
 
 @register("efficientnet_lite0", kind="features")
-class EfficientNetLite0Features(Backbone):
+class EfficientNetLite0Features(Published):
     """EfficientNet-Lite0 of ImageNet, 1280 features; its weights are installed with this package."""
 
     name, metric, dim = "efficientnet_lite0", "FD-EffNetLite0", 1280
     mean_std = LITE
 
-    def __init__(self, weights: Path | None = None, side: int | None = None) -> None:
-        """`weights`: a file or folder to take instead of the usual places; `side`: see `Backbone`. Raises `UserError`."""
-        loaded = weight_files.load(self.name, weights)
-        with torch.device("meta"):
-            net = EfficientNetLite0()
-        weight_files.put(net, own_names(loaded.state), loaded.path, self.name)
-        super().__init__(fold_batch_norm(net.eval()), loaded.label, side)
+    def make(self) -> nn.Module:
+        return EfficientNetLite0()
+
+    def rename(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return own_names(state)
 
     def stages(self, x: Tensor) -> list[Tensor]:
         found: list[Tensor] = self.net(x)

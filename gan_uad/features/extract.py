@@ -18,9 +18,8 @@ def extract(
 ) -> Iterator[NDArray[np.float32]]:
     """Batches of uint8 `[n, H, W, 3]` -> as many float32 `[n, dim]`, of any n; nothing is kept.
 
-    The network sees `micro_batch` images at a time, the last ones padded with black ones: how convolutions are computed, and so the
-    last digits of a feature, depends on the size of a batch, and an image's features must not depend on its company. Raises
-    `ValueError` for another type or shape.
+    The network always sees `micro_batch` images; the last ones are padded with black ones. The size of a batch changes the last digits
+    of a convolution, and an image's features must not depend on the other images. Raises `ValueError` for another type or shape.
     """
     for images in batches:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:

@@ -1,8 +1,9 @@
-"""`gan-uad weights`: which files of pretrained weights there are, where they are, and whether they are what they are called."""
+"""`gan-uad weights`: the known files of pretrained weights, where they are, and whether their hashes are right."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from gan_uad import console
@@ -14,9 +15,7 @@ def list_weights(as_json: bool) -> None:
     """Print every known file with its licence and where it is on this machine."""
     rows = [(known, weights.places(known)) for known in map(weights.entry, weights.names())]
     if as_json:
-        print(
-            json.dumps([known.__dict__ | {"places": [str(path) for path in found]} for known, found in rows], indent=2)
-        )
+        print(json.dumps([asdict(known) | {"places": [*map(str, found)]} for known, found in rows], indent=2))
         return
     for known, found in rows:
         print(f"{known.name:18s} {known.file} ({known.megabytes:.0f} MB): {known.what}")
@@ -33,12 +32,11 @@ def fetch(name: str, out: Path | None) -> None:
 def verify(what: str | None) -> int:
     """Compare files with their published hashes: of one network, one file, or all that are found. Returns 1 if one differs, else 0.
 
-    A file of another name has no published hash: its own is printed. Raises `UserError` where there is nothing to verify.
+    A file with another name has no published hash: its own is printed. Raises `UserError` where there is nothing to verify.
     """
     files = _files(what)
     if not files:
-        where = "has no file on this machine" if what else "none of the known files is on this machine"
-        raise UserError(f"{what or 'weights'}: {where}; see `gan-uad weights list`")
+        raise UserError(f"{what or 'weights'}: no such file on this machine; see `gan-uad weights list`")
     published = {known.file: known for known in map(weights.entry, weights.names())}
     wrong = 0
     for path in files:

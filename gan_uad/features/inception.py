@@ -8,9 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gan_uad.features import weights as weight_files
-from gan_uad.features.base import FeatureNet
-from gan_uad.features.fold import fold_batch_norm
+from gan_uad.features.base import FeatureNet, pretrained
 from gan_uad.features.pixels import as_float
 from gan_uad.registry import register
 
@@ -21,29 +19,21 @@ SIDE = 299
 class Inception(FeatureNet):
     """The FID's Inception of 2015, 2048 features of its last pooling.
 
-    By default its features are torch-fidelity's: the same layers and the resize of TensorFlow 1 (samples at i · side / 299, no half-pixel
-    shift), which every published FID rests on. pytorch-fid has the same layers but resizes with pixel centres kept
-    (`F.interpolate(..., align_corners=False)`): its features, and so its FIDs, are others.
+    Its features are torch-fidelity's: the same layers, and the resize of TensorFlow 1 (samples at i · side / 299, no half-pixel shift),
+    which every published FID rests on. pytorch-fid has the same layers but resizes with pixel centres kept
+    (`F.interpolate(..., align_corners=False)`), so its features and FIDs differ.
 
-    It is faster by channels_last, batch normalisation folded into the convolutions and a resize with less to move; all of that changes
-    the features by rounding alone (about 3e-7). `fast` adds bfloat16 where the processor computes in it, which moves the FID by more
-    than rounding; `preprocessing` tells what was done.
+    channels_last, folded batch normalisation and a faster resize change the features by rounding alone (about 3e-7). `fast` uses
+    bfloat16 where the processor computes in it; this changes the FID by more than rounding, and `preprocessing` says so.
     """
 
     metric, dim = "FID", 2048
 
     def __init__(self, weights: Path | None = None, fast: bool = False) -> None:
-        """`weights`: a file or folder to take instead of the usual places. Raises `UserError`."""
+        """`weights`: a file or folder, instead of the usual places. Raises `UserError`."""
         super().__init__()
-        loaded = weight_files.load("inception", weights)
-        with torch.device("meta"):  # nothing is made that the file brings anyway
-            net = _layers()
-        state = {key: value for key, value in loaded.state.items() if not key.startswith("fc.")}
-        weight_files.put(net, state, loaded.path, "inception")
-        net.eval().requires_grad_(False)
-        self.net = fold_batch_norm(net).to(memory_format=torch.channels_last)
+        self.net, self.weights = pretrained("inception", weights, _layers, _without_classifier)
         self.fast = fast
-        self.weights = loaded.label
 
     @property
     def preprocessing(self) -> str:  # type: ignore[override]
@@ -63,13 +53,13 @@ class Inception(FeatureNet):
             x = self.net(x)
         return x.mean((2, 3), dtype=torch.float32)
 
-    def train(self, mode: bool = True) -> Inception:
-        """Stay in evaluation mode."""
-        return super().train(False)
+
+def _without_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
 
 
 def _layers() -> nn.Sequential:
-    """All before the last pooling, in torch-fidelity's names."""
+    """All layers before the last pooling, with torch-fidelity's names."""
     from torch_fidelity import feature_extractor_inceptionv3 as tf
 
     net = nn.Sequential()

@@ -24,10 +24,10 @@ def load_features(
 ) -> FeatureNet:
     """The feature network registered as `name`, in evaluation mode on `device`.
 
-    name: as in `gan-uad models`, or `timm:NAME`; `NAME@64` brings images to 64 px instead of the size that the network was trained on
-    (cheaper, and another figure, which says so). weights: its file, or a folder that holds it, instead of the usual places (see
-    `features/weights.py`). fast: bfloat16 where the processor has it, which `preprocessing` tells; only `inception` has it. Raises
-    `UserError` for unknown names, missing or unfit weights, and options that a network does not have.
+    name: as in `gan-uad models`, or `timm:NAME`; `NAME@64` resizes images to 64 px instead of the size that the network was trained on
+    (cheaper; the metric gets another name). weights: its file, or a folder that holds it, instead of the usual places (see
+    `features/weights.py`). fast: bfloat16 where the processor has it (`preprocessing` says so); `inception` only. Raises `UserError` for
+    unknown names, for weights that are missing or do not fit, and for options that a network does not have.
     """
     base, at, side = name.partition("@")
     kind, _, model = base.partition(":")

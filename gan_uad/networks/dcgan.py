@@ -5,11 +5,13 @@ With `channel_base` 4096 at 64 px the widths are the published 1024-512-256-128;
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.networks.layers import as_images, channels_at, check_resolution, check_sizes
+from gan_uad.networks.layers import as_images, check_sizes, stack, widths_of
 from gan_uad.registry import register
 
 
@@ -18,14 +20,13 @@ class Generator(nn.Module):
 
     def __init__(self, resolution: int, z_dim: int, channel_base: int, channel_max: int) -> None:
         super().__init__()
-        check_resolution(resolution)
+        check_sizes(z_dim=z_dim)
         self.resolution, self.z_dim = resolution, z_dim
-        widths = _widths(resolution, channel_base, channel_max)
-        layers: list[nn.Module] = [nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False)]
-        for a, b in zip(widths, widths[1:], strict=False):
-            layers += [nn.BatchNorm2d(a), nn.ReLU(), nn.ConvTranspose2d(a, b, 4, stride=2, padding=1, bias=False)]
-        layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU(), nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1)]
-        self.layers = nn.Sequential(*layers)
+        widths = widths_of(resolution, channel_base, channel_max)[:-1]
+        up = partial(nn.ConvTranspose2d, kernel_size=4, stride=2, padding=1)
+        layers = stack(widths, lambda a, b: (nn.BatchNorm2d(a), nn.ReLU(), up(a, b, bias=False)))
+        last = (nn.BatchNorm2d(widths[-1]), nn.ReLU(), up(widths[-1], 3))
+        self.layers = nn.Sequential(nn.ConvTranspose2d(z_dim, widths[0], 4, bias=False), *layers, *last)
         self.apply(_initialise)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -38,13 +39,11 @@ class Discriminator(nn.Module):
 
     def __init__(self, resolution: int, channel_base: int, channel_max: int) -> None:
         super().__init__()
-        check_resolution(resolution)
         self.resolution = resolution
-        widths = _widths(resolution, channel_base, channel_max)[::-1]
-        layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for a, b in zip(widths, widths[1:], strict=False):
-            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers)
+        widths = widths_of(resolution, channel_base, channel_max)[-2::-1]
+        down = partial(nn.Conv2d, kernel_size=4, stride=2, padding=1)
+        layers = stack(widths, lambda a, b: (down(a, b, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)))
+        self.layers = nn.Sequential(down(3, widths[0]), nn.LeakyReLU(0.2), *layers)
         self.last = nn.Conv2d(widths[-1], 1, 4)
         self.apply(_initialise)
 
@@ -54,7 +53,7 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of `x`, higher = more like the real images."""
-        return F.linear(self.layers(as_images(x)).flatten(1), self.last.weight.flatten(1), self.last.bias).squeeze(1)
+        return F.linear(self.features(x), self.last.weight.flatten(1), self.last.bias).squeeze(1)
 
 
 @register("dcgan")
@@ -65,15 +64,8 @@ class DCGAN(nn.Module):
         self, resolution: int = 64, z_dim: int = 100, channel_base: int = 4096, channel_max: int = 1024
     ) -> None:
         super().__init__()
-        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max)
         self.G = Generator(resolution, z_dim, channel_base, channel_max)
         self.D = Discriminator(resolution, channel_base, channel_max)
-
-
-def _widths(resolution: int, channel_base: int, channel_max: int) -> list[int]:
-    """Feature maps at 4, 8, ... half the resolution."""
-    levels = [4 << i for i in range(resolution.bit_length() - 3)]
-    return [channels_at(r, channel_base, channel_max) for r in levels]
 
 
 def _initialise(module: nn.Module) -> None:

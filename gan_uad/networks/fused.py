@@ -50,9 +50,9 @@ def _resampled(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tupl
             x, pad = F.pad(x, (*pad, *pad)), (0, 0)
         return F.conv2d(x, weight, stride=down, padding=pad[0], groups=c)
     crop = (size - 1 - pad[0], size - up - pad[1])  # of the full transposed convolution
-    whole = min(crop) < 0 or crop[0] != crop[1]
-    y = F.conv_transpose2d(x, weight, stride=up, padding=0 if whole else crop[0], groups=c)
-    if whole:
+    uneven = min(crop) < 0 or crop[0] != crop[1]
+    y = F.conv_transpose2d(x, weight, stride=up, padding=0 if uneven else crop[0], groups=c)
+    if uneven:
         y = F.pad(y, (-crop[0], -crop[1], -crop[0], -crop[1]))
     return y[..., ::down, ::down] if down > 1 else y
 
@@ -153,9 +153,7 @@ def _act_grads(
     grad: Tensor, y: Any, factors: Any, out: Tensor, number: float, gain: float, act: bool, wants: tuple[bool, ...]
 ) -> Any:
     """The gradients in operations that can be differentiated again; `out` only tells where the activation was on which side."""
-    slope = (
-        torch.where(out > 0, 1.0, 0.2).to(grad.dtype) if act else torch.ones((), dtype=grad.dtype, device=grad.device)
-    )
+    slope = torch.where(out > 0, 1.0, 0.2).to(grad.dtype) if act else grad.new_ones(())
     if out.dtype != torch.float32 and out.dtype != torch.float64:
         slope = slope * (out.abs() < CLAMP)
     grad = grad * slope

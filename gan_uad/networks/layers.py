@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm
 
 SQRT2 = 2**0.5
 NOISE_MODES = ("const", "none")  # of the style-based families: each layer's own fixed map, or none
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of its RGB values in [0, 1]
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -35,21 +37,50 @@ def check_sizes(**sizes: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {size}")
 
 
+def check_widths(**widths: Sequence[int]) -> None:
+    """Raise `ValueError` unless there is at least one layer of each kind, and each has a width of at least 1."""
+    for name, values in widths.items():
+        if not values:
+            raise ValueError(f"{name} needs at least one layer")
+        check_sizes(**{name: min(values)})
+
+
+def check_rates(**rates: float) -> None:
+    """Raise `ValueError` unless every given rate is in [0, 1)."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {rate}")
+
+
+def widths_of(resolution: int, channel_base: int, channel_max: int, least: int = 16) -> list[int]:
+    """Feature maps at 4, 8, ..., `resolution` px: see `channels_at`. Raises `ValueError` for sizes that cannot be."""
+    check_resolution(resolution, least)
+    check_sizes(channel_base=channel_base, channel_max=channel_max)
+    return [channels_at(4 << i, channel_base, channel_max) for i in range(resolution.bit_length() - 2)]
+
+
+def stack(widths: Iterable[int], layers: Callable[[int, int], Sequence[nn.Module]]) -> list[nn.Module]:
+    """`layers(a, b)` for each two successive widths, one after the other."""
+    return [layer for a, b in pairwise(widths) for layer in layers(a, b)]
+
+
 def spread(weight: Tensor) -> Tensor:
     """Convolve 3×3 kernels `[O, I, 3, 3]` with a 2×2 box of ones: kernels `[O, I, 4, 4]`."""
     wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
     return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
 
 
-class UpConv3x3(nn.Conv2d):
+class _Conv3x3(nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+class UpConv3x3(_Conv3x3):
     """Nearest-neighbour 2× up-sampling, then a 3×3 convolution.
 
     Both are linear, so they are computed as one stride-2 transposed convolution with a 4×4 kernel: the same function to
     rounding, at 4/9 of the multiplications.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, 2H, 2W]`."""
@@ -57,14 +88,11 @@ class UpConv3x3(nn.Conv2d):
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
-class DownConv3x3(nn.Conv2d):
+class DownConv3x3(_Conv3x3):
     """A 3×3 convolution, then 2×2 mean pooling.
 
     Computed as one stride-2 convolution with a 4×4 kernel: the same function to rounding, at 4/9 of the multiplications.
     """
-
-    def __init__(self, in_channels: int, out_channels: int, bias: bool = True) -> None:
-        super().__init__(in_channels, out_channels, 3, padding=1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, H/2, W/2]`; H and W even."""
@@ -123,10 +151,9 @@ def minibatch_stddev(x: Tensor, group: int = 4, channels: int = 1) -> Tensor:
     n, c, h, w = x.shape
     group = max(1, min(group, n))
     if n % group:
-        raise ValueError(f"a batch of {n} images cannot be cut into minibatch-stddev groups of {group}")
-    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).reshape(
-        group, n // group, channels, c // channels, h, w
-    )
+        raise ValueError(f"a batch of {n} images cannot be split into minibatch-stddev groups of {group}")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    grouped = x.to(wide).reshape(group, n // group, channels, c // channels, h, w)
     spread = ((grouped - grouped.mean(0)).square().mean(0) + 1e-8).sqrt().mean((2, 3, 4))  # [N / group, channels]
     maps = spread.repeat(group, 1)[:, :, None, None].expand(n, channels, h, w)
     return torch.cat([x, maps.to(x.dtype)], 1)
@@ -220,16 +247,15 @@ class ModulatedConv2d(nn.Module):
         self.up, self.demodulate = up, demodulate
 
     def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | float]:
-        """x `[N, I, H, W]`, w `[N, w_dim]` -> the convolution of the scaled input, and what it is still to be multiplied by:
+        """x `[N, I, H, W]`, w `[N, w_dim]` -> the convolution of the scaled input, and the factor that is still to be applied.
 
-        `[N, O]`, or one number without demodulation. (The product is left to `scale_act`, which has the activations at hand.)
+        The factor is `[N, O]`, or one number without demodulation. `scale_act` applies it, in the same pass as the activation.
         """
         weight: Tensor = self.weight
         style = self.affine(w)
         scale: Tensor | float = weight[0].numel() ** -0.5
-        if (
-            x.dtype == torch.float16 and self.demodulate
-        ):  # demodulation takes any common factor out again: keep clear of overflow
+        # Demodulation cancels any common factor, so scaling keeps float16 from overflowing.
+        if x.dtype == torch.float16 and self.demodulate:
             weight = weight * (scale / weight.abs().amax((1, 2, 3), keepdim=True))
             style = style / style.abs().amax(1, keepdim=True)
         if self.demodulate:
@@ -252,13 +278,10 @@ class MappingNetwork(nn.Module):
 
     def __init__(self, z_dim: int, w_dim: int, layers: int, lr_multiplier: float = 0.01) -> None:
         super().__init__()
+        check_sizes(z_dim=z_dim, w_dim=w_dim, mapping_layers=layers)
         self.z_dim, self.w_dim = z_dim, w_dim
-        self.layers = nn.Sequential(
-            *(
-                EqualLinear(w_dim if i else z_dim, w_dim, lr_multiplier=lr_multiplier, activate=True)
-                for i in range(layers)
-            )
-        )
+        sizes = pairwise([z_dim, *[w_dim] * layers])
+        self.layers = nn.Sequential(*(EqualLinear(a, b, lr_multiplier=lr_multiplier, activate=True) for a, b in sizes))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z: Tensor) -> Tensor:

@@ -6,21 +6,15 @@ channels = channel_base / resolution: 16384 is the original's `fmap_base` 8192, 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.networks.fused import scale_act
-from gan_uad.networks.layers import (
-    SQRT2,
-    EqualConv2d,
-    as_images,
-    check_resolution,
-    check_sizes,
-    mixed_precision,
-    pixel_norm,
-)
-from gan_uad.networks.progressive import LEAST_LEVEL, Discriminator, GrowingGenerator, enlarge, up_conv, widths_of
+from gan_uad.networks.layers import SQRT2, EqualConv2d, as_images, check_sizes, mixed_precision, pixel_norm, widths_of
+from gan_uad.networks.progressive import MIN_LEVEL, Discriminator, GrowingGenerator, enlarge, up_conv
 from gan_uad.registry import register
 
 
@@ -52,11 +46,12 @@ class Generator(GrowingGenerator):
     ) -> None:
         widths = widths_of(resolution, channel_base, channel_max)
         super().__init__(resolution, widths, low_precision_levels)
+        check_sizes(z_dim=z_dim)
         self.z_dim = z_dim
         self.dense = nn.Parameter(torch.randn(widths[0] * 16, z_dim))
         self.dense_bias = nn.Parameter(torch.zeros(widths[0]))
         self.conv = EqualConv2d(widths[0], widths[0], gain=SQRT2, act_gain=1.0)
-        self.blocks = nn.ModuleList(UpBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(UpBlock(a, b) for a, b in pairwise(widths))
 
     def synthesize_level(self, z: Tensor) -> Tensor:
         """Images of the present level's size, `[N, 3, 2^level, 2^level]`."""
@@ -66,9 +61,9 @@ class Generator(GrowingGenerator):
             y = F.linear(pixel_norm(z), self.dense).view(len(z), -1, 4, 4)
             # The gain √2/4 of the dense layer is the original's ("to match the Theano implementation").
             x = pixel_norm(scale_act(as_images(y), SQRT2 / 4 / self.z_dim**0.5, self.dense_bias, None, 1.0))
-            x = before = normalised(self.conv(x.to(self.precision(LEAST_LEVEL, low, full))))
-            for i in range(LEAST_LEVEL + 1, level + 1):
-                before, x = x, self.blocks[i - LEAST_LEVEL - 1](x.to(self.precision(i, low, full)))
+            x = before = normalised(self.conv(x.to(self.precision(MIN_LEVEL, low, full))))
+            for i in range(MIN_LEVEL + 1, level + 1):
+                before, x = x, self.blocks[i - MIN_LEVEL - 1](x.to(self.precision(i, low, full)))
             return self.paint(before, x, full)
 
     def forward(self, z: Tensor, psi: float = 1.0) -> Tensor:
@@ -95,7 +90,5 @@ class PGAN(nn.Module):
         low_precision_levels: int = 4,
     ) -> None:
         super().__init__()
-        check_resolution(resolution, 16)
-        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max, mbstd_group=mbstd_group)
         self.G = Generator(resolution, z_dim, channel_base, channel_max, low_precision_levels)
         self.D = Discriminator(resolution, channel_base, channel_max, mbstd_group, low_precision_levels, blurred=False)

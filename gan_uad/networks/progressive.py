@@ -6,6 +6,8 @@ level with the one before it (Karras et al. 2018, section 2 and figure 2).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,18 +19,14 @@ from gan_uad.networks.layers import (
     EqualLinear,
     as_images,
     channels_at,
+    check_sizes,
     minibatch_stddev,
     mixed_precision,
+    widths_of,
 )
 from gan_uad.networks.second_order import conv_transpose2d
 
-LEAST_LEVEL = 2  # 4 px
-
-
-def widths_of(resolution: int, channel_base: int, channel_max: int) -> list[int]:
-    """Feature maps at 4, 8, ..., `resolution` px."""
-    levels = range(LEAST_LEVEL, resolution.bit_length())
-    return [channels_at(1 << level, channel_base, channel_max) for level in levels]
+MIN_LEVEL = 2  # 4 px
 
 
 def shrink(x: Tensor, side: int) -> Tensor:
@@ -73,9 +71,9 @@ class Growing(nn.Module):
 
     def grow(self, level: int, alpha: float = 1.0) -> None:
         """Work at 2^`level` px, the newest level's share being `alpha` in [0, 1] (1 = faded in; without meaning at 4 px)."""
-        if not LEAST_LEVEL <= level <= self.top or not 0 <= alpha <= 1:
+        if not MIN_LEVEL <= level <= self.top or not 0 <= alpha <= 1:
             raise ValueError(
-                f"level must be in {LEAST_LEVEL}..{self.top} and alpha in [0, 1], got level {level} and alpha {alpha}"
+                f"level must be in {MIN_LEVEL}..{self.top} and alpha in [0, 1], got level {level} and alpha {alpha}"
             )
         self.level.fill_(level)
         self.alpha.fill_(alpha)
@@ -100,9 +98,9 @@ class GrowingGenerator(Growing):
     def paint(self, before: Tensor, x: Tensor, full: torch.dtype) -> Tensor:
         """Images `[N, 3, 2^level, 2^level]` of the maps of the level before (used while fading) and of the present one."""
         level, alpha = self.stage
-        image: Tensor = self.to_rgb[level - LEAST_LEVEL](x).to(full)
-        if level > LEAST_LEVEL and alpha < 1:
-            old = self.to_rgb[level - LEAST_LEVEL - 1](before).to(full)
+        image: Tensor = self.to_rgb[level - MIN_LEVEL](x).to(full)
+        if level > MIN_LEVEL and alpha < 1:
+            old = self.to_rgb[level - MIN_LEVEL - 1](before).to(full)
             image = enlarge(old, image.shape[-1]).lerp(image, alpha)
         return image
 
@@ -140,11 +138,12 @@ class Discriminator(Growing):
         blurred: bool,
     ) -> None:
         super().__init__(resolution, low_precision_levels)
+        check_sizes(mbstd_group=mbstd_group)
         self.mbstd_group = mbstd_group
         widths = widths_of(resolution, channel_base, channel_max)
         hidden = channels_at(2, channel_base, channel_max)
         self.from_rgb = nn.ModuleList(EqualConv2d(3, width, 1, gain=SQRT2, act_gain=1.0) for width in widths)
-        self.blocks = nn.ModuleList(DownBlock(b, a, blurred) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(DownBlock(b, a, blurred) for a, b in pairwise(widths))
         self.conv = EqualConv2d(widths[0] + 1, widths[0], gain=SQRT2, act_gain=1.0)
         self.linear = EqualLinear(widths[0] * 16, hidden, gain=SQRT2)
         self.output = EqualLinear(hidden, 1)
@@ -164,14 +163,14 @@ class Discriminator(Growing):
         with mixed_precision(x) as low:
             x = as_images(shrink(x, side))
             maps = self._read(x, level, low)
-            for i in range(level, LEAST_LEVEL, -1):
-                maps = self.blocks[i - LEAST_LEVEL - 1](maps.to(self.precision(i, low, full)))
+            for i in range(level, MIN_LEVEL, -1):
+                maps = self.blocks[i - MIN_LEVEL - 1](maps.to(self.precision(i, low, full)))
                 if i == level and alpha < 1:
                     maps = self._read(shrink(x, side // 2), level - 1, low).to(maps.dtype).lerp(maps, alpha)
             return maps.to(full)
 
     def _read(self, x: Tensor, level: int, low: torch.dtype) -> Tensor:
-        maps: Tensor = self.from_rgb[level - LEAST_LEVEL](x.to(self.precision(level, low, x.dtype)))
+        maps: Tensor = self.from_rgb[level - MIN_LEVEL](x.to(self.precision(level, low, x.dtype)))
         return maps
 
     def forward(self, x: Tensor) -> Tensor:

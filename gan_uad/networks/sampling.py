@@ -1,7 +1,7 @@
 """Images of a trained generator, one a seed or latent, which do not depend on each other.
 
 `G` is the generator of any family. A *style-based* one (StyleGAN, StyleGAN2) has a mapping network z -> w, truncation and noise maps;
-of the others only `G(z)` is known. Nets see batches of one size, padded, so that an image has no company.
+of the others only `G(z)` is known. Nets see padded batches of one size, so an image never depends on the others.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _padded(values: Tensor, batch: int, device: torch.device) -> Iterator[tuple[
 
 
 def _noise_of(G: Any, mapped: Latents, noise: str, batch: int) -> str | list[Tensor]:
-    """What the generator shall take as its noise for at most `batch` images."""
+    """The noise argument of the generator for at most `batch` images."""
     if noise == "random":
         return _noise_maps(G, mapped.seeds, batch)
     if noise == "none" or mapped.maps is None:

@@ -200,11 +200,8 @@ class _LayerNormBackward(Function):
         b = rstd * (_dot(g, x) / size - mean * mean_g)
         s = _dot(v, g) / size - mean_v * mean_g - a * b
         slope = -(rstd**3) * s
-        to_x = (
-            torch.addcmul(_wide(-slope * mean), x, _wide(slope))
-            .addcmul_(u, _wide(-rstd * b))
-            .addcmul_(dx, _wide(-rstd * a))
-        )
+        to_x = torch.addcmul(_wide(-slope * mean), x, _wide(slope))
+        to_x.addcmul_(u, _wide(-rstd * b)).addcmul_(dx, _wide(-rstd * a))
         to_weight = (grad * u).sum((0, 2, 3))
         return u.mul_(weight.view(-1, 1, 1)), to_x, to_weight, None, None, None
 
@@ -216,17 +213,13 @@ def _norm_grads(grad: Tensor, x: Tensor, weight: Tensor | None, mean: Tensor, rs
     )
 
 
-def _rows(x: Tensor) -> Tensor:
-    """`[N, C, H, W]` -> `[N, C·H·W]` in the order of memory, without a copy where it is channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(len(x), -1)
-
-
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     return _sum(x * y)
 
 
 def _sum(x: Tensor) -> Tensor:
-    return _rows(x).sum(1, keepdim=True)
+    """`[N, C, H, W]` -> `[N, 1]`; in the order of channels-last memory, so without a copy."""
+    return x.permute(0, 2, 3, 1).reshape(len(x), -1).sum(1, keepdim=True)
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ way back up.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,17 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.networks.fused import resample
-from gan_uad.networks.layers import (
-    SQRT2,
-    EqualConv2d,
-    EqualLinear,
-    as_images,
-    channels_at,
-    check_resolution,
-    check_sizes,
-    mixed_precision,
-)
-from gan_uad.networks.stylegan2 import TAPS, DownBlock
+from gan_uad.networks.layers import SQRT2, EqualConv2d, EqualLinear, check_sizes, mixed_precision
+from gan_uad.networks.stylegan2 import TAPS, Trunk
 from gan_uad.registry import register
 
 
@@ -44,7 +36,7 @@ class NoiseDecoder(nn.Module):
         counts = [min(2, max(0, num_noise - 2 * above)) for above in reversed(range(len(sides)))]
         self.sides = [side for side, count in zip(sides, counts, strict=True) for _ in range(count)]
         self.laterals = nn.ModuleList(EqualConv2d(width, width, 1) for width in widths)
-        self.ups = nn.ModuleList(EqualConv2d(a, b, 1, bias=False) for a, b in zip(widths, widths[1:], strict=False))
+        self.ups = nn.ModuleList(EqualConv2d(a, b, 1, bias=False) for a, b in pairwise(widths))
         self.convs = nn.ModuleList(EqualConv2d(width, width, act_gain=SQRT2) for width in widths)
         self.outputs = nn.ModuleList(
             EqualConv2d(width, count, 1) if count else nn.Identity()
@@ -66,7 +58,7 @@ class NoiseDecoder(nn.Module):
 
 
 @register("style_encoder")
-class StyleEncoder(nn.Module):
+class StyleEncoder(Trunk):
     """Images -> ws of a StyleGAN or StyleGAN2 as the mean w plus offsets, and with `predict_noise` its noise maps too.
 
     space: "w" gives all layers one offset, "w_plus" each its own. A fresh encoder gives the mean w. `w_dim`, `num_ws`
@@ -90,19 +82,15 @@ class StyleEncoder(nn.Module):
         channel_max: int = 512,
         low_precision_levels: int = 4,
     ) -> None:
-        super().__init__()
-        check_resolution(resolution)
-        sides = [4 << i for i in range(resolution.bit_length() - 2)]
+        super().__init__(resolution, channel_base, channel_max, low_precision_levels)
+        widths = self.widths
+        sides = [4 << i for i in range(len(widths))]
         num_ws = 2 * len(sides) if num_ws is None else num_ws
         num_noise = 2 * len(sides) - 1 if num_noise is None else num_noise
-        check_sizes(w_dim=w_dim, num_ws=num_ws, channel_base=channel_base, channel_max=channel_max)
+        check_sizes(w_dim=w_dim, num_ws=num_ws)
         if predict_noise and not 1 <= num_noise <= 2 * len(sides):
             raise ValueError(f"num_noise must be in [1, {2 * len(sides)}] at {resolution} px, got {num_noise}")
-        self.resolution, self.w_dim, self.num_ws, self.space = resolution, w_dim, num_ws, space
-        self.low_precision_levels = low_precision_levels
-        widths = [channels_at(side, channel_base, channel_max) for side in sides]
-        self.from_rgb = EqualConv2d(3, widths[-1], 1, act_gain=SQRT2)
-        self.blocks = nn.ModuleList(DownBlock(a, b) for b, a in reversed([*zip(widths, widths[1:], strict=False)]))
+        self.w_dim, self.num_ws, self.space = w_dim, num_ws, space
         self.conv = EqualConv2d(widths[0], widths[0], act_gain=SQRT2)
         self.linear = EqualLinear(widths[0] * 16, widths[0], activate=True)
         self.offsets = EqualLinear(widths[0] + sum(widths[1:]), (num_ws if space == "w_plus" else 1) * w_dim)
@@ -125,22 +113,12 @@ class StyleEncoder(nn.Module):
     def forward(self, x: Tensor) -> Code:
         """Images `[N, 3, R, R]` in [-1, 1] -> their `Code`, in float32."""
         with mixed_precision(x) as low:
-            maps = self._trunk(x, low)
+            maps = [*self.descend(x, low)][::-1]  # smallest first
             top = self.linear(self.conv(maps[0].to(x.dtype)).flatten(1))
             means = [found.to(x.dtype).mean((2, 3)) for found in maps[1:]]
             offsets = self.offsets(torch.cat([top, *means], 1)).unflatten(1, (-1, self.w_dim))
             ws = (self.w_avg + self.w_std / self.w_dim**0.5 * offsets).expand(-1, self.num_ws, -1)
             return Code(ws, None if self.noise is None else [maps.to(x.dtype) for maps in self.noise(maps)])
-
-    def _trunk(self, x: Tensor, low: torch.dtype) -> list[Tensor]:
-        """The maps of each resolution, smallest first."""
-        full = x.dtype
-        x = self.from_rgb(as_images(x).to(low if self.low_precision_levels else full))
-        maps = [x]
-        for i, block in enumerate(self.blocks):
-            x = block(x.to(low if i < self.low_precision_levels else full))
-            maps.append(x)
-        return maps[::-1]
 
 
 def _normalised(maps: Tensor) -> Tensor:

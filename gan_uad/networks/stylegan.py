@@ -8,6 +8,7 @@ to the weights, so that it is the same function of biases √2 smaller. Truncati
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +20,11 @@ from gan_uad.networks.layers import (
     MappingNetwork,
     StyleGenerator,
     as_images,
-    check_resolution,
-    check_sizes,
     mixed_precision,
     noise_of_layers,
-)
-from gan_uad.networks.progressive import (
-    LEAST_LEVEL,
-    Discriminator,
-    GrowingGenerator,
-    blur,
-    enlarge,
-    up_conv,
     widths_of,
 )
+from gan_uad.networks.progressive import MIN_LEVEL, Discriminator, GrowingGenerator, blur, enlarge, up_conv
 from gan_uad.networks.second_order import conv2d
 from gan_uad.registry import register
 
@@ -89,7 +81,7 @@ class Synthesis(GrowingGenerator):
         self.const = nn.Parameter(torch.ones(widths[0], 4, 4))
         self.layers = nn.ModuleList([StyleLayer(0, widths[0], w_dim, 4, False)])
         self.layers.append(StyleLayer(widths[0], widths[0], w_dim, 4, False))
-        for i, (before, width) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, width) in enumerate(pairwise(widths)):
             self.layers.append(StyleLayer(before, width, w_dim, 8 << i, True))
             self.layers.append(StyleLayer(width, width, w_dim, 8 << i, False))
         self.num_ws = len(self.layers)
@@ -102,7 +94,7 @@ class Synthesis(GrowingGenerator):
     @property
     def layers_in_use(self) -> int:
         """How many of the layers, from the first on, the present level uses."""
-        return 2 * (self.stage[0] - LEAST_LEVEL + 1)
+        return 2 * (self.stage[0] - MIN_LEVEL + 1)
 
     def synthesize_level(self, ws: Tensor, noise: str | Sequence[Tensor] = "const") -> Tensor:
         """ws `[N, ≥ layers in use, w_dim]` -> images of the present level's size, `[N, 3, 2^level, 2^level]`.
@@ -115,9 +107,9 @@ class Synthesis(GrowingGenerator):
             full = ws.dtype if ws.dtype == torch.float64 else torch.float32
             ws = ws.to(full)
             x = before = as_images(self.const.expand(len(ws), -1, -1, -1))
-            for i in range(LEAST_LEVEL, level + 1):
+            for i in range(MIN_LEVEL, level + 1):
                 before, x = x, x.to(self.precision(i, low, full))
-                for j in (2 * (i - LEAST_LEVEL), 2 * (i - LEAST_LEVEL) + 1):
+                for j in (2 * (i - MIN_LEVEL), 2 * (i - MIN_LEVEL) + 1):
                     x = self.layers[j](x, ws[:, j], maps[j])
             return self.paint(before, x, full)
 
@@ -159,15 +151,6 @@ class StyleGAN(nn.Module):
         low_precision_levels: int = 4,
     ) -> None:
         super().__init__()
-        check_resolution(resolution, 16)
-        check_sizes(
-            z_dim=z_dim,
-            w_dim=w_dim,
-            mapping_layers=mapping_layers,
-            channel_base=channel_base,
-            channel_max=channel_max,
-            mbstd_group=mbstd_group,
-        )
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
         self.G = Generator(mapping, Synthesis(resolution, w_dim, channel_base, channel_max, low_precision_levels))
         self.D = Discriminator(resolution, channel_base, channel_max, mbstd_group, low_precision_levels, blurred=True)

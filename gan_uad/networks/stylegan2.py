@@ -6,7 +6,9 @@ has 23,819,544 parameters in G and 23,407,361 in D.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +22,11 @@ from gan_uad.networks.layers import (
     ModulatedConv2d,
     StyleGenerator,
     as_images,
-    channels_at,
-    check_resolution,
     check_sizes,
     minibatch_stddev,
     mixed_precision,
     noise_of_layers,
+    widths_of,
 )
 from gan_uad.registry import register
 
@@ -72,13 +73,12 @@ class Synthesis(nn.Module):
         self, resolution: int, w_dim: int, channel_base: int, channel_max: int, low_precision_levels: int
     ) -> None:
         super().__init__()
-        self.resolution = resolution
-        self.levels = [4 << i for i in range(resolution.bit_length() - 2)]
-        self.low_precision_levels = low_precision_levels
-        widths = [channels_at(r, channel_base, channel_max) for r in self.levels]
+        widths = widths_of(resolution, channel_base, channel_max)
+        self.resolution, self.low_precision_levels = resolution, low_precision_levels
+        self.levels = [4 << i for i in range(len(widths))]
         self.const = nn.Parameter(torch.randn(widths[0], 4, 4))
         self.layers = nn.ModuleList([StyleLayer(widths[0], widths[0], w_dim, 4, up=False)])
-        for r, before, width in zip(self.levels[1:], widths, widths[1:], strict=False):
+        for r, (before, width) in zip(self.levels[1:], pairwise(widths), strict=True):
             self.layers.append(StyleLayer(before, width, w_dim, r, up=True))
             self.layers.append(StyleLayer(width, width, w_dim, r, up=False))
         self.to_rgb = nn.ModuleList(ToRGB(width, w_dim) for width in widths)
@@ -123,7 +123,27 @@ class DownBlock(nn.Module):
         return self.conv1(self.conv0(x)) + self.skip(x)
 
 
-class Discriminator(nn.Module):
+class Trunk(nn.Module):
+    """Residual blocks from full resolution down to 4 px; the top `low_precision_levels` resolutions follow autocast."""
+
+    def __init__(self, resolution: int, channel_base: int, channel_max: int, low_precision_levels: int) -> None:
+        super().__init__()
+        self.resolution, self.low_precision_levels = resolution, low_precision_levels
+        self.widths = widths_of(resolution, channel_base, channel_max)  # at 4, 8, ..., `resolution` px
+        self.from_rgb = EqualConv2d(3, self.widths[-1], 1, act_gain=SQRT2)
+        self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in pairwise(self.widths[::-1]))
+
+    def descend(self, x: Tensor, low: torch.dtype) -> Iterator[Tensor]:
+        """Images `[N, 3, R, R]` -> the maps `[N, C, h, h]` of each resolution, largest first; `low`: what autocast asks for."""
+        full = x.dtype
+        x = self.from_rgb(as_images(x).to(low if self.low_precision_levels else full))
+        yield x
+        for i, block in enumerate(self.blocks):
+            x = block(x.to(low if i < self.low_precision_levels else full))
+            yield x
+
+
+class Discriminator(Trunk):
     """Images -> logits `[N]`, higher = more like the real ones. The minibatch stddev comes last, so `features` do not mix images."""
 
     def __init__(
@@ -135,15 +155,15 @@ class Discriminator(nn.Module):
         mbstd_channels: int,
         low_precision_levels: int,
     ) -> None:
-        super().__init__()
-        self.resolution, self.mbstd_group, self.mbstd_channels = resolution, mbstd_group, mbstd_channels
-        self.low_precision_levels = low_precision_levels
-        widths = [channels_at(4 << i, channel_base, channel_max) for i in reversed(range(resolution.bit_length() - 2))]
-        self.from_rgb = EqualConv2d(3, widths[0], 1, act_gain=SQRT2)
-        self.blocks = nn.ModuleList(DownBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
-        self.conv = EqualConv2d(widths[-1] + mbstd_channels, widths[-1], act_gain=SQRT2)
-        self.linear = EqualLinear(widths[-1] * 16, widths[-1], activate=True)
-        self.output = EqualLinear(widths[-1], 1)
+        super().__init__(resolution, channel_base, channel_max, low_precision_levels)
+        check_sizes(mbstd_group=mbstd_group)
+        width = self.widths[0]
+        if mbstd_channels < 0 or (mbstd_channels and width % mbstd_channels):
+            raise ValueError(f"mbstd_channels must divide the {width} channels at 4 px, got {mbstd_channels}")
+        self.mbstd_group, self.mbstd_channels = mbstd_group, mbstd_channels
+        self.conv = EqualConv2d(width + mbstd_channels, width, act_gain=SQRT2)
+        self.linear = EqualLinear(width * 16, width, activate=True)
+        self.output = EqualLinear(width, 1)
 
     def features(self, x: Tensor) -> Tensor:
         """Flattened activations `[N, F]` of the last 4×4 maps before the minibatch stddev."""
@@ -152,11 +172,7 @@ class Discriminator(nn.Module):
     def maps(self, x: Tensor) -> Tensor:
         """Images `[N, 3, R, R]` -> `[N, C, 4, 4]` in float32."""
         with mixed_precision(x) as low:
-            full = x.dtype
-            x = self.from_rgb(as_images(x).to(low if self.low_precision_levels else full))
-            for i, block in enumerate(self.blocks):
-                x = block(x.to(low if i < self.low_precision_levels else full))
-            return x.to(full)
+            return deque(self.descend(x, low), maxlen=1).pop().to(x.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the images `x`; raises `ValueError` when their number is not a multiple of `mbstd_group`."""
@@ -187,18 +203,6 @@ class StyleGAN2(nn.Module):
         low_precision_levels: int = 4,
     ) -> None:
         super().__init__()
-        check_resolution(resolution, 16)
-        check_sizes(
-            z_dim=z_dim,
-            w_dim=w_dim,
-            mapping_layers=mapping_layers,
-            channel_base=channel_base,
-            channel_max=channel_max,
-            mbstd_group=mbstd_group,
-        )
-        width = channels_at(4, channel_base, channel_max)
-        if mbstd_channels < 0 or (mbstd_channels and width % mbstd_channels):
-            raise ValueError(f"mbstd_channels must divide the {width} channels at 4 px, got {mbstd_channels}")
         mapping = MappingNetwork(z_dim, w_dim, mapping_layers)
         self.G = StyleGenerator(mapping, Synthesis(resolution, w_dim, channel_base, channel_max, low_precision_levels))
         self.D = Discriminator(resolution, channel_base, channel_max, mbstd_group, mbstd_channels, low_precision_levels)

@@ -7,7 +7,6 @@ work on skin lesions (Mukesh et al.). The papers give few sizes; those here are 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from gan_uad.networks.classifier import Normalise
-from gan_uad.networks.layers import as_images, check_resolution, check_sizes
+from gan_uad.networks.classifier import FrozenTrunk, Normalise
+from gan_uad.networks.layers import as_images, check_resolution, check_sizes, check_widths, stack
 from gan_uad.registry import register
 
 HEAD_DIM = 8  # least channels of queries and keys, and what they are a multiple of: attention kernels of CUDA want that
@@ -97,7 +96,7 @@ class FCVAE(VAE):
 
     def __init__(self, resolution: int = 64, latent_dim: int = 128, hidden: tuple[int, ...] = (512, 256)) -> None:
         super().__init__(resolution, latent_dim)
-        _check_widths("hidden", hidden)
+        check_widths(hidden=hidden)
         values, images = 3 * resolution**2, nn.Unflatten(1, (3, resolution, resolution))
         self.E = nn.Sequential(nn.Flatten(), *_dense(values, *hidden), nn.Linear(hidden[-1], 2 * latent_dim))
         back = _dense(latent_dim, *reversed(hidden))
@@ -118,21 +117,20 @@ class ConvVAE(VAE):
         channels: tuple[int, ...] = (32, 64, 128, 256),
         stride: int = 2,
     ) -> None:
-        _check_widths("channels", channels)
+        check_widths(channels=channels)
         if stride not in {2, 4}:
             raise ValueError(f"stride must be 2 or 4, got {stride}")
         super().__init__(resolution, latent_dim, max(16, stride ** len(channels)))
         side = resolution // stride ** len(channels)
-        layers: list[nn.Module] = []
-        for a, b in pairwise((3, *channels)):
-            layers += [nn.Conv2d(a, b, 2 * stride, stride, stride // 2, bias=False), *self.after(b)]
+        window = (2 * stride, stride, stride // 2)
+        layers = stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, *window, bias=False), *self.after(b)))
         self.E = nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels[-1] * side**2, 2 * latent_dim))
         back = _transposed(channels[::-1], stride, self.after)
         self.G = Decoder(resolution, latent_dim, [*_from_latent(latent_dim, channels[-1], side), *back])
 
     def after(self, channels: int) -> list[nn.Module]:
-        """What follows on every convolution but the one that makes the image."""
-        return [nn.BatchNorm2d(channels), nn.ReLU()]
+        """What follows every convolution but the one that makes the image."""
+        return _normalised(channels)
 
 
 @register("attn_conv_vae")
@@ -145,7 +143,7 @@ class AttnConvVAE(ConvVAE):
 
 
 @register("unet_vae")
-class UNetVAE(VAE):
+class UNetVAE(FrozenTrunk, VAE):
     """VAE with the ResNet34 of a U-Net's encoder: its last maps to μ and log σ², transposed convolutions with BN and ReLU back, tanh.
 
     There are no skip connections: they would carry the image past the latent. `frozen`: the ResNet keeps its weights and the
@@ -164,8 +162,7 @@ class UNetVAE(VAE):
         blocks: tuple[int, int, int, int] = RESNET34,
     ) -> None:
         super().__init__(resolution, latent_dim, 32)
-        _check_widths("channels", channels)
-        check_sizes(blocks=min(blocks))
+        check_widths(channels=channels, blocks=blocks)
         if 2 ** len(channels) > resolution:
             raise ValueError(f"{len(channels)} transposed convolutions make more than {resolution} px")
         self.frozen, self.imagenet = frozen, "resnet34" if tuple(blocks) == RESNET34 else None
@@ -179,7 +176,7 @@ class UNetVAE(VAE):
         trunk.requires_grad_(not frozen)
 
     @property
-    def trunk(self) -> Any:
+    def trunk(self) -> Any:  # type: ignore[override]
         """The ResNet."""
         return self.E[1]
 
@@ -187,13 +184,6 @@ class UNetVAE(VAE):
     def trunk_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of torchvision's file under the names that `trunk` has."""
         return {key: value for key, value in state.items() if not key.startswith("fc.")}
-
-    def train(self, mode: bool = True) -> UNetVAE:
-        """A frozen ResNet stays in evaluation mode."""
-        super().train(mode)
-        if self.frozen:
-            self.trunk.eval()
-        return self
 
 
 @register("skin_vae")
@@ -210,19 +200,16 @@ class SkinVAE(VAE):
         channels: tuple[int, ...] = (32, 64, 128, 256),
         hidden: int = 256,
     ) -> None:
-        _check_widths("channels", channels)
+        check_widths(channels=channels)
         check_sizes(hidden=hidden)
         super().__init__(resolution, latent_dim, max(16, 2 ** len(channels)))
         side = resolution >> len(channels)
-        layers: list[nn.Module] = []
-        for a, b in pairwise((3, *channels)):
-            layers += [nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()]
+        layers = stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU()))
         size = channels[-1] * side**2
         self.E = nn.Sequential(*layers, nn.Flatten(), *_dense(size, hidden), nn.Linear(hidden, 2 * latent_dim))
-        back: list[nn.Module] = [*_dense(latent_dim, hidden, size), nn.Unflatten(1, (channels[-1], side, side))]
-        for a, b in pairwise((*reversed(channels), 3)):
-            back += [nn.ConvTranspose2d(a, b, 3, stride=2, padding=1, output_padding=1), nn.ReLU()]
-        self.G = Decoder(resolution, latent_dim, [*back[:-1], Halve()])
+        start = [*_dense(latent_dim, hidden, size), nn.Unflatten(1, (channels[-1], side, side))]
+        up = stack((*reversed(channels), 3), lambda a, b: (nn.ConvTranspose2d(a, b, 3, 2, 1, 1), nn.ReLU()))
+        self.G = Decoder(resolution, latent_dim, [*start, *up[:-1], Halve()])
 
 
 class Halve(nn.Module):
@@ -247,14 +234,8 @@ def squared_error(images: Tensor, reconstructions: Tensor) -> Tensor:
     return (images - reconstructions).square().flatten(1).sum(1)
 
 
-def _check_widths(name: str, widths: Sequence[int]) -> None:
-    if not widths:
-        raise ValueError(f"{name} needs at least one layer")
-    check_sizes(**{name: min(widths)})
-
-
 def _dense(*widths: int) -> list[nn.Module]:
-    return [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())]
+    return stack(widths, lambda a, b: (nn.Linear(a, b), nn.ReLU()))
 
 
 def _normalised(channels: int) -> list[nn.Module]:
@@ -262,10 +243,9 @@ def _normalised(channels: int) -> list[nn.Module]:
 
 
 def _transposed(channels: Sequence[int], stride: int, after: Callable[[int], list[nn.Module]]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for a, b in pairwise(channels):
-        layers += [nn.ConvTranspose2d(a, b, 2 * stride, stride, stride // 2, bias=False), *after(b)]
-    return [*layers, nn.ConvTranspose2d(channels[-1], 3, 2 * stride, stride, stride // 2)]
+    window = (2 * stride, stride, stride // 2)
+    layers = stack(channels, lambda a, b: (nn.ConvTranspose2d(a, b, *window, bias=False), *after(b)))
+    return [*layers, nn.ConvTranspose2d(channels[-1], 3, *window)]
 
 
 def _from_latent(latent_dim: int, channels: int, side: int) -> list[nn.Module]:

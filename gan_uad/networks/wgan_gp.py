@@ -6,6 +6,8 @@ With `channel_base` 4096 and `channel_max` 512 at 64 px the nets are the publish
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,12 +18,13 @@ from gan_uad.networks.layers import (
     LayerNorm2d,
     UpConv3x3,
     as_images,
-    channels_at,
-    check_resolution,
     check_sizes,
     he_init,
+    widths_of,
 )
 from gan_uad.registry import register
+
+MIN_RESOLUTION = 32  # px
 
 
 class UpBlock(nn.Module):
@@ -67,12 +70,12 @@ class Generator(nn.Module):
 
     def __init__(self, resolution: int, z_dim: int, channel_base: int, channel_max: int) -> None:
         super().__init__()
-        check_resolution(resolution, 32)
+        check_sizes(z_dim=z_dim)
         self.resolution, self.z_dim = resolution, z_dim
-        widths = [channels_at(r, channel_base, channel_max) for r in _levels(resolution)]
+        widths = widths_of(resolution, channel_base, channel_max, MIN_RESOLUTION)[1:]  # those that the blocks make
         self.width = widths[0]
         self.linear = nn.Linear(z_dim, 4 * 4 * self.width)
-        self.blocks = nn.Sequential(*(UpBlock(a, b) for a, b in zip([self.width, *widths], widths, strict=False)))
+        self.blocks = nn.Sequential(*(UpBlock(a, b) for a, b in pairwise([self.width, *widths])))
         self.norm = nn.BatchNorm2d(widths[-1])
         self.output = nn.Conv2d(widths[-1], 3, 3, padding=1)
         _initialise(self)
@@ -88,12 +91,11 @@ class Trunk(nn.Module):
 
     def __init__(self, resolution: int, channel_base: int, channel_max: int, norm: type[nn.Module]) -> None:
         super().__init__()
-        check_resolution(resolution, 32)
         self.resolution = resolution
-        widths = [channels_at(r, channel_base, channel_max) for r in reversed([*_levels(resolution)])]
+        widths = widths_of(resolution, channel_base, channel_max, MIN_RESOLUTION)[:0:-1]
         widths = [*widths, widths[-1]]
         self.input = Conv2d(3, widths[0], 3, padding=1)
-        self.blocks = nn.Sequential(*(DownBlock(a, b, norm) for a, b in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(DownBlock(a, b, norm) for a, b in pairwise(widths)))
         self.linear = nn.Linear(4 * 4 * widths[-1], 1)
 
     def features(self, x: Tensor) -> Tensor:
@@ -121,7 +123,6 @@ class WGANGP(nn.Module):
         self, resolution: int = 64, z_dim: int = 128, channel_base: int = 4096, channel_max: int = 512
     ) -> None:
         super().__init__()
-        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max)
         self.G = Generator(resolution, z_dim, channel_base, channel_max)
         self.D = Critic(resolution, channel_base, channel_max)
 
@@ -141,8 +142,8 @@ class ResidualEncoder(Trunk):
         channel_max: int = 512,
         output: str = "linear",
     ) -> None:
-        check_sizes(z_dim=z_dim, channel_base=channel_base, channel_max=channel_max)
         super().__init__(resolution, channel_base, channel_max, nn.BatchNorm2d)
+        check_sizes(z_dim=z_dim)
         if output not in {"linear", "tanh"}:
             raise ValueError(f"output must be 'linear' or 'tanh', got {output!r}")
         self.z_dim, self.output = z_dim, output
@@ -153,11 +154,6 @@ class ResidualEncoder(Trunk):
         """Latents of the images `x`."""
         z = self.linear(self.features(x))
         return torch.tanh(z) if self.output == "tanh" else z
-
-
-def _levels(resolution: int) -> list[int]:
-    """8, 16, ... up to the resolution: what the up-blocks make."""
-    return [8 << i for i in range(resolution.bit_length() - 3)]
 
 
 def _initialise(net: nn.Module) -> None:

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gan_uad.checkpoint import load_weights
 from gan_uad.networks.sampling import draw, from_seeds, style_based, to_w
 from gan_uad.registry import register
 from gan_uad.training import distributed
@@ -20,18 +19,19 @@ from gan_uad.training.engine import Task
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G
 
 SAMPLES = 64  # images of a snapshot (a quarter of it above 256 px)
-SAMPLE_BATCH = 4  # of them are made at once: beside a training there is little memory left
+SAMPLE_BATCH = 4  # images drawn at once: training leaves little memory
 GRADIENT_BOUND = 1e5  # in place of an infinite gradient
 
 
 class AdversarialTask(Task):
-    """What DCGAN and WGAN-GP share: two nets with an Adam each, an averaged generator, one generator of random numbers.
+    """The base of all GANs: two nets with an Adam each, an averaged generator, one generator of random numbers.
 
-    `model` holds a generator `G` and a discriminator `D`. Random numbers are drawn on the CPU, so that a seed gives the same
-    latents on every device. Every step logs the norms of both nets' gradients, `grad_G` and `grad_D`.
+    `model` holds a generator `G` and a discriminator `D`. Random numbers are drawn on the CPU, so that a seed gives the same latents on
+    every device. Every step logs the norms of both nets' gradients, `grad_G` and `grad_D`.
     """
 
     average_buffers = True
+    guarded = False  # whether NaN and infinite gradients are replaced: see `guard_gradients`
 
     def __init__(
         self,
@@ -42,22 +42,26 @@ class AdversarialTask(Task):
         lr_D: float,
         betas: tuple[float, float],
         ema_kimg: float,
+        intervals: tuple[int, int] = (0, 0),
     ) -> None:
+        """`intervals`: how often G and D get an extra step: see `adam`."""
         self.model, self.device = model.to(device, memory_format=torch.channels_last), device
         self.G, self.D = model.G.train(), model.D.train()
         self.ema = EMA(self.G, ema_kimg, self.average_buffers)
         self.group = getattr(self.D, "mbstd_group", 1)
-        self.opt_G = torch.optim.Adam(self.G.parameters(), lr, tuple(betas), fused=True)  # type: ignore[arg-type]
-        self.opt_D = torch.optim.Adam(self.D.parameters(), lr_D, tuple(betas), fused=True)  # type: ignore[arg-type]
+        self.opt_G, self.opt_D = adam(self.G, lr, betas, intervals[0]), adam(self.D, lr_D, betas, intervals[1])
+        if self.guarded:
+            self.opt_G.register_step_pre_hook(guard_gradients)
+            self.opt_D.register_step_pre_hook(guard_gradients)
         self.rng = torch.Generator().manual_seed(seed)
 
     def draw_z(self, count: int) -> Tensor:
-        """Fresh latents `[count, z_dim]` ~ N(0, 1) for this process's share; all processes draw the same whole batch."""
+        """Fresh latents `[count, z_dim]` ~ N(0, 1) for this process's share; all processes draw the same complete batch."""
         return self.shared(torch.randn(count * distributed.world().size, self.G.z_dim, generator=self.rng))
 
     def shared(self, drawn: Tensor) -> Tensor:
-        """This process's share of what was drawn for the whole batch `[N, ...]`, on the device."""
-        return distributed.share(drawn, distributed.world()).to(self.device)
+        """This process's share of numbers drawn for the complete batch `[N, ...]`, on the device."""
+        return distributed.share(drawn).to(self.device)
 
     def optimise(
         self,
@@ -65,19 +69,19 @@ class AdversarialTask(Task):
         count: int,
         loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]],
     ) -> dict[str, Tensor]:
-        """See `Task`; the gradient's norm is among the figures."""
+        """See `Task`; logs the gradient's norm too."""
         metrics = super().optimise(optimizer, count, loss)
         return metrics | {"grad_G" if optimizer is self.opt_G else "grad_D": gradient_norm(optimizer)}
 
     def sample(self) -> Tensor:
-        """What `gan-uad generate` makes of seeds from 0 on, with the averaged generator; of a style-based one with random noise.
+        """The images of `gan-uad generate` for seeds from 0 on, from the averaged generator; a style-based one gets random noise.
 
-        (Noise places nuclei and fibres: with one map for all, as in the originals' pictures, they would lie alike in every image.)
+        (Noise places nuclei and fibres. With one fixed map, as in the original papers' figures, they would lie alike in every image.)
         """
         return self.images(range(SAMPLES if self.G.resolution <= 256 else SAMPLES // 4), SAMPLE_BATCH)
 
     def images(self, seeds: Sequence[int], batch: int) -> Tensor:
-        """Images `[N, 3, R, R]` in [-1, 1] of the averaged generator, on the CPU, made `batch` at a time."""
+        """Images `[N, 3, R, R]` in [-1, 1] of the averaged generator, on the CPU, computed `batch` at a time."""
         G = self.ema.net
         noise = "random" if style_based(G) else "const"
         return draw(G, to_w(G, from_seeds(seeds, self.G.z_dim), batch=batch), noise, batch)
@@ -89,32 +93,25 @@ class AdversarialTask(Task):
         return {"gan": exported}
 
     def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
-        """See `Task`; what was kept of a trained generator is its average, and the new one goes on from there too."""
+        """See `Task`. A model file holds the averaged generator, so the new generator starts from the average too."""
         super().start_from(trained, context)
         self.G.load_state_dict(self.ema.net.state_dict())
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nets, averages, optimisers, random numbers."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.net.state_dict(),
-            "opt_G": self.opt_G.state_dict(),
-            "opt_D": self.opt_D.state_dict(),
-            "rng": self.rng.get_state(),
-        }
+    def holders(self) -> dict[str, Any]:
+        """See `Task`: nets, averages, optimisers, random numbers."""
+        optimizers = {"opt_G": self.opt_G, "opt_D": self.opt_D}
+        return {"model": self.model, "ema": self.ema.net, **optimizers, "rng": self.rng}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back; raises `UserError` when it is of another architecture."""
-        load_weights(self.model, state["model"], "the checkpoint")
-        load_weights(self.ema.net, state["ema"], "the checkpoint")
-        self.opt_G.load_state_dict(state["opt_G"])
-        self.opt_D.load_state_dict(state["opt_D"])
-        self.rng.set_state(state["rng"])
+
+def adam(net: nn.Module, lr: float, betas: tuple[float, float], interval: int = 0) -> torch.optim.Adam:
+    """Adam; rates are corrected for one extra step in every `interval` steps (Karras et al. 2020, appendix B; 0: no extra step)."""
+    c = interval / (interval + 1) if interval else 1.0
+    return torch.optim.Adam(net.parameters(), lr * c, (betas[0] ** c, betas[1] ** c), fused=True)
 
 
 @contextmanager
 def frozen(net: nn.Module) -> Iterator[None]:
-    """No gradients for a net's weights meanwhile."""
+    """Compute no gradients for a net's weights inside the `with` block."""
     net.requires_grad_(False)
     try:
         yield
@@ -140,15 +137,23 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
 
 @torch.no_grad()
 def diversity(fake: Tensor, real: Tensor) -> Tensor:
-    """How much generated images differ from each other, relative to real ones: about 1 is well, near 0 is collapse.
+    """How much generated images differ from each other, relative to real ones: about 1 is healthy, near 0 is collapse.
 
-    The standard deviation over the batch of each pixel of thumbnails (8×8 px at most), averaged, fake over real; 1 for a single image.
+    The standard deviation over the batch of each pixel of thumbnails (8×8 px at most), averaged; the ratio of generated to real images.
+    1 for a single image.
     """
     if len(fake) < 2:
         return torch.ones((), device=fake.device)
     side = min(8, fake.shape[-1])
     spread = [F.adaptive_avg_pool2d(images.float(), side).std(0).mean() for images in (fake, real)]
     return spread[0] / spread[1].clamp(min=1e-6)
+
+
+def logistic_loss(on_real: Tensor, on_fake: Tensor, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """The discriminator's loss of its outputs `[N]`, and what is logged: loss, mean signs, and the `diversity` of the images."""
+    loss = nonsaturating_D(on_real, on_fake)
+    signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
+    return loss, {"loss_D": loss, **signs, "diversity": diversity(fake, real)}
 
 
 @register("dcgan", kind="task")
@@ -169,16 +174,13 @@ class DCGANTask(AdversarialTask):
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One discriminator and one generator step."""
         z = self.draw_z(len(real))
-        # One graph of G serves both steps where the batch is one pass; several at once are what micro-batches must not hold.
+        # If the batch is one pass, one graph of G serves both steps; with micro-batches it would need too much memory.
         made = self.G(z) if len(self.parts(len(real))) == 1 else None
 
         def loss_D(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
                 fake = self.G(z[part]) if made is None else made.detach()
-            on_real, on_fake = self.D(real[part]), self.D(fake)
-            loss = nonsaturating_D(on_real, on_fake)
-            signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
-            return loss, {"loss_D": loss, **signs, "diversity": diversity(fake, real[part])}
+            return logistic_loss(self.D(real[part]), self.D(fake), real[part], fake)
 
         def loss_G(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             loss = nonsaturating_G(self.D(self.G(z[part]) if made is None else made))
@@ -187,7 +189,7 @@ class DCGANTask(AdversarialTask):
         metrics = self.optimise(self.opt_D, len(real), loss_D)
         with frozen(self.D):
             metrics |= self.optimise(self.opt_G, len(real), loss_G)
-        batch = self.whole(real)
+        batch = self.batch_of(real)
         self.ema.update(batch, nimg + batch)
         return metrics
 
@@ -211,7 +213,7 @@ class WassersteinTask(AdversarialTask):
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
         """Minimise E[D(fake)] − E[D(real)] + gp_weight · penalty + drift · E[D(real)²] over the critic."""
         z = self.draw_z(len(real))
-        mix = self.shared(torch.rand(self.whole(real), generator=self.rng))
+        mix = self.shared(torch.rand(self.batch_of(real), generator=self.rng))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             with torch.no_grad():
@@ -240,7 +242,7 @@ class WassersteinTask(AdversarialTask):
 class WGANGPTask(WassersteinTask):
     """WGAN-GP's training: a critic step on every batch, a generator step after every `n_critic` of them.
 
-    `lr_D` gives the critic a rate of its own (Heusel et al. 2017, two time scales), with which fewer critic steps do.
+    `lr_D` gives the critic its own rate (Heusel et al. 2017, two time scales); then fewer critic steps suffice.
     """
 
     def __init__(
@@ -264,7 +266,7 @@ class WGANGPTask(WassersteinTask):
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """One critic step, and a generator step when it is due."""
-        metrics, batch = self.discriminator_step(real), self.whole(real)
+        metrics, batch = self.discriminator_step(real), self.batch_of(real)
         if (nimg // batch + 1) % self.n_critic == 0:
             metrics |= self.generator_step(len(real))
             self.ema.update(batch * self.n_critic, nimg + batch)

@@ -1,7 +1,7 @@
-"""Adaptive discriminator augmentation (ADA): what a discriminator is shown, and how often it is altered.
+"""Adaptive discriminator augmentation (ADA): the transforms of the discriminator's images, and their probability.
 
-Karras et al. 2020, "Training generative adversarial networks with limited data", appendix B; figures and order of the
-transforms are those of the authors' stylegan2-ada-pytorch.
+Karras et al. 2020, "Training generative adversarial networks with limited data", appendix B; constants and order of the transforms are
+those of the authors' stylegan2-ada-pytorch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTRAST_STD = 0.5
 HUE_MAX = 1.0
 SATURATION_STD = 1.0
 
-# Low-pass filter of the symlet with six vanishing moments, to the precision that its defining equations give.
+# Low-pass filter of the symlet with six vanishing moments, to the precision of its defining equations.
 SYM6 = (
     0.015404109327044896,
     0.0034907120842221356,
@@ -57,10 +57,10 @@ ADA_KIMG = 500.0  # thousand images in which p can rise from 0 to 1
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to each image of a batch; float64 on the CPU, wherever the images are, so that nothing waits for a device.
+    """The transforms of each image of a batch; always float64 on the CPU, so that nothing waits for a device.
 
-    geometry: `[N, 3, 3]`, from a point of the result to the point of the image that is shown there, in coordinates in which
-    the image spans [-1, 1]². color: `[N, 4, 4]`, from (R, G, B, 1) to its new value.
+    geometry: `[N, 3, 3]`, from a point of the result to the point of the image that appears there, in coordinates in which the image
+    spans [-1, 1]². color: `[N, 4, 4]`, from (R, G, B, 1) to its new value.
     """
 
     geometry: Tensor
@@ -70,7 +70,7 @@ class Augmentation:
         return len(self.geometry)
 
     def take(self, which: slice | Tensor) -> Augmentation:
-        """That of some of the images: `take(slice(rank, None, size))` is a process's share."""
+        """That of some of the images."""
         return Augmentation(self.geometry[which], self.color[which])
 
 
@@ -78,7 +78,7 @@ class AugmentPipe:
     """Draws augmentations, and applies them.
 
     group: which transforms are on: `blit`, `geom`, `color`, or their initials together (`b`, `bg`, `bgc`, ...).
-    multipliers: by transform (see `TRANSFORMS`), what its probability is multiplied with; 1 if it is on, else 0.
+    multipliers: by transform (see `TRANSFORMS`), a factor of its probability; by default 1 if it is on, else 0.
     Raises `ValueError` for unknown names.
     """
 
@@ -94,10 +94,10 @@ class AugmentPipe:
         self.multipliers.update(multipliers)
 
     def draw(self, count: int, resolution: int, p: float, generator: torch.Generator) -> Augmentation:
-        """Augmentations of `count` images of `resolution` px, each transform happening with probability `p` · multiplier.
+        """Augmentations of `count` images of `resolution` px; each transform is applied with probability `p` · multiplier.
 
-        generator: on the CPU. How much is drawn from it depends on `count` only, so processes that each draw for the whole
-        batch stay in step, whatever p is and whatever is switched off.
+        generator: on the CPU. The number of draws depends on `count` only, so processes that draw for the complete batch stay in step,
+        whatever p and the multipliers are.
         """
         draw = _Draw(count, p, self.multipliers, generator)
         return Augmentation(_draw_geometry(draw, resolution), _draw_color(draw))
@@ -106,8 +106,8 @@ class AugmentPipe:
     def apply(images: Tensor, augmentation: Augmentation) -> Tensor:
         """`[N, 3, S, S]` in [-1, 1] -> the same shape (colours may leave that range); differentiable any number of times.
 
-        Each image is treated by itself, and one with nothing to be done to it is returned as it is. Below 8 px there are too
-        few pixels to reflect: edges that were moved fade to zero. Computes in float32 at least, under autocast too.
+        Each image is transformed independently; one without a transform is returned unchanged. Below 8 px there are too few pixels to
+        reflect, and moved edges fade to zero. Computes in float32 at least, under autocast too.
         """
         if len(images) != len(augmentation):
             raise ValueError(f"{len(images)} images, but augmentations of {len(augmentation)}")
@@ -120,11 +120,10 @@ class AugmentPipe:
 
 
 class AdaptiveP:
-    """The probability `p` of augmentations, so adjusted that the mean of sign D(real) stays at `target`.
+    """The probability `p` of augmentations, adjusted so that the mean of sign D(real) stays at `target`.
 
-    Every `interval` steps of the discriminator p moves by images seen / (1000·ada_kimg), up where the mean is above the target:
-    there the discriminator overfits. p never falls below 0. It may rise above 1, as in the original, where more changes nothing but
-    the time to come back.
+    Every `interval` steps of the discriminator p moves by images seen / (1000·ada_kimg): up if the mean is above the target, since the
+    discriminator then overfits, else down. p never falls below 0. It may rise above 1, as in the original; that only delays its fall.
     """
 
     def __init__(self, target: float = 0.6, interval: int = 4, ada_kimg: float = ADA_KIMG, p: float = 0.0) -> None:
@@ -135,7 +134,7 @@ class AdaptiveP:
         self._signs, self._images, self._steps = 0.0, 0, 0
 
     def observe(self, sum_of_signs: float, count: int) -> None:
-        """Take note of a step: Σ sign D(real) over the `count` real images of the batch, those of all processes together."""
+        """Count a step: Σ sign D(real) over the `count` real images of the batch, of all processes together."""
         self._signs += sum_of_signs
         self._images += count
         self._steps += 1
@@ -151,13 +150,13 @@ class AdaptiveP:
         return {"p": self.p, "signs": self._signs, "images": self._images, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state, within an interval too."""
+        """Restore a state, also within an interval."""
         self.p = state["p"]
         self._signs, self._images, self._steps = state["signs"], state["images"], state["steps"]
 
 
 class _Draw:
-    """Random numbers for a batch, and whether a transform happens to an image; all `[N]` or `[N, k]`, float64."""
+    """Random numbers for a batch, and whether a transform is applied to an image; all `[N]` or `[N, k]`, float64."""
 
     def __init__(self, count: int, p: float, multipliers: dict[str, float], generator: torch.Generator) -> None:
         self.count, self.p, self.multipliers, self.generator = count, p, multipliers, generator
@@ -173,9 +172,9 @@ class _Draw:
         return (self._rand() * below).floor()
 
     def maybe(self, name: str, value: Tensor) -> Tensor:
-        """The value where the transform happens, else zero, which stands for "no change"."""
+        """The value where the transform is applied, else zero, which means no change."""
         probability = self.multipliers[name] * self.p
-        if name == "rotate":  # happens twice: then P(once or more) is what was asked for
+        if name == "rotate":  # drawn twice, so that P(at least once) is `probability`
             probability = 1 - math.sqrt(min(max(1 - probability, 0.0), 1.0))
         happens = (self._rand() < probability).view(-1, *[1] * (value.ndim - 1))
         return torch.where(happens, value, torch.zeros_like(value))
@@ -207,7 +206,7 @@ def _draw_geometry(draw: _Draw, resolution: int) -> Tensor:
 
 
 def _draw_color(draw: _Draw) -> Tensor:
-    """`[N, 4, 4]`: the transforms, the first one rightmost; hue, saturation and luma are taken about the grey axis."""
+    """`[N, 4, 4]`: the transforms, the first one rightmost; hue, saturation and luma refer to the grey axis."""
     one = torch.eye(3, dtype=torch.float64)
     grey = torch.full((3, 3), 1 / 3, dtype=torch.float64)  # projects onto (1, 1, 1)/√3
     # v × x for v on the grey axis, which generates rotations about it
@@ -245,20 +244,20 @@ def _translation(by: Tensor) -> Tensor:
 
 
 def _move(images: Tensor, geometry: Tensor) -> Tensor:
-    """Images of which those that move are resampled: all that the filters do to an image at rest is to cost time."""
+    """Resample the images that move; for the others the filters would only cost time."""
     moving = (geometry != torch.eye(3, dtype=geometry.dtype)).flatten(1).any(1).nonzero().flatten()
     if len(moving) == 0:
         return images
     if len(moving) == len(images):
         return _resample(images, geometry)
-    where = moving.to(images.device)
-    return images.index_copy(0, where, _resample(images[where], geometry[moving]))
+    rows = moving.to(images.device)
+    return images.index_copy(0, rows, _resample(images[rows], geometry[moving]))
 
 
 def _resample(images: Tensor, geometry: Tensor) -> Tensor:
     """Reflect at the edges, double the resolution, look up, halve it, crop.
 
-    The filter is not quite symmetric, so that what is flipped or turned also shifts by up to 0.4 pixels, as in the original.
+    The filter is not quite symmetric, so a flip or turn also shifts by up to 0.4 pixels, as in the original.
     """
     size = images.shape[2]
     inner, wide = size + 2 * REACH, size + 2 * _margin(geometry, size)
@@ -266,7 +265,7 @@ def _resample(images: Tensor, geometry: Tensor) -> Tensor:
     filters = _filters(images.dtype, images.device)
     images = _upsample(images, *filters)
 
-    # From [-1, 1] over what is sampled to [-1, 1] over what was padded.
+    # From [-1, 1] over the sampled area to [-1, 1] over the padded one.
     theta = torch.cat([geometry[:, :2, :2] * inner, geometry[:, :2, 2:] * size], 2) / wide
     shape = [len(images), images.shape[1], 2 * inner, 2 * inner]
     grid = F.affine_grid(theta.to(images.device, images.dtype), shape, align_corners=False)
@@ -275,12 +274,12 @@ def _resample(images: Tensor, geometry: Tensor) -> Tensor:
 
 
 def _margin(geometry: Tensor, size: int) -> int:
-    """Pixels of padding that every value needs which is looked up. More would change nothing, so images do not touch each other.
+    """Pixels of padding that the lookups need. More would change nothing, so images do not affect each other.
 
-    At most what can be reflected, `size` − 1; what lies beyond that is zero.
+    At most `size` − 1, which can be reflected; beyond that is zero.
     """
     corner = geometry[:, :2, :2].abs().sum(2) * (size + 2 * REACH) + geometry[:, :2, 2].abs() * size
-    # one pixel more than the filter for bilinear weights and for centres that lie half a pixel inside
+    # One pixel more than the filter, for bilinear weights and for centres that lie half a pixel inside.
     needed = math.ceil(float(corner.max()) / 2 - size / 2 + REACH + 1)
     return min(max(needed, 0), size - 1)
 
@@ -301,17 +300,16 @@ def _upsample(x: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
 
 
 def _downsample(x: Tensor, along_y: Tensor, along_x: Tensor) -> Tensor:
-    """The adjoint of `_upsample` up to its gain, without the `REACH` pixels on each side that the filter makes use of."""
+    """The adjoint of `_upsample` up to its gain, without the `REACH` pixels on each side that the filter consumes."""
     x = x[:, :, 1:-1, 1:-1]
     x = F.conv2d(x, along_y, stride=(2, 1), groups=3)
     return F.conv2d(x, along_x, stride=(1, 2), groups=3)
 
 
 class _Sample(Function):
-    """`F.grid_sample` (bilinear, zeros outside), to be differentiated with respect to the images any number of times.
+    """`F.grid_sample` (bilinear, zeros outside), differentiable with respect to the images any number of times.
 
-    It is linear in them, so its derivative is its adjoint, and that one's derivative is the function itself.
-    torch gives no second derivative.
+    It is linear in them: its derivative is its adjoint, whose derivative is the function itself. torch has no second derivative.
     """
 
     @staticmethod
@@ -330,7 +328,7 @@ class _SampleAdjoint(Function):
     @staticmethod
     def forward(ctx: Any, grad: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(grid)
-        # The images themselves would matter for the derivative of the grid only.
+        # Only the derivative of the grid would need the images.
         unused = grad.new_empty(shape)
         return aten.grid_sampler_2d_backward(grad, unused, grid, 0, 0, False, [True, False])[0]
 
@@ -343,7 +341,7 @@ class _SampleAdjoint(Function):
 def _recolor(images: Tensor, color: Tensor) -> Tensor:
     if bool((color == torch.eye(4, dtype=color.dtype)).all()):
         return images
-    # Channel by channel, since a matrix product might be computed in TF32, which alters images that keep their colours.
+    # Channel by channel: a matrix product in TF32 would change even images that keep their colours.
     new = color[:, :3].to(images.device, images.dtype).view(-1, 3, 4, 1, 1)
     red, green, blue = images.split(1, 1)
     return new[:, :, 0] * red + new[:, :, 1] * green + new[:, :, 2] * blue + new[:, :, 3]

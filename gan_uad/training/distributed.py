@@ -1,7 +1,7 @@
-"""Several processes training one model, started by torchrun: who is who, whose share is which, and how they agree.
+"""Several processes that train one model, started by torchrun: ranks, shares of a batch, and collectives.
 
-Every process runs the same loop on its share of each batch; only what is here crosses between them. Without a process
-group (one process) every function is a no-op, so callers need no case of their own.
+Every process runs the same loop on its share of each batch; all communication is in this file. Without a process group (one process)
+the functions change nothing, so callers need no special case.
 """
 
 from __future__ import annotations
@@ -23,28 +23,37 @@ from gan_uad.errors import JobFailed, UserError
 
 T = TypeVar("T")
 
-# A step or a checkpoint takes seconds; whoever is not back after this hangs. (One that died is noticed at once.)
+# A step or a checkpoint takes seconds; a process that takes longer than this hangs. (One that died is noticed at once.)
 TIMEOUT = timedelta(minutes=15)
-# Reading a large set of patches for the first time may take hours, and the others wait for it.
+# The first reading of a large set of patches may take hours, and the other processes wait for it.
 PATIENCE = timedelta(days=1)
 
-_patient: list[dist.ProcessGroup] = []  # a group of its own, with the longer timeout
+_patient: list[dist.ProcessGroup] = []  # a separate group with the longer timeout
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes of this job: `rank` 0 to `size` - 1; rank 0 alone writes files and speaks."""
+    """This process among those of the job: `rank` 0 to `size` - 1. Rank 0 alone writes files and prints."""
 
     rank: int = 0
     size: int = 1
 
+    @property
+    def rows(self) -> slice:
+        """The rows of a batch that are this process's share: every `size`-th, from `rank` on.
+
+        Strided, not cut in blocks: StyleGAN's minibatch stddev groups images {i, i + N/G, i + 2N/G, ...}. With strided shares (and
+        strided micro-batches) a group stays together, whatever the number of processes.
+        """
+        return slice(self.rank, None, self.size)
+
 
 class PeerLost(JobFailed):
-    """Another process of the job died or hangs; that one (or torchrun) says why."""
+    """Another process of the job died or hangs; that one (or torchrun) reports why."""
 
 
 class OwnFailure(JobFailed):
-    """A failure of this process alone, which it must tell itself, whatever its rank."""
+    """A failure of this process alone, which it must report itself, whatever its rank."""
 
 
 def world() -> World:
@@ -57,8 +66,8 @@ def processes() -> Iterator[World]:
     """Join the group that torchrun's environment describes (RANK, WORLD_SIZE, MASTER_ADDR ...) for a `with` block.
 
     NCCL for CUDA tensors, gloo for all others. Nothing is started when WORLD_SIZE is absent or 1. Raises `UserError` for an
-    incomplete environment, and `PeerLost` here or in any collective when another process is gone. Rank 0 speaks for all: the
-    others print nothing, and a `ClickException` ends them silently with its exit code, unless it is an `OwnFailure`.
+    incomplete environment, and `PeerLost` here or in any collective when another process is gone. Only rank 0 prints. A
+    `ClickException` ends the others silently with its exit code, unless it is an `OwnFailure`.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield World()
@@ -73,7 +82,7 @@ def processes() -> Iterator[World]:
     here = world()
     if here.rank:
         console.set_quiet(True)
-    # To end properly is to wait for what is under way; with a process that failed alone that may be for ever.
+    # A proper end waits for running collectives; after a process failed alone that could take for ever.
     end: Callable[[], None] = dist.group.WORLD.abort  # type: ignore[union-attr]
     try:
         yield here
@@ -90,13 +99,9 @@ def processes() -> Iterator[World]:
             end()
 
 
-def share(x: Tensor, of: World) -> Tensor:
-    """This process's part of a whole batch `[N, ...]`: every `size`-th, from `rank` on.
-
-    Strided, not cut in blocks: StyleGAN's minibatch stddev groups images {i, i + N/G, i + 2N/G, ...}, so that with strided
-    shares (and strided micro-batches) a group stays together, whatever the number of processes.
-    """
-    return x[of.rank :: of.size]
+def share(x: Tensor, of: World | None = None) -> Tensor:
+    """The share of a process (default: this one) of a complete batch `[N, ...]`: see `World.rows`."""
+    return x[(of or world()).rows]
 
 
 @torch.no_grad()
@@ -120,7 +125,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             dist.all_reduce(flat)
         flat /= size
         *parts, anywhere = flat.split([g.numel() for g in grads] + [len(group)])
-        # Looked at (which waits for the device) only where something is missing.
+        # Read from the device (which waits for it) only where a gradient is missing.
         given = [True] * len(group) if all(p.grad is not None for p in group) else (anywhere > 0).tolist()
         for p, grad, mean_grad, is_given in zip(group, grads, parts, given, strict=True):
             if is_given:
@@ -131,17 +136,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 def mean(x: Tensor) -> Tensor:
     """`x` (detached, of one shape everywhere) averaged over the processes."""
     x = x.detach()
-    if world().size == 1:
-        return x
-    total = x.clone()
-    with _collective():
-        dist.all_reduce(total)
-    return total / world().size
+    return x if world().size == 1 else total(x.clone()) / world().size
 
 
 @torch.no_grad()
 def total(x: Tensor) -> Tensor:
-    """`x` (on the CPU, of one shape everywhere) added up over the processes."""
+    """`x` (of one shape everywhere) summed over the processes, in place."""
     if world().size > 1:
         with _collective():
             dist.all_reduce(x)
@@ -150,12 +150,7 @@ def total(x: Tensor) -> Tensor:
 
 def any_of(flag: bool) -> bool:
     """Whether `flag` is true in any process. On the CPU: no wait for the device."""
-    if world().size == 1:
-        return flag
-    flags = torch.tensor([float(flag)])
-    with _collective():
-        dist.all_reduce(flags)
-    return bool(flags.item() > 0)
+    return flag if world().size == 1 else bool(total(torch.tensor([float(flag)])).item() > 0)
 
 
 @torch.no_grad()
@@ -167,15 +162,15 @@ def broadcast(tensors: nn.Module | Iterable[Tensor]) -> None:
         tensors = [*tensors.parameters(), *tensors.buffers()]
     with _collective():
         for tensor in tensors:
-            whole = tensor.detach().contiguous()  # NCCL takes no strides; channels_last weights have them
-            dist.broadcast(whole, src=0)
-            tensor.copy_(whole)
+            dense = tensor.detach().contiguous()  # NCCL takes no strides; channels_last weights have them
+            dist.broadcast(dense, src=0)
+            tensor.copy_(dense)
 
 
 def together(work: Callable[[], T], patient: bool = False) -> T:
-    """Do `work` (without collectives) in every process; when it fails in any, raise that one's error in all of them.
+    """Do `work` (without collectives) in every process. If it fails in one, raise that error in all of them.
 
-    So rank 0 can say what went wrong elsewhere. Waits for the slowest; `patient`: for up to a day.
+    So rank 0 can report what went wrong in another process. Waits for the slowest; `patient`: for up to a day.
     """
     result, failure = None, None
     try:
@@ -194,8 +189,7 @@ def together(work: Callable[[], T], patient: bool = False) -> T:
 
 def first(work: Callable[[], T], patient: bool = False) -> T:
     """Do `work` in rank 0 only; every process gets its (picklable) result, or its error. `patient`: as in `together`."""
-    result = together(lambda: work() if world().rank == 0 else None, patient)
-    return from_first(result)  # type: ignore[return-value]
+    return from_first(together(lambda: work() if world().rank == 0 else None, patient))  # type: ignore[return-value]
 
 
 def from_first(value: T) -> T:
@@ -218,6 +212,5 @@ def _collective() -> Iterator[None]:
     except RuntimeError as error:  # gloo's are plain RuntimeErrors, NCCL's a subclass
         why = str(error).strip().partition("\n")[0]
         raise PeerLost(
-            "another process of this job ended or does not answer; the last checkpoint is kept, go on with --resume "
-            f"({why[:120]})"
+            f"another process of this job ended or hangs ({why[:120]}). The last checkpoint is kept: continue with --resume"
         ) from None

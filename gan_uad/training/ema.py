@@ -13,10 +13,9 @@ RAMP_UP = 0.05  # of the images seen: StyleGAN2-ADA's
 class EMA:
     """Holds `net`, an averaged copy of a network: evaluation mode, no gradients.
 
-    Weights decay by 0.5^(images / half-life). The half-life grows with training up to its full value, so that early averages
-    are not made of initial weights. Floating-point buffers (batch-norm statistics, which belong to the weights that
-    made them) are averaged with the weights unless `average_buffers` is false; others are copied. With `half_life_kimg` 0 the copy
-    simply follows.
+    Old weights decay by 0.5^(images / half-life). The half-life grows with training up to its full value, so that early averages do not
+    consist of initial weights. Floating-point buffers (batch-norm statistics, which belong to their weights) are averaged too unless
+    `average_buffers` is false; others are copied. With `half_life_kimg` 0 the copy equals the network.
     """
 
     def __init__(self, source: nn.Module, half_life_kimg: float, average_buffers: bool = True) -> None:
@@ -27,7 +26,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, images: int, nimg: int) -> None:
-        """Move towards the source after a step that saw `images` images, `nimg` having been seen in all."""
+        """Update after a step on `images` images; `nimg`: images seen since the start."""
         half_life = min(self.half_life, RAMP_UP * nimg)
         keep = 0.5 ** (images / half_life) if half_life > 0 else 0.0
         for mine, theirs in zip(self.net.parameters(), self.source.parameters(), strict=True):

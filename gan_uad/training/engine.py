@@ -10,15 +10,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from gan_uad import checkpoint, console, old_names
 from gan_uad.data.patches import PatchSet, TrainStream, to_uint8
 from gan_uad.errors import Interrupted, JobFailed, UserError
-from gan_uad.files import atomic, explained, remove_leftovers
+from gan_uad.files import explained, remove_leftovers
+from gan_uad.plotting.pictures import image_grid
 from gan_uad.run import Run
 from gan_uad.training import distributed, memory
 from gan_uad.training.ema import EMA
@@ -27,49 +26,51 @@ from gan_uad.training.validation import ValidationTracker, Validator
 from gan_uad.training.watch import Watch
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-EARLY_SNAPSHOTS = (0.0, 1 / 16, 1 / 4)  # of the snapshot interval: nobody should wait an hour for the first picture
+EARLY_SNAPSHOTS = (0.0, 1 / 16, 1 / 4)  # of the snapshot interval: so that the first images do not take an hour
 
 
 class Task(ABC):
     """One trainable thing. Everything random in it comes from generators whose state is in `state_dict`.
 
-    Several processes: each is given its share of a batch (every `size`-th image), draws the random numbers of the whole
-    batch from equally seeded generators and takes its share of them, and averages gradients before it updates (`optimise`
-    does), so that all hold the same weights, those that one process would make of the whole batch. Batch norm is the
-    exception: it normalises each pass (a process's micro-batch) by that pass's own statistics.
+    With several processes, each gets its share of a batch (every `size`-th image). It draws the random numbers of the complete batch
+    from equally seeded generators and uses its share of them. `optimise` averages gradients before the update. So all processes hold
+    the same weights as one process with the complete batch. Batch norm is the exception: it normalises each pass (a process's
+    micro-batch) by that pass's own statistics.
     """
 
-    micro_batch: int | None = None  # images of one pass in this process; None: its whole share of the batch
-    group: int = 1  # images that a pass must hold together (minibatch stddev)
-    curves: dict[str, str] = {}  # figures worth a picture, and what they are called among those of `judge`
-    states: frozenset[str] = frozenset()  # figures that say where training stands: the last one is logged, not the mean
+    micro_batch: int | None = None  # images of one pass in this process; None: its complete share of the batch
+    group: int = 1  # images that must stay together in a pass (minibatch stddev)
+    curves: dict[str, str] = {}  # metrics to plot as learning curves, and their names in validation
+    states: frozenset[str] = (
+        frozenset()
+    )  # metrics of which the last value is logged, not the mean (a learning rate, say)
 
     def batch_at(self, nimg: int) -> int | None:
-        """Images of the batch that follows `nimg` images, in all processes; None: what the run says."""
+        """Images of the batch that follows `nimg` images, in all processes; None: the run's batch size."""
         return None
 
     def batch_sizes(self, batch: int) -> set[int]:
-        """All sizes that batches will have in a run of batch size `batch`."""
+        """All batch sizes that occur in a run of batch size `batch`."""
         return {batch}
 
     def check_batches(self, batch: int) -> None:
-        """Raise `UserError` unless every batch can be shared out, cut into passes, and these into groups."""
+        """Raise `UserError` unless every batch can be split over the processes, into passes, and these into groups."""
         size = distributed.world().size
-        for whole in sorted(self.batch_sizes(batch)):
-            if whole % size:
-                raise UserError(f"a batch of {whole} images cannot be shared evenly by {size} processes")
-            passes = {len(range(whole // size)[part]) for part in self.parts(whole // size)}
-            together = whole if passes == {whole} else self.group
+        for total in sorted(self.batch_sizes(batch)):
+            if total % size:
+                raise UserError(f"a batch of {total} images cannot be shared evenly by {size} processes")
+            passes = {len(range(total // size)[part]) for part in self.parts(total // size)}
+            together = total if passes == {total} else self.group
             if self.group > 1 and (len(passes) > 1 or max(passes) % min(self.group, together)):
-                cut = "" if passes == {whole} else f" (in passes of {', '.join(map(str, sorted(passes)))})"
-                key = "training.batch" if whole == batch else "optim.batch_per_level"
+                cut = "" if passes == {total} else f" (in passes of {', '.join(map(str, sorted(passes)))})"
+                key = "training.batch" if total == batch else "optim.batch_per_level"
                 raise UserError(
-                    f"a batch of {whole} images{cut} cannot be cut into minibatch-stddev groups of {self.group}: "
+                    f"a batch of {total} images{cut} cannot be split into minibatch-stddev groups of {self.group}: "
                     f"make {key} (and micro_batch) a multiple of {self.group}, or set network.mbstd_group"
                 )
 
     def allows(self, micro_batch: int, batch: int) -> bool:
-        """Whether a run of batch size `batch` could go on in passes of `micro_batch` images."""
+        """Whether a run of batch size `batch` could continue in passes of `micro_batch` images."""
         asked, self.micro_batch = self.micro_batch, micro_batch
         try:
             self.check_batches(batch)
@@ -85,34 +86,34 @@ class Task(ABC):
         return [slice(m, None, passes) for m in range(passes)]
 
     def begin(self) -> None:
-        """Take weights to start from, say. Called before `train`, unless that goes on from a checkpoint."""
+        """Prepare a new training, for example load initial weights. Called before `train`, but not for a resumed run."""
 
     def start_from(self, trained: dict[str, nn.Module], context: str) -> None:
-        """Train on from the weights of `trained` networks, as `networks` gives them. Raises `UserError` for another architecture."""
+        """Start from the weights of `trained` networks, by the roles of `networks`. Raises `UserError` for another architecture."""
         for role, net in self.networks().items():
             if role not in trained:
                 raise UserError(f"{context} holds no {role}, only {', '.join(trained) or 'a fitted scorer'}")
             checkpoint.load_weights(net, trained[role].state_dict(), context)
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> Stream:
-        """What it is trained on, from the `patches` chosen for that: their images, in this process's shares."""
+        """Training batches of `patches`: this process's share of their images."""
         here = distributed.world()
         return TrainStream(patches, batch, seed, flips, turns, here.rank, here.size)
 
     def validator(self, patches: PatchSet) -> Validator | None:
-        """What judges it while it is trained, on some validation `patches` (of any label); None: nothing of its own does."""
+        """What validates this task during training, on validation `patches` (of any label); None: nothing does."""
         return None
 
-    def whole(self, real: Tensor) -> int:
-        """Images of the batch in all processes, of which `real` is this one's share."""
-        return len(real) * distributed.world().size
+    def batch_of(self, share: Tensor) -> int:
+        """Images of the batch in all processes, given this process's share of it."""
+        return len(share) * distributed.world().size
 
     def optimise(
         self, optimizer: torch.optim.Optimizer, count: int, loss: Callable[[slice], tuple[Tensor, dict[str, Tensor]]]
     ) -> dict[str, Tensor]:
-        """One optimiser step on a mean over the batch, `count` images of which are here.
+        """One optimiser step on a mean over the batch; `count`: images of this process's share.
 
-        `loss(part)` gives the mean over one micro-batch and figures to log; returns the figures' means over the share (detached).
+        `loss(part)` gives the mean over one micro-batch and metrics to log. Returns the metrics' means over the share (detached).
         """
         optimizer.zero_grad()
         metrics: dict[str, Tensor] = {}
@@ -127,47 +128,67 @@ class Task(ABC):
         return metrics
 
     def modules(self) -> list[nn.Module]:
-        """The networks that it holds as attributes, averaged copies included."""
+        """The networks among its attributes, averaged copies included."""
         held = [value.net if isinstance(value, EMA) else value for value in vars(self).values()]
         return [value for value in held if isinstance(value, nn.Module)]
 
     def synchronise(self) -> None:
-        """Give every process rank 0's buffers (batch norm's running statistics are each process's own between checkpoints)."""
+        """Give every process rank 0's buffers (between checkpoints, batch norm's running statistics differ)."""
         for net in self.modules():
             distributed.broadcast(net.buffers())
 
     @abstractmethod
     def step(self, real: Any, nimg: int) -> dict[str, Tensor]:
-        """Do the optimiser steps for one batch, `nimg` images having been seen before it (in all processes).
+        """Do the optimiser steps for one batch; `nimg`: images seen before it, in all processes.
 
-        `real` is what `stream` gives, this process's share of it, on the device: images `[N, 3, R, R]` in [-1, 1], or a tuple of
-        tensors such as images and labels. Returns scalar figures to log (detached, means over the share); a step may leave out
-        those that it did not compute.
+        `real`: this process's share of a batch of `stream`, on the device: images `[N, 3, R, R]` in [-1, 1], or a tuple of tensors such
+        as images and labels. Returns scalar metrics to log (detached, means over the share). A step may leave out some of them.
         """
 
     @abstractmethod
     def sample(self) -> Tensor:
-        """Something to look at: images `[N, 3, R, R]` in [-1, 1], always from the same latents, leaving no trace in the state."""
+        """Images `[N, 3, R, R]` in [-1, 1] for a snapshot, always from the same latents. Must not change the state."""
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """What to export, by role; each was made by `registry.build`."""
 
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a resume needs: weights, optimisers, averages, generators; tensors and plain values only."""
+    def holders(self) -> dict[str, Any]:
+        """All that holds state, by its name in `state_dict`: networks, optimisers, random generators, tensors, and other objects with
+        `state_dict` and `load_state_dict`."""
+        raise NotImplementedError
 
-    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resume needs; tensors and plain values only."""
+        return {name: _state_of(holder) for name, holder in self.holders().items()}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a state back, exactly."""
+        """Restore a state exactly. Raises `UserError` when it is of another architecture."""
+        for name, holder in self.holders().items():
+            if isinstance(holder, nn.Module):
+                checkpoint.load_weights(holder, state[name], "the checkpoint")
+            elif isinstance(holder, torch.Generator):
+                holder.set_state(state[name])
+            elif isinstance(holder, Tensor):
+                holder.copy_(state[name])
+            else:
+                holder.load_state_dict(state[name])
+
+
+def _state_of(holder: Any) -> Any:
+    if isinstance(holder, Tensor):
+        return holder
+    return holder.get_state() if isinstance(holder, torch.Generator) else holder.state_dict()
 
 
 class Stream(Protocol):
-    """Where batches come from: a pure function of how many images were seen."""
+    """The source of batches: a pure function of the number of images seen."""
 
     def at(self, nimg: int, batch: int | None = None) -> Tensor | tuple[Tensor, ...]:
-        """The batch `[N, 3, R, R]` in [-1, 1] that follows the first `nimg` images, or a tuple of it and what belongs to it, each
-        `[N, ...]`; this process's share of `batch` images."""
+        """This process's share of the batch of `batch` images that follows the first `nimg` images.
+
+        Images `[N, 3, R, R]` in [-1, 1], or a tuple of these and other tensors `[N, ...]`.
+        """
 
 
 def train(
@@ -179,11 +200,11 @@ def train(
     resume: bool = False,
     validator: Validator | None = None,
 ) -> str:
-    """Train `task` until the run's `total_kimg` or until `judge` says that nothing gets better, logging, drawing and saving on
-    the way; returns in words how it ended.
+    """Train `task` until the run's `total_kimg`, or until validation has not improved for the run's `patience`.
 
-    Every process of a group calls it; rank 0 alone writes. Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM to any
-    process, and `JobFailed` when a figure is not finite, the disk is full or memory does not do; the last good checkpoint is kept.
+    Logs, draws snapshots and saves on the way. Returns in words how it ended. Every process of a group calls it; rank 0 alone writes.
+    Raises `Interrupted` (after saving) on Ctrl-C or SIGTERM to any process, and `JobFailed` when a metric is not finite or disk or
+    memory is full; the last good checkpoint is kept.
     """
     loop = _Loop(task, run, device, description, ValidationTracker(validator, run))
     nimg = loop.restore(resume)
@@ -210,7 +231,7 @@ def train(
             done = nimg >= total or loop.validation.exhausted
             stopped = distributed.any_of(bool(stop))
             save = done or stopped or loop.validation.is_best(nimg) or _crossed(before, nimg, settings.checkpoint_kimg)
-            # A tick before every save: figures that are not finite are seen, and a resumed log is that of one run.
+            # A tick before every save: it finds metrics that are not finite, and the log of a resumed run has the same lines.
             if save or _crossed(before, nimg, settings.tick_kimg):
                 loop.tick(nimg, bar)
             if done or _crossed(before, nimg, settings.snapshot_kimg) or _early(before, nimg, settings.snapshot_kimg):
@@ -219,13 +240,13 @@ def train(
                 loop.save(nimg)
             if stopped and not done:
                 raise Interrupted(
-                    f"stopped at {nimg / 1000:g} kimg, all saved", f"Go on with: gan-uad train {run.folder} --resume"
+                    f"stopped at {nimg / 1000:g} kimg, all saved", f"Continue with: gan-uad train {run.folder} --resume"
                 )
-    return f"{nimg / 1000:g} kimg{loop.validation.verdict(stopped_early=nimg < total)}"
+    return f"{nimg / 1000:g} kimg{loop.validation.summary(stopped_early=nimg < total)}"
 
 
 class _Loop:
-    """The loop's own small state: figures since the last tick, and the writers (of rank 0)."""
+    """The loop's own small state: metrics since the last tick, and the writers (of rank 0)."""
 
     def __init__(
         self, task: Task, run: Run, device: torch.device, description: dict[str, Any], validation: ValidationTracker
@@ -239,7 +260,7 @@ class _Loop:
 
     @contextmanager
     def writing(self, nimg: int) -> Iterator[None]:
-        """TensorBoard events from `nimg` on, in place of those that a killed process wrote after it; closed at the end."""
+        """TensorBoard events from `nimg` on, which replace those that a killed process wrote after it; closed at the end."""
         if distributed.world().rank:
             yield
             return
@@ -250,7 +271,7 @@ class _Loop:
             try:
                 yield
             finally:
-                with suppress(OSError):  # a full disk was already answered
+                with suppress(OSError):  # a full disk was reported already
                     self.board.close()
 
     def add(self, metrics: dict[str, Tensor]) -> None:
@@ -262,15 +283,13 @@ class _Loop:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def tick(self, nimg: int, bar: console.Progress) -> None:
-        """Log the means since the last tick, over all processes; a figure that is not finite ends the training before anything
-        is overwritten."""
+        """Log the means since the last tick, over all processes. A metric that is not finite ends the training before any file is
+        overwritten."""
         means = self.means()
         now = time.monotonic()
         per_kimg = (now - self.tick_time) / max(nimg - self.tick_nimg, 1) * 1000
         self.tick_time, self.tick_nimg = now, nimg
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise self.diverged(f"{name} is {value}", nimg)
+        self.check_finite(means, nimg)
         row: dict[str, Any] = {
             "nimg": nimg,
             "kimg": nimg / 1000,
@@ -278,7 +297,7 @@ class _Loop:
             "memory_gb": memory.peak(self.device),
             **means,
         }
-        if warnings := self.watch.look(means):
+        if warnings := self.watch.check(means):
             row["warnings"] = warnings
         for warning in warnings:
             console.say(f"warning: at {nimg / 1000:g} kimg {warning}")
@@ -293,19 +312,23 @@ class _Loop:
         distributed.first(write)
 
     def validate(self, nimg: int) -> None:
-        """Have the task judged as it stands; a figure that is not finite ends the training."""
+        """Validate the task; a metric that is not finite ends the training."""
         start = time.monotonic()
         self.task.synchronise()
         with memory.explained_aside(self.run, self.kept, "validation", alone=True):
-            metrics = self.validation.look(nimg, lambda *row: self.board.add_scalar(*row))
+            self.check_finite(self.validation.validate(nimg, lambda *row: self.board.add_scalar(*row)), nimg)
+        self.tick_time += time.monotonic() - start  # seconds_per_kimg is of the training alone
+
+    def check_finite(self, metrics: dict[str, float], nimg: int) -> None:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise self.diverged(f"{name} is {value}", nimg)
-        self.tick_time += time.monotonic() - start  # seconds_per_kimg is of the training alone
 
     def means(self) -> dict[str, float]:
-        """The mean of each figure since the last call (of `states` the last value), over all processes, which log the same
-        figures at the same steps."""
+        """The mean of each metric since the last call (of `states` the last value), over all processes.
+
+        All processes log the same metrics at the same steps.
+        """
         local = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         self.sums, self.counts = {}, {}
         names = sorted(local)
@@ -313,7 +336,7 @@ class _Loop:
         return local | dict(zip(names, shared, strict=True))
 
     def kept(self) -> str:
-        """What is left of the work when it ends here."""
+        """Which work is kept when training ends now."""
         if self.saved_nimg is None:
             return "nothing was saved yet"
         return f"the checkpoint at {self.saved_nimg / 1000:g} kimg is kept"
@@ -329,18 +352,18 @@ class _Loop:
         def write() -> None:
             with memory.explained_aside(self.run, self.kept, "drawing a snapshot", alone=False):
                 images = to_uint8(self.task.sample().float().cpu())
-            save_grid(images, self.run.folder / "fakes" / name)
+            image_grid(images, self.run.folder / "fakes" / name)
 
         distributed.first(write)
 
     def save(self, nimg: int) -> None:
-        """Write the model, the state, and the best model if this is it: one killed in between makes what lacks when it goes on."""
+        """Write the model, the state, and the best model if this is it. After a kill in between, `restore` writes what is missing."""
         self.task.synchronise()
 
         def write() -> None:
             state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
             state["validation"] = self.validation.state_dict()
-            # Figures are those before the last update; the weights after it may be broken all the same.
+            # Metrics describe the weights before the last update; those after it may still be broken.
             if broken := next(checkpoint.not_finite(state["task"], "state"), None):
                 raise self.diverged(f"{broken} is not finite", nimg)
             checkpoint.save_model(self.run.model_path, self.task.networks(), {**self.description, "nimg": nimg})
@@ -352,8 +375,8 @@ class _Loop:
         self.saved_nimg = nimg
 
     def restore(self, resume: bool) -> int:
-        """Put every process where rank 0 stands and return its `nimg`: that of the last checkpoint when the run is resumed,
-        0 for a new run and for one that was killed before its first."""
+        """Give every process the state of rank 0 and return its `nimg`: that of the last checkpoint of a resumed run, 0 for a new run
+        and for one that was killed before its first checkpoint."""
         if resume and (state := distributed.first(self._read)) is not None:
             self.saved_nimg = self.tick_nimg = state["nimg"]
             try:
@@ -363,13 +386,11 @@ class _Loop:
             torch.set_rng_state(state["torch_rng"])
             self.validation.load_state_dict(old_names.keys(state).get("validation", {}))
         else:
-            for net in self.task.modules():  # equal seeds do not make equal weights on unequal machines
+            for net in self.task.modules():  # equal seeds do not give equal weights on different machines
                 distributed.broadcast(net)
         nimg = self.saved_nimg or 0
         if resume:
-            console.say(
-                f"going on at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting at the beginning"
-            )
+            console.say(f"resuming at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting from 0 kimg")
             distributed.first(lambda: self.run.rewind_log(nimg))
             distributed.first(lambda: self.validation.keep(nimg, self.task.networks(), self.description))
             self.watch.replay(distributed.first(self.run.read_log))
@@ -378,19 +399,6 @@ class _Loop:
     def _read(self) -> dict[str, Any] | None:
         remove_leftovers(self.run.folder)
         return checkpoint.load_state(self.run.state_path) if checkpoint.has_state(self.run.state_path) else None
-
-
-def save_grid(images: np.ndarray, path: Any) -> None:
-    """Write uint8 images `[N, R, R, 3]` as one PNG, in a near-square grid without gaps."""
-    count, side = images.shape[:2]
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    canvas = np.full((rows * side, columns * side, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = divmod(i, columns)
-        canvas[y * side : (y + 1) * side, x * side : (x + 1) * side] = image
-    with atomic(path) as temporary:
-        Image.fromarray(canvas).save(temporary, format="png")
 
 
 def _moved(batch: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor | tuple[Tensor, ...]:

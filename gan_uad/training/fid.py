@@ -1,4 +1,4 @@
-"""Judging a generator while it is trained: the Fréchet distance of its images to those that it is trained on."""
+"""Validation of a generator during training: the Fréchet distance of its images to the training images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,15 @@ from gan_uad.training import distributed
 from gan_uad.training.adversarial import AdversarialTask
 
 CHUNK = 256  # images of each process between two exchanges
-BATCH = 32  # images that the generator makes at once
+BATCH = 32  # images that are generated at once
 READ = 64  # images in memory at once
 
 
-class _BrokenImages(JobFailed):
-    pass
-
-
 class FrechetValidator:
-    """Distance between Gaussians of features: the averaged generator's images of seeds 0 to `num` − 1 against all of `patches`, unflipped.
+    """Fréchet distance of the averaged generator's images (seeds 0 to `num` − 1) to all `patches`, unflipped.
 
-    The same figure as `gan-uad fid` gives of that model and those reals. The figure is called by the features: "fid" of the Inception,
-    "fd_vgg16" and the like of others.
+    The same value as `gan-uad fid` gives for that model and those real images. The features name the metric: "fid" for the Inception,
+    "fd_vgg16" and the like for others.
     """
 
     larger = False
@@ -41,21 +37,20 @@ class FrechetValidator:
         self.real: Gaussian | None = None
 
     def validate(self, nimg: int) -> dict[str, float]:
-        """See `Judge`; NaN for a generator whose images are not finite."""
+        """See `Validator`; NaN for a generator whose images are not finite."""
         device = self.task.device
         if self.real is None:
             self.real = gaussian(len(self.patches), self.patches.gather, self.net, device)
-        try:
-            fake = gaussian(self.num, self._made, self.net, device)
-        except _BrokenImages:
-            return {self.metric: float("nan")}
-        return {self.metric: frechet_distance(self.real, fake)}
+        broken = False
 
-    def _made(self, seeds: list[int]) -> Pixels:
-        images = self.task.images(seeds, BATCH)
-        if not images.isfinite().all():
-            raise _BrokenImages("the generator makes images that are not finite")
-        return to_uint8(images)
+        def generated(seeds: list[int]) -> Pixels:
+            nonlocal broken
+            images = self.task.images(seeds, BATCH)
+            broken |= not bool(images.isfinite().all())
+            return to_uint8(images.nan_to_num())
+
+        fake = gaussian(self.num, generated, self.net, device)
+        return {self.metric: float("nan") if distributed.any_of(broken) else frechet_distance(self.real, fake)}
 
 
 def gaussian(count: int, get: Callable[[list[int]], Pixels], net: FeatureNet, device: torch.device) -> Gaussian:
@@ -69,17 +64,17 @@ def gaussian(count: int, get: Callable[[list[int]], Pixels], net: FeatureNet, de
 def features_of(
     count: int, get: Callable[[list[int]], Pixels], net: FeatureNet, device: torch.device, start: int = 0
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Features float32 `[n, dim]` of images `start` to `count` − 1 in order, with the number that comes after them.
+    """Features float32 `[n, dim]` of images `start` to `count` − 1 in order, with the number of the image after them.
 
-    Every process gets all of them and computes its share: every `size`-th image of a chunk. An error in any is raised in all.
+    Every process gets all features and computes its share of each chunk. An error in one process is raised in all.
     """
     here = distributed.world()
     for first in range(start, count, CHUNK * here.size):
         rows = list(range(first, min(first + CHUNK * here.size, count)))
-        found = distributed.together(partial(_share, rows[here.rank :: here.size], get, net, device))
-        whole = torch.zeros(len(rows), net.dim)
-        whole[here.rank :: here.size] = torch.from_numpy(found)
-        yield rows[-1] + 1, distributed.total(whole).numpy()
+        found = distributed.together(partial(_share, rows[here.rows], get, net, device))
+        values = torch.zeros(len(rows), net.dim)
+        values[here.rows] = torch.from_numpy(found)
+        yield rows[-1] + 1, distributed.total(values).numpy()
 
 
 def _share(

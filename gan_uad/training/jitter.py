@@ -1,9 +1,9 @@
-"""Random changes of labelled images within stated bounds: how a classifier is shown more patches than there are."""
+"""Random changes of images within given bounds: the augmentation of classifiers."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from gan_uad.training.augment import Augmentation, AugmentPipe
 
 @dataclass(frozen=True)
 class Jitter:
-    """Bounds; each change is drawn evenly between minus and plus its bound, for every image anew. 0: none.
+    """Bounds; each change is uniform between minus and plus its bound, and drawn for every image. 0: no change.
 
-    shift: along either side, as a share of it. zoom, brightness: 1 ± a factor. shear, rotation: in degrees. Edges are reflected, and
-    what brightness takes out of [-1, 1] is cut off. Raises `ValueError` for a bound that is negative or too large.
+    shift: along either side, as a share of it. zoom, brightness: a factor of 1 ± the bound. shear, rotation: in degrees. Edges are
+    reflected; values that brightness moves out of [-1, 1] are clipped. Raises `ValueError` for a bound that is negative or too large.
     """
 
     shift: float = 0.0
@@ -26,17 +26,16 @@ class Jitter:
     brightness: float = 0.0
 
     def __post_init__(self) -> None:
-        most = {"shift": 0.5, "zoom": 0.9, "shear": 60.0, "rotation": 180.0, "brightness": 1.0}
-        for name, bound in most.items():
-            if not 0 <= getattr(self, name) <= bound:
-                raise ValueError(f"{name} must be from 0 to {bound:g}, got {getattr(self, name)}")
+        for name, most in {"shift": 0.5, "zoom": 0.9, "shear": 60.0, "rotation": 180.0, "brightness": 1.0}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be from 0 to {most:g}, got {getattr(self, name)}")
 
     def __bool__(self) -> bool:
         """Whether anything is changed."""
-        return any(getattr(self, field.name) for field in fields(self))
+        return self != Jitter()
 
     def draw(self, count: int, generator: torch.Generator) -> Augmentation:
-        """The changes of `count` images; as many numbers are drawn from `generator` (on the CPU) whatever the bounds."""
+        """The changes of `count` images. The bounds do not affect how many numbers are drawn from `generator` (on the CPU)."""
         drawn = torch.rand(count, 6, generator=generator, dtype=torch.float64) * 2 - 1
         angle = drawn[:, 0] * math.radians(self.rotation)
         slant = torch.tan(drawn[:, 1] * math.radians(self.shear))

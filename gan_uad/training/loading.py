@@ -11,7 +11,7 @@ from gan_uad.training import distributed
 
 
 def load_together(data: DataConfig, resolution: int) -> PatchSet:
-    """The patches, in every process. One of each machine reads them into its cache; the others wait and take them from there."""
+    """The patches, in every process. One process of each machine reads them into the cache; the others wait and read the cache."""
 
     def read() -> PatchSet:
         return load_patches(data, resolution, progress=console.counter("reading patches"))

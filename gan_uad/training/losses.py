@@ -1,4 +1,4 @@
-"""Loss terms that more than one task uses."""
+"""Loss terms of several tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gan_uad.networks.second_order import input_gradients_only
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
     """Mean of (‖∇critic(x̂)‖₂ − 1)² at x̂ = real + mix·(fake − real) (Gulrajani et al. 2017, algorithm 1).
 
-    real, fake: `[N, C, H, W]`; mix: `[N]` in [0, 1], one draw an image. The critic must not mix the images of a batch.
+    real, fake: `[N, C, H, W]`; mix: `[N]` in [0, 1], one value for each image. The critic must not mix the images of a batch.
     Returns a scalar that can be differentiated with respect to the critic's weights.
     """
     between = real.detach().lerp(fake.detach(), mix.view(-1, 1, 1, 1)).requires_grad_(True)
@@ -49,7 +49,7 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
 def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
     """‖Jᵀy‖ for each image, `[N]`: how far pixels move along y when w moves (Karras et al. 2020, section 3.2).
 
-    images `[N, C, H, W]` made from ws `[N, num_ws, w_dim]`, directions y ~ N(0, 1) of the images' shape. y is divided by √(H·W), and
+    images `[N, C, H, W]` of ws `[N, num_ws, w_dim]`, directions y ~ N(0, 1) of the images' shape. y is divided by √(H·W), and
     the squared gradient is averaged over the layers, as in the original code. Can be differentiated with respect to the generator.
     """
     y = directions / (images.shape[2] * images.shape[3]) ** 0.5

@@ -1,4 +1,4 @@
-"""Optimisers that torch does not have."""
+"""An optimiser that torch does not have."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 class RMSpropTF(torch.optim.Optimizer):
-    """RMSprop as TensorFlow 1 computes it, with which f-AnoGAN's encoder was trained.
+    """RMSprop of TensorFlow 1, with which f-AnoGAN's encoder was trained.
 
-    s ← decay·s + (1 − decay)·g², s starting at one; w ← w − lr·g / √(s + eps). torch's own has another decay, a start at zero,
-    and eps outside the root.
+    s ← decay·s + (1 − decay)·g², starting from s = 1; w ← w − lr·g / √(s + eps). torch's RMSprop has another decay, starts from s = 0,
+    and adds eps outside the root.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, decay: float = 0.9, eps: float = 1e-10) -> None:

@@ -1,4 +1,4 @@
-"""Training of the progressively grown families, PGAN and StyleGAN: the schedule of growth, and a task each."""
+"""Training of the progressively grown families, PGAN and StyleGAN: the schedule of growth, and one task for each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gan_uad.networks.progressive import enlarge, shrink
 from gan_uad.registry import register
-from gan_uad.training.adversarial import AdversarialTask, WassersteinTask, diversity, frozen, guard_gradients
-from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, r1_penalty
+from gan_uad.training.adversarial import AdversarialTask, WassersteinTask, logistic_loss
+from gan_uad.training.losses import r1_penalty
 from gan_uad.training.style import StyleTask
 
-# Both originals' for one GPU.
+# As in both originals, for one GPU.
 BATCH_PER_LEVEL = {4: 128, 8: 128, 16: 128, 32: 64, 64: 32, 128: 16, 256: 8, 512: 4}
 LR_PER_LEVEL = {128: 1.5e-3, 256: 2e-3, 512: 3e-3, 1024: 3e-3}  # StyleGAN's
 DECAY_PER_STEP = 0.999  # of PGAN's averaged weights
@@ -25,8 +25,9 @@ HALF_LIFE_STEPS = math.log(0.5) / math.log(DECAY_PER_STEP)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Level and fade as a pure function of the images seen (Karras et al. 2018, appendix A.1): `level_kimg` at the first level,
-    then for each further one `fade_kimg` of fading it in and `level_kimg` more.
+    """Level and fade as a pure function of the images seen (Karras et al. 2018, appendix A.1).
+
+    The first level takes `level_kimg`. Each further level takes `fade_kimg` to fade in, then `level_kimg`.
     """
 
     start: int  # log2 of the first resolution
@@ -45,13 +46,15 @@ class Schedule:
 
 
 class ProgressiveTask(AdversarialTask):
-    """What PGAN's and StyleGAN's training share: growth, faded reals, rates and batches by level, one D and one G step a batch.
+    """The base of PGAN's and StyleGAN's training: growth, faded real images, rates and batches by level, one D and one G step a batch.
 
-    Adam's moments are forgotten whenever layers come in or have faded in, as in the originals. Real images stay
-    `[N, 3, R, R]` outside; a step averages them down to the level's size.
+    Adam's moments are reset whenever a layer is added or has faded in, as in the originals. Batches hold real images `[N, 3, R, R]`; a
+    step averages them down to the level's size.
     """
 
     average_buffers = False
+    guarded = True
+    ema_per_step = False  # whether the half-life of the averaged generator is a number of steps
     states = frozenset({"resolution", "alpha"})
 
     def __init__(
@@ -86,8 +89,6 @@ class ProgressiveTask(AdversarialTask):
         averaged: Any = self.ema.net
         for net in (self.G, self.D, averaged):
             net.grow(*self.schedule.at(0))
-        for optimizer in (self.opt_G, self.opt_D):
-            optimizer.register_step_pre_hook(guard_gradients)
 
     def batch_sizes(self, batch: int) -> set[int]:
         """See `Task`: those of all levels."""
@@ -95,7 +96,7 @@ class ProgressiveTask(AdversarialTask):
         return {self.batches.get(1 << level, batch) for level in levels}
 
     def batch_at(self, nimg: int) -> int | None:
-        """Images of the batch that follows `nimg` images, in all processes; None: what the run says."""
+        """See `Task`."""
         return self.batches.get(1 << self.schedule.at(nimg)[0])
 
     def lr_at(self, nimg: int) -> float:
@@ -103,7 +104,7 @@ class ProgressiveTask(AdversarialTask):
         return self.lrs.get(1 << self.schedule.at(nimg)[0], self.lr)
 
     def enter(self, nimg: int) -> None:
-        """Put networks and optimisers where the schedule says."""
+        """Bring networks and optimisers to the level of the schedule."""
         level, alpha = self.schedule.at(nimg)
         was_level, was_alpha = self.G.stage
         for net, optimizer in ((self.G, self.opt_G), (self.D, self.opt_D)):
@@ -114,7 +115,7 @@ class ProgressiveTask(AdversarialTask):
             net.grow(level, alpha)
 
     def at_level(self, real: Tensor) -> Tensor:
-        """Images `[N, 3, R, R]` averaged down to the level's size; while it fades in, blended with what the level before can show."""
+        """Images `[N, 3, R, R]` averaged down to the level's size; while it fades in, blended with those of the level before."""
         level, alpha = self.G.stage
         x = shrink(real, 1 << level)
         return enlarge(shrink(x, 1 << (level - 1)), 1 << level).lerp(x, alpha) if alpha < 1 else x
@@ -124,14 +125,12 @@ class ProgressiveTask(AdversarialTask):
         self.enter(nimg)
         metrics = self.discriminator_step(self.at_level(real))
         metrics |= self.generator_step(len(real))
-        batch = self.whole(real)
-        self.average(batch, nimg + batch)
+        batch = self.batch_of(real)
+        if self.ema_per_step:
+            self.ema.half_life = HALF_LIFE_STEPS * batch
+        self.ema.update(batch, nimg + batch)
         level, alpha = self.G.stage
         return metrics | {"resolution": torch.tensor(float(1 << level)), "alpha": torch.tensor(alpha)}
-
-    def average(self, batch: int, nimg: int) -> None:
-        """Move the averaged generator after a step that saw `batch` images, `nimg` having been seen in all."""
-        self.ema.update(batch, nimg)
 
     @abstractmethod
     def discriminator_step(self, real: Tensor) -> dict[str, Tensor]:
@@ -167,16 +166,9 @@ class PGANTask(WassersteinTask, ProgressiveTask):
     ) -> None:
         if min(gp_weight, drift) < 0:
             raise ValueError(f"gp_weight and drift must not be negative, got {gp_weight} and {drift}")
-        kept = 0.0 if ema_kimg is None else ema_kimg
         growth = (start_resolution, level_kimg, fade_kimg, batch_per_level, lr_per_level or {})
-        super().__init__(model, device, seed, lr, betas, kept, *growth)
-        self.gp_weight, self.drift, self.per_step = gp_weight, drift, ema_kimg is None
-
-    def average(self, batch: int, nimg: int) -> None:
-        """See `ProgressiveTask`; the half-life is so many steps unless it was given in kimg."""
-        if self.per_step:
-            self.ema.half_life = HALF_LIFE_STEPS * batch
-        super().average(batch, nimg)
+        super().__init__(model, device, seed, lr, betas, ema_kimg or 0.0, *growth)
+        self.gp_weight, self.drift, self.ema_per_step = gp_weight, drift, ema_kimg is None
 
     def make(self, z: Tensor) -> Tensor:
         """See `WassersteinTask`; of the present level's size."""
@@ -184,7 +176,7 @@ class PGANTask(WassersteinTask, ProgressiveTask):
         return images
 
     def scores(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """See `WassersteinTask`; apart, since the minibatch stddev would mix them."""
+        """See `WassersteinTask`; in two passes, because the minibatch stddev would mix them."""
         return self.D(real), self.D(fake)
 
 
@@ -237,28 +229,13 @@ class StyleGANTask(StyleTask, ProgressiveTask):
                 fake = self.make(latents, part)
             scores: list[Tensor] = []
 
-            def noted(x: Tensor) -> Tensor:  # the penalty's pass over the reals serves the logistic loss too
+            def noted(x: Tensor) -> Tensor:  # the penalty's pass over the real images serves the logistic loss too
                 scores.append(self.D(x))
                 return scores[0]
 
             penalty = r1_penalty(noted, real[part]).mean() if self.r1_gamma else real.new_zeros(())
             on_real = scores[0] if scores else self.D(real[part])
-            on_fake = self.D(fake)
-            value = nonsaturating_D(on_real, on_fake)
-            signs = {"real_sign": on_real.sign().mean(), "fake_sign": on_fake.sign().mean()}
-            signs["diversity"] = diversity(fake, real[part])
-            return value + self.r1_gamma / 2 * penalty, {"loss_D": value, "r1": penalty, **signs}
+            value, metrics = logistic_loss(on_real, self.D(fake), real[part], fake)
+            return value + self.r1_gamma / 2 * penalty, {**metrics, "r1": penalty}
 
         return self.optimise(self.opt_D, len(real), loss)
-
-    def generator_step(self, count: int) -> dict[str, Tensor]:
-        """Minimise −log σ(D(G(z))), and let the mean of w follow."""
-        latents = self.draw(count)
-        self.track(latents)
-
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = nonsaturating_G(self.D(self.make(latents, part)))
-            return value, {"loss_G": value}
-
-        with frozen(self.D):
-            return self.optimise(self.opt_G, count, loss)

@@ -1,4 +1,4 @@
-"""Being asked to stop: noted, and heeded when what is under way can be left."""
+"""Requests to stop: recorded, and obeyed at the end of a step."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from types import FrameType
 
 @contextmanager
 def signals() -> Iterator[list[int]]:
-    """A list that fills when SIGINT or SIGTERM arrives; a second Ctrl-C does not wait. (SIGTERM may well come twice:
-    `timeout` sends it to the process and to its group.)
+    """A list of the SIGINT and SIGTERM signals received so far; a second Ctrl-C raises `KeyboardInterrupt` at once.
+
+    A second SIGTERM does not: `timeout` sends it to the process and to its group.
     """
     received: list[int] = []
 

@@ -1,8 +1,8 @@
-"""What the training of StyleGAN and of StyleGAN2 shares: latents with mixed styles, noise of each image's own, the mean of w."""
+"""The base of StyleGAN's and StyleGAN2's training: latents with mixed styles, noise of each image, the mean of w."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import AdversarialTask
+from gan_uad.training.adversarial import AdversarialTask, frozen
+from gan_uad.training.losses import nonsaturating_G
 
 W_AVG_BETA = 0.995
 
 
 @dataclass
-class Latents:
-    """What a batch of images is made from: z `[N, z_dim]`, from layer `crossover` on `z_mixed`, noise maps `[N, 1, H, W]` by layer."""
+class BatchLatents:
+    """The input of the generator for a batch: z `[N, z_dim]`, from layer `crossover` on `z_mixed`; noise maps `[N, 1, H, W]` by layer."""
 
     z: Tensor
     z_mixed: Tensor | None
@@ -40,15 +41,16 @@ class Latents:
 class StyleTask(AdversarialTask):
     """A task whose `G` is a `networks.layers.StyleGenerator`.
 
-    `mixing`: probability that the images of a batch are made from two w each, which change places at a random layer.
+    `mixing`: probability that each image of a batch uses two w, the second one from a random layer on.
     """
 
     mixing: float
     average_buffers = False  # w_avg is an average itself
+    guarded = True
 
     @property
     def layers_in_use(self) -> int:
-        """How many layers, from the first on, take a w of their own now."""
+        """How many layers, from the first on, are in use now."""
         return int(self.G.synthesis.num_ws)
 
     def synthesize(self, ws: Tensor, noise: list[Tensor]) -> Tensor:
@@ -56,33 +58,46 @@ class StyleTask(AdversarialTask):
         images: Tensor = self.G.synthesis(ws, noise)
         return images
 
-    def draw(self, count: int) -> Latents:
+    def draw(self, count: int) -> BatchLatents:
         """Fresh latents of `count` images in this process: z, two of them with probability `mixing`, and noise."""
         layers = self.layers_in_use
         z, z_mixed, crossover = self.draw_z(count), None, layers
         if float(torch.rand((), generator=self.rng)) < self.mixing:
             crossover = int(torch.randint(1, layers, (), generator=self.rng))
             z_mixed = self.draw_z(count)
-        return Latents(z, z_mixed, crossover, self.normal(count, self.G.synthesis.noise_shapes[:layers]))
+        return BatchLatents(z, z_mixed, crossover, self.normal(count, self.G.synthesis.noise_shapes[:layers]))
 
     def normal(self, count: int, shapes: Iterable[tuple[int, ...]]) -> list[Tensor]:
-        """N(0, 1) of each shape for `count` images in this process; all processes draw the same whole batch.
+        """N(0, 1) of each shape for `count` images in this process; all processes draw the same complete batch.
 
-        Drawn on the device, by a seed of their own: at high resolutions the CPU would take longer than the step.
+        Drawn on the device from a seed: at high resolutions the CPU would take longer than the step.
         """
         seed = int(torch.randint(1 << 62, (), generator=self.rng))
-        rng, world = torch.Generator(self.device).manual_seed(seed), distributed.world()
-        return [
-            distributed.share(torch.randn(count * world.size, *shape, generator=rng, device=self.device), world)
-            for shape in shapes
-        ]
+        rng, size = torch.Generator(self.device).manual_seed(seed), count * distributed.world().size
+        return [distributed.share(torch.randn(size, *shape, generator=rng, device=self.device)) for shape in shapes]
 
-    def make(self, latents: Latents, part: slice) -> Tensor:
+    def make(self, latents: BatchLatents, part: slice) -> Tensor:
         """Images of one micro-batch."""
         return self.synthesize(latents.ws(self.G, part), latents.noise_of(part))
 
+    def draw_shown(self, count: int) -> Callable[[Tensor, slice], Tensor]:
+        """What D sees of `count` images in this process, a micro-batch at a time: here the images as they are."""
+        return lambda images, part: images
+
+    def generator_step(self, count: int) -> dict[str, Tensor]:
+        """Minimise −log σ(D(G(z))) over the generator, on `count` images in this process, and update the mean of w."""
+        latents, shown = self.draw(count), self.draw_shown(count)
+        self.track(latents)
+
+        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            value = nonsaturating_G(self.D(shown(self.make(latents, part), part)))
+            return value, {"loss_G": value}
+
+        with frozen(self.D):
+            return self.optimise(self.opt_G, count, loss)
+
     @torch.no_grad()
-    def track(self, latents: Latents) -> None:
-        """Let `w_avg` follow the w of a generator step, before the step changes the mapping network."""
+    def track(self, latents: BatchLatents) -> None:
+        """Update `w_avg` with the w of a generator step, before the step changes the mapping network."""
         w = self.G.mapping(latents.z)
         self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gan_uad.registry import register
 from gan_uad.training import distributed
-from gan_uad.training.adversarial import diversity, frozen, guard_gradients
+from gan_uad.training.adversarial import logistic_loss
 from gan_uad.training.augment import AdaptiveP, AugmentPipe
-from gan_uad.training.losses import nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
+from gan_uad.training.losses import path_lengths, r1_penalty
 from gan_uad.training.style import StyleTask
 
 
@@ -22,11 +22,10 @@ class StyleGAN2Task(StyleTask):
 
     `r1_gamma` None is StyleGAN2-ADA's heuristic, 0.0002 · resolution² / batch. The regularisers are multiplied by their interval k, and
     the learning rates and betas of a net that has one are corrected by k / (k + 1). An interval of 0 leaves a regulariser out. The path
-    length is pulled to its running mean as it was *before* the step, so that micro-batches and processes do not change the result.
+    length is pulled to its running mean from *before* the step, so that micro-batches and processes do not change the result.
 
-    `augment` shows D altered images: "none", or groups of ADA's transforms such as "bgc" (see `augment.AugmentPipe`), with a probability
-    that is adapted until the mean sign of D(real) is `ada_target` (`ada_kimg`: images in which it can rise from 0 to 1), or is
-    `augment_p` throughout.
+    `augment` shows D altered images: "none", or groups of ADA's transforms such as "bgc" (see `augment.AugmentPipe`). Their probability
+    is `augment_p`, or adapted so that the mean sign of D(real) becomes `ada_target` (`ada_kimg`: images in which it can rise from 0 to 1).
     """
 
     states = frozenset({"ada_p"})
@@ -62,55 +61,42 @@ class StyleGAN2Task(StyleTask):
                 "r1_gamma and path_weight must not be negative and path_decay in [0, 1], "
                 f"got {r1_gamma}, {path_weight} and {path_decay}"
             )
-        super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg)
-        self.opt_G = _lazy_adam(self.G, lr, betas, path_interval if path_weight else 0)
-        self.opt_D = _lazy_adam(self.D, lr if lr_D is None else lr_D, betas, r1_interval if r1_gamma != 0 else 0)
-        self.r1_gamma, self.mixing = r1_gamma, mixing
-        self.r1_interval = r1_interval if r1_gamma != 0 else 0
         self.path_interval = path_interval if path_weight else 0
+        self.r1_interval = r1_interval if r1_gamma != 0 else 0
+        intervals = (self.path_interval, self.r1_interval)
+        super().__init__(model, device, seed, lr, lr if lr_D is None else lr_D, betas, ema_kimg, intervals)
+        self.r1_gamma, self.mixing = r1_gamma, mixing
         self.path_weight, self.path_decay, self.path_shrink = path_weight, path_decay, path_shrink
         self.path_mean = torch.zeros((), device=device)
         if augment_p is not None and not 0 <= augment_p <= 1:
             raise ValueError(f"augment_p must be in [0, 1], got {augment_p}")
         if augment_p is not None and augment == "none":
-            raise ValueError("augment_p without augment changes nothing: give augment, bgc for example, too")
+            raise ValueError("augment_p has no effect without augment: set augment too, for example augment=bgc")
         self.pipe = None if augment == "none" else AugmentPipe(augment)
         self.ada, self.augment_p = AdaptiveP(ada_target, ada_kimg=ada_kimg), augment_p
 
     def draw_shown(self, count: int) -> Callable[[Tensor, slice], Tensor]:
-        """What D is shown instead of `count` images in this process, a micro-batch at a time: augmentations, drawn for the whole batch."""
+        """See `StyleTask`: augmented images, with augmentations drawn for the complete batch."""
         if self.pipe is None:
-            return lambda images, part: images
+            return super().draw_shown(count)
         pipe, world = self.pipe, distributed.world()
         p = self.ada.p if self.augment_p is None else self.augment_p
-        drawn = pipe.draw(count * world.size, self.G.resolution, p, self.rng).take(slice(world.rank, None, world.size))
+        drawn = pipe.draw(count * world.size, self.G.resolution, p, self.rng).take(world.rows)
         return lambda images, part: pipe.apply(images, drawn.take(part))
 
     def step(self, real: Tensor, nimg: int) -> dict[str, Tensor]:
         """Generator, its path length when due, discriminator, its R1 when due, average."""
-        batch = self.whole(real)
+        batch = self.batch_of(real)
         turn = nimg // batch
         metrics = self.generator_step(len(real))
         if self.path_interval and turn % self.path_interval == 0:
-            # Rounded down in each process: that of one process where all can have equal shares of it.
+            # Rounded down in each process: equal to one process only where the smaller batch can be shared evenly.
             metrics = self.path_step(max(1, len(real) // self.path_shrink)) | metrics
         metrics |= self.discriminator_step(real)
         if self.r1_interval and turn % self.r1_interval == 0:
             metrics = self.r1_step(real) | metrics
         self.ema.update(batch, nimg + batch)
         return metrics
-
-    def generator_step(self, count: int) -> dict[str, Tensor]:
-        """Minimise the non-saturating loss over the generator, on `count` images in this process."""
-        latents, shown = self.draw(count), self.draw_shown(count)
-        self.track(latents)
-
-        def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = nonsaturating_G(self.D(shown(self.make(latents, part), part)))
-            return value, {"loss_G": value}
-
-        with frozen(self.D):
-            return self.optimise(self.opt_G, count, loss)
 
     def path_step(self, count: int) -> dict[str, Tensor]:
         """Pull the path lengths of `count` images in this process to their running mean."""
@@ -136,17 +122,11 @@ class StyleGAN2Task(StyleTask):
             with torch.no_grad():
                 fake = self.make(latents, part)
             on_fake, on_real = self.D(show_fake(fake, part)), self.D(show_real(real[part], part))
-            value = nonsaturating_D(on_real, on_fake)
-            return value, {
-                "loss_D": value,
-                "real_sign": on_real.sign().mean(),
-                "fake_sign": on_fake.sign().mean(),
-                "diversity": diversity(fake, real[part]),
-            }
+            return logistic_loss(on_real, on_fake, real[part], fake)
 
         metrics = self.optimise(self.opt_D, len(real), loss)
         if self.pipe is not None and self.augment_p is None:
-            batch = self.whole(real)
+            batch = self.batch_of(real)
             self.ada.observe(float(distributed.mean(metrics["real_sign"])) * batch, batch)
             metrics["ada_p"] = torch.tensor(self.ada.p)
         return metrics
@@ -155,7 +135,7 @@ class StyleGAN2Task(StyleTask):
         """Minimise γ/2 · ‖∇D(real)‖² over the discriminator."""
         gamma = self.r1_gamma
         if gamma is None:
-            gamma = 0.0002 * self.G.resolution**2 / self.whole(real)
+            gamma = 0.0002 * self.G.resolution**2 / self.batch_of(real)
         shown = self.draw_shown(len(real))
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
@@ -164,20 +144,6 @@ class StyleGAN2Task(StyleTask):
 
         return self.optimise(self.opt_D, len(real), loss)
 
-    def state_dict(self) -> dict[str, Any]:
+    def holders(self) -> dict[str, Any]:
         """See `AdversarialTask`."""
-        return {**super().state_dict(), "path_mean": self.path_mean, "ada": self.ada.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `AdversarialTask`."""
-        super().load_state_dict(state)
-        self.path_mean.copy_(state["path_mean"])
-        self.ada.load_state_dict(state["ada"])
-
-
-def _lazy_adam(net: nn.Module, lr: float, betas: tuple[float, float], interval: int) -> torch.optim.Adam:
-    """Adam with rates corrected for an extra step once in `interval` (Karras et al. 2020, appendix B)."""
-    c = interval / (interval + 1) if interval else 1.0
-    optimizer = torch.optim.Adam(net.parameters(), lr * c, (betas[0] ** c, betas[1] ** c), eps=1e-8, fused=True)
-    optimizer.register_step_pre_hook(guard_gradients)
-    return optimizer
+        return {**super().holders(), "path_mean": self.path_mean, "ada": self.ada}

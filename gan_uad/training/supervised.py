@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_uad import console
-from gan_uad.data.patches import LabelledStream, PatchSet, to_tensor
+from gan_uad.data.patches import LabelledStream, PatchSet
 from gan_uad.errors import UserError
 from gan_uad.features import weights
 from gan_uad.metrics.detection import auroc
@@ -24,22 +24,21 @@ from gan_uad.training.single import SingleTask, evaluating
 from gan_uad.training.validation import per_image
 
 OPTIMISERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
-SAMPLES = 64  # images of a snapshot
+N_EXAMPLES = 64  # images of a snapshot
 
 
 @register("supervised", kind="task")
 class SupervisedTask(SingleTask):
-    """Cross-entropy of a network with two logits (normal, anomalous), judged on validation images.
+    """Cross-entropy of a network with two logits (normal, anomalous), validated on validation images.
 
     schedule: "none"; "cosine": the rate falls from `lr` to 0 over a period; "step": it is multiplied by `lr_decay` after every period;
-    "cyclical": in every period it rises evenly from `lr`·`lr_decay` to `lr` and falls back (the triangular policy of Smith 2017). The
-    period is `schedule_kimg`, or `schedule_epochs` of the balanced images. balance: what is done about classes of unequal size;
-    "oversample" and "undersample" are those of `LabelledStream`, "weight" weighs the loss of an image by the inverse of its class's
-    share. augment: strength of random changes of brightness, contrast, saturation, scale, aspect and position, 0 is none and 1 that of
-    ADA (flips and quarter turns are settings of `data`); shift, zoom, shear, rotation, brightness: bounds of changes that are drawn
-    evenly (see `Jitter`), instead of it.
-    init: "imagenet" takes torchvision's weights (see `features.weights`) and never random ones in their place. best_by: the figure of
-    the validation that says which model is best.
+    "cyclical": in every period it rises linearly from `lr`·`lr_decay` to `lr` and falls back (the triangular policy of Smith 2017). The
+    period is `schedule_kimg`, or `schedule_epochs` of the balanced images. balance: how to treat classes of unequal size; "oversample"
+    and "undersample" are those of `LabelledStream`; "weight" multiplies the loss of an image by the inverse of its class's share.
+    augment: strength of random changes of brightness, contrast, saturation, scale, aspect and position; 0 is none, 1 is that of ADA
+    (flips and quarter turns are settings of `data`). shift, zoom, shear, rotation, brightness: instead, bounds of uniform changes (see
+    `Jitter`). init: "imagenet" starts from torchvision's weights (see `features.weights`), and is an error without them. best_by: the
+    validation metric that decides which model is best.
     """
 
     role = "classifier"
@@ -74,54 +73,48 @@ class SupervisedTask(SingleTask):
         periods = [given for given in (schedule_kimg, schedule_epochs) if given is not None]
         if len(periods) != (schedule != "none") or min(periods, default=1.0) <= 0:
             raise ValueError(
-                "a schedule needs a positive schedule_kimg or schedule_epochs, and the other way round; "
+                "a schedule needs one positive period, schedule_kimg or schedule_epochs, and a period needs a schedule; "
                 f"got {schedule}, {schedule_kimg}, {schedule_epochs}"
             )
         if not 0 <= label_smoothing < 1 or augment < 0:
             raise ValueError(f"need label_smoothing in [0, 1) and augment >= 0, got {label_smoothing} and {augment}")
         self.jitter = Jitter(shift, zoom, shear, rotation, brightness)
         if self.jitter and augment:
-            raise ValueError("augment and shift, zoom, shear, rotation or brightness are two ways to the same: use one")
-        self.model, self.device = model.to(device, memory_format=torch.channels_last).train(), device
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.opt = OPTIMISERS[optimizer](trained, lr, weight_decay=weight_decay)
+            raise ValueError("augment excludes shift, zoom, shear, rotation and brightness: use either")
+        super().__init__(model, device, seed, OPTIMISERS[optimizer], lr=lr, weight_decay=weight_decay)
         self.lr, self.lr_decay, self.schedule, self.schedule_epochs = lr, lr_decay, schedule, schedule_epochs
         self.period = None if schedule_kimg is None else schedule_kimg * 1000  # in images
         self.balance, self.label_smoothing, self.augment, self.best_by = balance, label_smoothing, augment, best_by
         self.init = init
-        # Tissue keeps its hue; turns are those of the stream.
+        # Without hue, which has a meaning in stained tissue, and without turns, which the stream makes.
         self.pipe = AugmentPipe("gc", rotate=0.0, hue=0.0, lumaflip=0.0)
-        self.rng = torch.Generator().manual_seed(seed)
         self.class_weights = torch.ones(2, device=device)
-        self.examples = torch.zeros(1, 3, model.resolution, model.resolution)
 
     def begin(self) -> None:
-        """See `Task`. Raises `UserError` where ImageNet weights are asked for and none are found or fit, and for frozen random ones."""
+        """See `Task`. Raises `UserError` for ImageNet weights that are missing or do not fit, and for frozen random ones."""
         if self.init == "imagenet":
             start_from_imagenet(self.model)
         elif getattr(self.model, "frozen", False):
             raise UserError(
-                "network.frozen keeps the weights that training starts from, and optim.init=none are random ones: "
-                "set optim.init=imagenet, or network.frozen=false"
+                "network.frozen would keep random weights: set optim.init=imagenet, or network.frozen=false"
             )
 
     def stream(self, patches: PatchSet, batch: int, seed: int, flips: bool, turns: bool) -> LabelledStream:
-        """See `Task`: the images that have a label, with it."""
+        """See `Task`: the labelled images, with their labels."""
         known = patches.take(np.flatnonzero(patches.manifest.label >= 0))
         if len(known) < len(patches):
             console.say(f"note: {len(patches) - len(known)} train images have no label and are left out")
         if not len(known):
-            raise UserError(f"{patches.source}: no train image has a label; a classifier learns from labelled images")
+            raise UserError(f"{patches.source}: no train image has a label, which a classifier needs")
         here = distributed.world()
-        drawn = "none" if self.balance == "weight" else self.balance
-        stream = LabelledStream(known, batch, seed, flips, turns, here.rank, here.size, drawn)
+        balance = "none" if self.balance == "weight" else self.balance
+        stream = LabelledStream(known, batch, seed, flips, turns, here.rank, here.size, balance)
         if self.schedule_epochs is not None:
             self.period = self.schedule_epochs * stream.epoch
         if self.balance == "weight":
             counts = torch.from_numpy(np.bincount(known.manifest.label, minlength=2))
             self.class_weights = (len(known) / (2 * counts)).float().to(self.device)
-        picked = np.random.default_rng(seed).permutation(len(known))[:SAMPLES]
-        self.examples = to_tensor(known.gather(np.sort(picked)))
+        self.choose_examples(known, N_EXAMPLES, seed)
         return stream
 
     def validator(self, patches: PatchSet) -> ClassifierValidator:
@@ -133,9 +126,8 @@ class SupervisedTask(SingleTask):
         images, labels = real
         for group in self.opt.param_groups:
             group["lr"] = self.lr_at(nimg)
-        here = distributed.world()
-        drawn = self.draw(self.whole(images), self.rng)
-        changes = None if drawn is None else drawn.take(slice(here.rank, None, here.size))
+        drawn = self.draw(self.batch_of(images), self.rng)
+        changes = None if drawn is None else drawn.take(distributed.world().rows)
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             shown = images[part] if changes is None else self.change(images[part], changes.take(part))
@@ -148,44 +140,42 @@ class SupervisedTask(SingleTask):
         return metrics | {"lr": torch.tensor(self.lr_at(nimg))}
 
     def lr_at(self, nimg: int) -> float:
-        """Learning rate of the step that follows `nimg` images. `schedule_epochs` count from `stream` on, which knows how long one is."""
+        """Learning rate of the step that follows `nimg` images. `schedule_epochs` has an effect after `stream`, which sets the period."""
         if self.period is None:
             return self.lr
-        way = nimg / self.period
+        periods = nimg / self.period
         if self.schedule == "cosine":
-            return self.lr * (1 + math.cos(math.pi * min(way, 1))) / 2
+            return self.lr * (1 + math.cos(math.pi * min(periods, 1))) / 2
         if self.schedule == "cyclical":
-            up = 1 - abs(2 * (way % 1) - 1)
+            up = 1 - abs(2 * (periods % 1) - 1)
             return self.lr * (self.lr_decay + (1 - self.lr_decay) * up)
-        return float(self.lr * self.lr_decay ** int(way))
+        return float(self.lr * self.lr_decay ** int(periods))
 
     def draw(self, count: int, generator: torch.Generator) -> Augmentation | None:
-        """Changes of `count` images: those of `jitter`, or ADA's, of which `augment` says how far they go; None: none are made."""
+        """Changes of `count` images: those of `jitter`, or ADA's with strength `augment`; None: no changes."""
         if self.jitter:
             return self.jitter.draw(count, generator)
         if not self.augment:
             return None
         drawn = self.pipe.draw(count, self.model.resolution, 1.0, generator)
-        same = Augmentation(torch.eye(3, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
-        return Augmentation(
-            torch.lerp(same.geometry, drawn.geometry, self.augment), torch.lerp(same.color, drawn.color, self.augment)
-        )
+        geometry, color = (torch.eye(size, dtype=torch.float64) for size in (3, 4))
+        return Augmentation(geometry.lerp(drawn.geometry, self.augment), color.lerp(drawn.color, self.augment))
 
     def change(self, images: Tensor, changes: Augmentation) -> Tensor:
-        """Images `[N, 3, R, R]` with what was drawn for them."""
+        """Images `[N, 3, R, R]` with the changes drawn for them."""
         return self.jitter.apply(images, changes) if self.jitter else self.pipe.apply(images, changes)
 
     def sample(self) -> Tensor:
-        """Some train images as the network is shown them (those of one call are those of the next)."""
+        """Some train images as the network sees them, the same in every call."""
         changes = self.draw(len(self.examples), torch.Generator().manual_seed(0))
         return self.examples if changes is None else self.change(self.examples, changes)
 
 
 class ClassifierValidator:
-    """Judges a classifier by validation images: `val_loss` (cross-entropy), `val_accuracy` and `val_auroc`.
+    """Validates a classifier: `val_loss` (cross-entropy), `val_accuracy` and `val_auroc` of validation images.
 
-    Where the task balances the classes, loss and accuracy are means over the two classes of each one's own. In float32, the network
-    in evaluation mode, as it will score; processes share the images.
+    If the task balances the classes, loss and accuracy are means of their values in the two classes. In float32, with the network in
+    evaluation mode, as in scoring. Processes share the images.
     """
 
     def __init__(self, task: SupervisedTask, patches: PatchSet) -> None:
@@ -196,11 +186,11 @@ class ClassifierValidator:
         for label, name in ((0, "normal"), (1, "anomalous")):
             if not bool((self.labels == label).any()):
                 raise UserError(
-                    f"{patches.source}: no {name} image among the {len(patches)} validation images; both are needed to judge"
+                    f"{patches.source}: no {name} image among the {len(patches)} validation images: training.eval_kimg needs both"
                 )
 
     def validate(self, nimg: int) -> dict[str, float]:
-        """See `Judge`."""
+        """See `Validator`."""
         task = self.task
         with evaluating(task.model):
             logits = per_image(self.patches, task.device, 2, task.model).double()
@@ -217,10 +207,10 @@ class ClassifierValidator:
 
 
 def start_from_imagenet(model: Any) -> None:
-    """Give a network's trunk torchvision's ImageNet weights. Raises `UserError` where there are none for it, or none are found."""
+    """Load the published ImageNet weights into a network's trunk. Raises `UserError` where there are none for it, or none are found."""
     name = getattr(model, "imagenet", None)
     if name is None:
-        raise UserError("optim.init=imagenet: there are no ImageNet weights for this network; use optim.init=none")
+        raise UserError("optim.init=imagenet: this network has no ImageNet weights; use optim.init=none")
     loaded = weights.load(name)
     trunk = copy.deepcopy(model.trunk)  # `put` makes new parameters; an optimiser may hold those of the model
     weights.put(trunk, model.trunk_weights(loaded.state), loaded.path, name)

@@ -1,9 +1,8 @@
-"""`gan-uad train`: from a configuration and a set of patches to a run folder."""
+"""`gan-uad train`: a configuration and a set of patches become a run folder."""
 
 from __future__ import annotations
 
 import inspect
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from torch import nn
 
 from gan_uad import checkpoint, console, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_model
-from gan_uad.data.manifest import LABELS
-from gan_uad.data.patches import PatchSet, contaminated, some
+from gan_uad.data.patches import PatchSet, some
 from gan_uad.device import prepare
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
@@ -23,22 +21,17 @@ from gan_uad.networks.sampling import style_based
 from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import AdversarialTask
-from gan_uad.training.engine import Task, save_grid
+from gan_uad.training.engine import Task
 from gan_uad.training.engine import train as run_training
 from gan_uad.training.fid import FrechetValidator
-from gan_uad.training.fit import contamination_in_words, fit, nothing_to_learn_from
+from gan_uad.training.fit import description, fit, open_run, train_images
 from gan_uad.training.loading import load_together
 from gan_uad.training.validation import Validator
 
-# What a resumed run may be told anew: nothing that changes what the next step computes.
-# (`micro_batch` up to rounding: without it no run could go on that ran out of memory.)
-RESUMABLE = {
-    f"training.{key}"
-    for key in (
-        *("total_kimg", "tick_kimg", "snapshot_kimg", "checkpoint_kimg", "eval_kimg", "patience"),
-        *("threads", "device", "micro_batch"),
-    )
-}
+# The settings that can be overridden for a resumed run: none that changes the result of the next step.
+# (`micro_batch` changes it by rounding; without it a run that ran out of memory could not continue.)
+_KEYS = "total_kimg tick_kimg snapshot_kimg checkpoint_kimg eval_kimg patience threads device micro_batch"
+RESUMABLE = {f"training.{key}" for key in _KEYS.split()}
 
 
 def train(
@@ -50,10 +43,10 @@ def train(
     resume: bool = False,
     dry_run: bool = False,
 ) -> Run | None:
-    """Train what the configuration `source` (preset, YAML file or run folder) says; returns the run, or None for a dry run.
+    """Train by the configuration `source` (preset, YAML file or run folder); returns the run, or None for a dry run.
 
-    With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` goes on. Under torchrun
-    every process calls it: they train together, and rank 0 alone reads the configuration, writes and speaks.
+    With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` continues. Under torchrun every process
+    calls it: they train together, and rank 0 alone reads the configuration, writes and prints.
     """
     given = [f"data.path={_quoted(_absolute(data))}"] if data else []
     given += [f"generator={_quoted(_absolute(str(trained_model(generator))))}"] if generator else []
@@ -70,7 +63,7 @@ def train(
 def _configured(
     source: str, overrides: tuple[str, ...], out: Path, resume: bool, processes: int
 ) -> tuple[RunConfig, Run | None]:
-    """The configuration, and the run that goes on with it, if any. Raises `UserError` for a batch that cannot be shared out."""
+    """The configuration, and the run that continues with it, if any. Raises `UserError` for a batch that cannot be shared."""
     existing = _existing(source, overrides, out, resume)
     config = _completed(load_config(source, overrides)) if existing is None else _resumed(existing, overrides)
     batch, micro_batch = config.training.batch, config.training.micro_batch
@@ -82,16 +75,16 @@ def _configured(
         share = f"{batch // processes} images of each process" if processes > 1 else f"training.batch {batch}"
         raise UserError(f"training.micro_batch {micro_batch} does not divide the {share}")
     if config.training.patience is not None and config.training.eval_kimg is None:
-        raise UserError("training.patience counts judgements, and there are none: set training.eval_kimg too")
+        raise UserError("training.patience counts validations, and there are none: set training.eval_kimg too")
     return config, existing
 
 
 def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World) -> Run:
     settings = config.training
     device = distributed.together(lambda: prepare(settings.device, settings.threads, settings.precision))
-    together = f", {here.size} processes" if here.size > 1 else ""
+    several = f", {here.size} processes" if here.size > 1 else ""
     console.say(
-        f"{config.name}: {config.model} to be trained by {config.task} at {config.resolution} px on {device}{together}"
+        f"{config.name}: training {config.model} by {config.task} at {config.resolution} px on {device}{several}"
     )
     torch.manual_seed(settings.seed)
     task = distributed.together(lambda: build_task(config, device))
@@ -99,30 +92,19 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     task.check_batches(settings.batch)
     _check_precision(config, device)
     if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
-        distributed.together(partial(_begin, task, config))
+        distributed.together(lambda: _begin(task, config))
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
         passes = settings.micro_batch or settings.batch // here.size
-        console.say(f"note: batch norm sees passes of {passes} images, not the whole batch of {settings.batch}")
+        console.say(f"note: batch norm sees passes of {passes} images, not the complete batch of {settings.batch}")
     patches = load_together(config.data, config.resolution)
-    for note in patches.notes:
-        console.say(f"note: {note}")
-    chosen = patches.select("train", LABELS[config.data.label])
-    if len(chosen) == 0:
-        raise nothing_to_learn_from(config, patches)
-    chosen = contaminated(patches, chosen, config.data.contamination, settings.seed)
+    chosen = train_images(config, patches)
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
     validator = None if settings.eval_kimg is None else _validator(config, task, patches, chosen)
-    run = distributed.first(lambda: _run(config, out, existing, chosen))
-    told = contamination_in_words(config)
-    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{told} -> {run.folder}")
-    description = {
-        "config": config.model_dump(mode="json"),
-        "train_images": len(chosen),
-        "train_data": patches.fingerprint,
-    }
+    run = distributed.first(lambda: open_run(config, out, existing, chosen))
+    about = description(config, patches, chosen)
     try:
-        ended = run_training(task, stream, run, device, description, existing is not None, validator)
+        ended = run_training(task, stream, run, device, about, existing is not None, validator)
     except Interrupted:
         distributed.first(lambda: _draw_curves(task, run))
         raise
@@ -132,14 +114,14 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
 
 
 def _begin(task: Task, config: RunConfig) -> None:
-    """What a new training starts from."""
+    """Load the weights that a new training starts from."""
     task.begin()
     if config.init_from is not None:
         task.start_from(load_model(config.init_from).networks, f"init_from {config.init_from}")
 
 
 def _draw_curves(task: Task, run: Run) -> None:
-    """curves.png: how the figures that the task names went in training and, where it was judged, on validation images."""
+    """Draw curves.png: the metrics in `task.curves`, in training and (if validated) on validation images."""
     if task.curves and (rows := run.read_log()):
         from gan_uad.plotting.plots import learning_curves
 
@@ -149,11 +131,10 @@ def _draw_curves(task: Task, run: Run) -> None:
 def _check_enough(config: RunConfig, task: Task, count: int) -> None:
     """Raise `UserError` when there are fewer images than the largest batch has."""
     batch = config.training.batch
-    sizes, fixed = (
-        task.batch_sizes(batch),
+    largest, fixed = (
+        max(task.batch_sizes(batch)),
         task.batch_sizes(0),
-    )  # `fixed`: those that the run's batch size has no part in, and 0
-    largest = max(sizes)
+    )  # `fixed`: sizes that `batch` does not set, and 0
     if count < largest:
         keys = ["-o training.batch"] * (0 in fixed and batch == largest) + ["optim.batch_per_level"] * (
             largest in fixed
@@ -165,17 +146,17 @@ def _check_enough(config: RunConfig, task: Task, count: int) -> None:
 
 
 def _validator(config: RunConfig, task: Task, patches: PatchSet, chosen: PatchSet) -> Validator:
-    """What judges the task every `eval_kimg`: a generator by the images that it is trained on, others by validation images."""
+    """What validates the task every `eval_kimg`: a GAN uses its training images, other tasks use validation images."""
     settings = config.training
     if isinstance(task, AdversarialTask):
         net = distributed.together(lambda: load_features(settings.eval_features, device=task.device))
         return FrechetValidator(task, chosen, net, settings.eval_images)
     validation = patches.select("val")
     if len(validation) == 0:
-        raise UserError(f"{config.data.path}: no image in the val split, on which training.eval_kimg would judge")
+        raise UserError(f"{config.data.path}: no image in the val split, which training.eval_kimg needs")
     validator = task.validator(some(validation, settings.eval_images, settings.seed))
     if validator is None:
-        raise UserError(f"nothing judges a {config.task} while it is trained: leave training.eval_kimg out")
+        raise UserError(f"the task {config.task} has no validation: leave training.eval_kimg out")
     return validator
 
 
@@ -189,15 +170,6 @@ def _check_precision(config: RunConfig, device: torch.device) -> None:
         raise UserError(
             f"{config.model} would overflow in fp16 (its gradients are not scaled): use training.precision=bf16"
         )
-
-
-def _run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet) -> Run:
-    """The run's folder, made or taken up again, with a picture of what it is trained on."""
-    if existing is not None:
-        existing.update_config(config)
-    run = existing or Run.create(out, config)
-    save_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
-    return run
 
 
 def _batch_norm(task: Task) -> bool:
@@ -215,16 +187,16 @@ def build_task(config: RunConfig, device: torch.device) -> Task:
             raise UserError(f"{config.name} trains an encoder and needs a trained generator: add --generator RUN")
         given["generator"] = load_model(config.generator).networks["gan"]
     elif config.generator is not None:
-        raise UserError(f"task {config.task} trains no encoder and takes no generator")
+        raise UserError(f"task {config.task} trains no encoder: leave --generator out")
     task: Task = registry.build("task", config.task, config.optim, **given)
     return task
 
 
 def _completed(config: RunConfig) -> RunConfig:
-    """Settle what follows from the generator and from where we are, so that the run's configuration says everything."""
-    _write_out_paths(config)
+    """Add what follows from the generator and make paths absolute, so that the run's configuration is complete."""
+    _make_paths_absolute(config)
     if config.init_from is not None and not config.task:
-        raise UserError(f"{config.name} trains no network and starts from none: leave init_from out")
+        raise UserError(f"{config.name} trains no network: leave init_from out")
     if config.generator is None:
         return config
     theirs = load_model(config.generator)
@@ -233,14 +205,11 @@ def _completed(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": data, "network": network})
 
 
-def _write_out_paths(config: RunConfig) -> None:
-    """Scoring, say, finds the validation images by these paths, from whatever folder it is called."""
-    if config.data.path is not None:
-        config.data.path = _absolute(config.data.path)
-    if config.init_from is not None:
-        config.init_from = _absolute(config.init_from)
-    if config.generator is not None:
-        config.generator = _absolute(config.generator)
+def _make_paths_absolute(config: RunConfig) -> None:
+    """Commands such as `score` use these paths later, from any folder."""
+    for section, key in ((config.data, "path"), (config, "init_from"), (config, "generator")):
+        if (path := getattr(section, key)) is not None:
+            setattr(section, key, _absolute(path))
     if isinstance(config.optim.get("cnn"), str):
         config.optim["cnn"] = _absolute(config.optim["cnn"])
 
@@ -257,14 +226,14 @@ def _latent_sizes(encoder: str, G: Any) -> dict[str, int]:
 def _existing(source: str, overrides: tuple[str, ...], out: Path, resume: bool) -> Run | None:
     if Path(source).is_dir():
         if not resume:
-            raise UserError(f"{source} is a run folder: add --resume to go on with it, or name a preset to start anew")
+            raise UserError(f"{source} is a run folder: add --resume to continue it, or name a preset for a new run")
         return Run(Path(source))
     if not resume:
         return None
     name = load_config(source, overrides).name
     run = Run.latest(out, name)
     if run is None:
-        console.say(f"nothing to resume: no run of {name} under {out}; starting anew")
+        console.say(f"nothing to resume: no run of {name} under {out}; starting a new one")
     return run
 
 
@@ -273,17 +242,17 @@ def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
         read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, context=str(run.folder)
     )
     started = run.config.model_copy(deep=True)
-    for told in (config, started):
-        _write_out_paths(told)
-    for key, was in _flat(started.model_dump()).items():
-        now = _flat(config.model_dump())[key]
-        if now != was and key not in RESUMABLE:
+    for each in (config, started):
+        _make_paths_absolute(each)
+    before, after = _flat(started.model_dump()), _flat(config.model_dump())
+    for key in before:
+        if after[key] != before[key] and key not in RESUMABLE:
             raise UserError(
-                f"{run.folder} was started with {key}={was!r}; it cannot go on with {now!r}. Start a new run for that"
+                f"{run.folder} was started with {key}={before[key]!r} and cannot go on with {after[key]!r}: start a new run"
             )
     if config.training.eval_kimg is None and run.read_validations():
         raise UserError(
-            f"{run.folder} stands for the best model of its judgements, and without any more it would stay that one: "
+            f"{run.folder} was validated, and its best model would not change without further validation: "
             "keep training.eval_kimg, or start a new run"
         )
     return config

@@ -1,4 +1,4 @@
-"""Watching an adversarial training for collapse and divergence, and saying so in words."""
+"""Warnings of collapse and divergence in adversarial training."""
 
 from __future__ import annotations
 
@@ -6,69 +6,68 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from statistics import median
 
-RECENT = 5  # ticks that a sign of trouble must last
-SILENCE = 25  # ticks before the same warning comes again
-WARMUP_TICKS = 10  # ticks at the start that are not judged
+MIN_TICKS = 5  # ticks that a sign of trouble must last
+SILENCE = 25  # ticks before the same warning is repeated
+WARMUP_TICKS = 10  # ticks at the start without warnings
 EXPLOSION = 50.0  # times the usual gradient norm
 
 
 class Watch:
-    """Looks at the figures of every tick (the means since the last one) and returns what is wrong, in words.
+    """Checks the metrics of every tick (means since the last one) and returns warnings.
 
-    Signs: the discriminator answers every image rightly (`real_sign` and `fake_sign` near 1 and −1: it has learnt the images by heart, or
-    the generator is lost), generated images hardly differ from each other (`diversity`, their spread over that of real ones),
-    gradient norms (`grad_*`) far above their median. Figures that a task does not log are not judged.
+    Signs of trouble: the discriminator classifies every image correctly (`real_sign` and `fake_sign` near 1 and −1: it has memorised the
+    images, or the generator fails); generated images hardly differ (`diversity`, their spread relative to real images); gradient norms
+    (`grad_*`) far above their median. Metrics that a task does not log are ignored.
     """
 
     def __init__(self) -> None:
         self.rows: deque[dict[str, float]] = deque(maxlen=50)
-        self.seen = 0
-        self.said: dict[str, int] = {}
+        self.ticks = 0
+        self.warned: dict[str, int] = {}  # the tick of the last warning of each kind
 
     def replay(self, rows: Iterable[dict[str, float]]) -> None:
-        """Take up the log of a resumed run, so that it is judged as if it had never stopped."""
+        """Read the log of a resumed run, so that warnings come as if it had never stopped."""
         for row in rows:
-            self.look(row)
+            self.check(row)
 
-    def look(self, row: dict[str, float]) -> list[str]:
-        """The warnings that this tick gives rise to."""
+    def check(self, row: dict[str, float]) -> list[str]:
+        """The warnings of this tick."""
         usual = {name: median(self._past(name) or [0.0]) for name in row if name.startswith("grad_")}
         self.rows.append(row)
-        self.seen += 1
+        self.ticks += 1
         found = []
-        if self.seen > WARMUP_TICKS:
-            found = [(kind, text) for kind, text in self._validator(row, usual) if self._due(kind)]
-        for kind, _ in found:
-            self.said[kind] = self.seen
+        if self.ticks > WARMUP_TICKS:
+            found = [(kind, text) for kind, text in self._trouble(row, usual) if self._due(kind)]
+        self.warned |= {kind: self.ticks for kind, _ in found}
         return [text for _, text in found]
 
-    def _validator(self, row: dict[str, float], usual: dict[str, float]) -> Iterable[tuple[str, str]]:
+    def _trouble(self, row: dict[str, float], usual: dict[str, float]) -> Iterable[tuple[str, str]]:
         if self._lasting("real_sign", lambda v: v > 0.95) and self._lasting("fake_sign", lambda v: v < -0.95):
             yield (
                 "signs",
-                f"the discriminator answers every image rightly (signs {row['real_sign']:.2f} and {row['fake_sign']:.2f}): the generator "
-                "learns little from it now. More images, augmentation (optim.augment=bgc) or a higher optim.r1_gamma help",
+                f"the discriminator classifies every image correctly (signs {row['real_sign']:.2f} and {row['fake_sign']:.2f}), so the "
+                "generator learns little. Use more images, augmentation (optim.augment=bgc) or a higher optim.r1_gamma",
             )
         if self._lasting("diversity", lambda v: v < 0.3):
             yield (
                 "diversity",
-                f"generated images hardly differ from each other (diversity {row['diversity']:.2f} of the real images'): the generator is "
-                "collapsing. Go back to an earlier checkpoint with a lower learning rate, or a higher optim.r1_gamma",
+                f"generated images hardly differ (diversity {row['diversity']:.2f} of the real images'): the generator is collapsing. "
+                "Use a lower learning rate (optim.lr) or a higher optim.r1_gamma",
             )
         for name, norm in usual.items():
             if norm > 0 and row[name] > EXPLOSION * norm:
                 yield (
                     name,
                     f"the gradients of {name.removeprefix('grad_')} are {row[name] / norm:.0f} times as large as usual ({row[name]:.3g}): "
-                    "training may be diverging. A lower learning rate helps",
+                    "training may be diverging. Use a lower learning rate (optim.lr)",
                 )
 
     def _past(self, name: str) -> list[float]:
         return [row[name] for row in self.rows if name in row]
 
     def _lasting(self, name: str, wrong: Callable[[float], bool]) -> bool:
-        past = self._past(name)[-RECENT:]
-        return len(past) == RECENT and all(map(wrong, past))
+        past = self._past(name)[-MIN_TICKS:]
+        return len(past) == MIN_TICKS and all(map(wrong, past))
 
     def _due(self, kind: str) -> bool:
-        return self.seen - self.said.get(kind, -SILENCE) >= SILENCE
+        return self.ticks - self.warned.get(kind, -SILENCE) >= SILENCE
