@@ -30,9 +30,8 @@ class Trunk(nn.Sequential):
 
     def __init__(self, backbone: Backbone, channels: tuple[int, ...]) -> None:
         if backbone == "plain":
-            super().__init__(
-                *stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
-            )
+            layers = stack((3, *channels), lambda a, b: (nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)))
+            super().__init__(*layers)
             self.width = channels[-1]
         elif backbone == "resnet34":
             net = ResNet(BasicBlock, list(RESNET34))

@@ -87,8 +87,7 @@ class Synthesis(nn.Module):
     @property
     def noise_shapes(self) -> list[tuple[int, int, int]]:
         """Shape `(1, H, W)` of each layer's noise map, lowest resolution first."""
-        sides = [self.levels[(i + 1) // 2] for i in range(len(self.layers))]
-        return [(1, side, side) for side in sides]
+        return [(1, self.levels[(i + 1) // 2], self.levels[(i + 1) // 2]) for i in range(len(self.layers))]
 
     def forward(self, ws: Tensor, noise: str | Sequence[Tensor] = "const") -> Tensor:
         """ws `[N, num_ws, w_dim]` -> images `[N, 3, R, R]`.

@@ -91,8 +91,7 @@ def open_run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSe
 
 def description(config: RunConfig, patches: PatchSet, chosen: PatchSet) -> dict[str, Any]:
     """What a model file says of its training."""
-    about = {"config": config.model_dump(mode="json"), "train_images": len(chosen)}
-    return {**about, "train_data": patches.fingerprint}
+    return {"config": config.model_dump(mode="json"), "train_images": len(chosen), "train_data": patches.fingerprint}
 
 
 def _seeded(config: RunConfig) -> RunConfig:
