@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gan_uad.model import Model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def models() -> dict[str, str]:

@@ -22,30 +22,11 @@ from gan_uad.metrics.ranking import auprc, auroc, pr_points, roc_points
 from gan_uad.metrics.thresholds import Threshold, fit_threshold, parse_threshold
 
 __all__ = [
-    "Interval",
-    "Threshold",
-    "accuracy",
-    "auprc",
-    "auroc",
-    "bootstrap_interval",
-    "classification_report",
-    "confusion",
-    "decision_metrics",
-    "evaluate",
-    "f1",
-    "fit_threshold",
-    "parse_threshold",
-    "pr_points",
-    "pvalue_calibration",
-    "ranking_metrics",
-    "reliability",
-    "roc_points",
-    "sensitivity",
-    "specificity",
-    "strict_json",
-    "tail_probability",
+    "Interval", "Threshold", "accuracy", "auprc", "auroc", "bootstrap_interval", "classification_report", "confusion",
+    "decision_metrics", "evaluate", "f1", "fit_threshold", "parse_threshold", "pr_points", "pvalue_calibration",
+    "ranking_metrics", "reliability", "roc_points", "sensitivity", "specificity", "strict_json", "tail_probability",
     "wilson",
-]
+]  # fmt: skip
 RATES = {"accuracy": accuracy, "f1": f1, "sensitivity": sensitivity, "specificity": specificity}  # of decisions
 
 

@@ -8,15 +8,6 @@ from gan_uad.metrics.kid import Kid, kid
 from gan_uad.metrics.neighbours import Memorisation, Pair, PrecisionRecall, memorisation, precision_recall
 
 __all__ = [
-    "Gaussian",
-    "Kid",
-    "Memorisation",
-    "Moments",
-    "Pair",
-    "PrecisionRecall",
-    "frechet_distance",
-    "gaussian_of",
-    "kid",
-    "memorisation",
-    "precision_recall",
-]
+    "Gaussian", "Kid", "Memorisation", "Moments", "Pair", "PrecisionRecall", "frechet_distance", "gaussian_of", "kid",
+    "memorisation", "precision_recall",
+]  # fmt: skip
