@@ -77,7 +77,10 @@ def test_models_generate_and_score_as_they_did(old: Path, expected: Any) -> None
         if scorer.spec["options"].get("combine", "own") != "own":
             continue  # rests on validation images: see the score folders
         scores = scorer.score(images)
-        np.testing.assert_allclose(scores.image, said["score"]["image"], rtol=5e-3, err_msg=run)
+        searched = (
+            "steps" in said["score"]["options"]
+        )  # Adam's first steps follow the sign of a gradient, be it rounding
+        np.testing.assert_allclose(scores.image, said["score"]["image"], rtol=5e-2 if searched else 5e-3, err_msg=run)
         assert list(scores.components) == list(said["score"].get("parts", {})), run
 
 
