@@ -22,9 +22,9 @@ from gan_uad.cli.options import PATH, device_option
     help="Run only this method or data set, or only generation or classification. Can be repeated.",
 )
 @click.option(
-    "--kimg", type=click.FloatRange(0.001), help="Largest length of a training. The table marks such runs as truncated."
+    "--kimg", type=click.FloatRange(0.001), help="Maximum training length. The table marks shortened runs as truncated."
 )
-@click.option("--reduced", is_flag=True, help="Run the small form that the benchmark describes, to test the set-up.")
+@click.option("--reduced", is_flag=True, help="Run a reduced version, to test the set-up.")
 @click.option("--jobs", type=click.IntRange(1), metavar="N", default=1, help="Number of cells that run at a time.")
 @click.option("--shard", metavar="I/N", help="Run part I of N. All parts take the same --out.")
 @click.option("--dry-run", is_flag=True, help="List the cells and which are finished. Run nothing.")
@@ -47,7 +47,7 @@ def benchmark(source: str, **options: Any) -> None:
 def report(sources: tuple[str, ...], out: Path, title: str | None) -> None:
     """Gather results on one HTML page.
 
-    Name run folders and output folders of other commands. Results inside a named folder are found. The page is one file and needs no
+    Give run folders and output folders of other commands. Results inside a named folder are found. The page is one file and needs no
     network.
     """
     from gan_uad.report.build import report as job

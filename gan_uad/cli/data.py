@@ -49,7 +49,7 @@ def download(
 
 @click.group()
 def data() -> None:
-    """Check a set of patches before training."""
+    """Check patches before training (data check)."""
 
 
 @data.command()
@@ -61,7 +61,7 @@ def data() -> None:
 def check(path: str, resolution: int, out: Path | None, overrides: tuple[str, ...], as_json: bool) -> None:
     """Count labels, groups and splits; list problems.
 
-    PATH is a folder, zip, .npz or .h5 of patches. Exit code 1: there are problems, such as broken files or a group in two splits.
+    DATA is a folder, zip, .npz or .h5 of patches. Exit code 1: there are problems, such as broken files or a group in two splits.
     """
     from gan_uad.config import data_config
     from gan_uad.data.check import data_check

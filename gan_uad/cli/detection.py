@@ -26,19 +26,20 @@ from gan_uad.errors import refuse
 @click.argument("run")
 @click.argument("data", required=False)
 @out_option(None, "Output folder. [default: a folder in RUN/scores; for a shipped model, in ./scores]")
-@split_option("Split to score. [default: test where DATA has splits, else all]")
+@split_option("Split to score. [default: test where DATA has splits or RUN was trained on it, else all]")
 @inverter_option
 @click.option(
     "--threshold",
     metavar="RULE",
-    help="Rule that sets the threshold on validation images: fpr:A, quantile:Q, mean_std:K, youden or manual:V.",
+    help="Rule that sets the threshold on validation images: fpr:A, quantile:Q, mean_std:K, youden or manual:V. "
+    "[default: that of RUN; fpr:0.05, or manual:0 for classifiers]",
 )
-@click.option("--maps", is_flag=True, help="Write anomaly maps, and masks where they exceed a threshold.")
+@click.option("--maps", is_flag=True, help="Write anomaly maps, and masks of the pixels above a threshold.")
 @click.option(
     "--pixel-quantile",
     type=click.FloatRange(0.5, 1),
     default=0.99,
-    help="Threshold of the masks: this quantile of the pixels of validation normals.",
+    help="Threshold of the masks: this quantile of the map values in normal validation patches.",
 )
 @subset_options
 @overrides_option("Override a data.* or scoring.* setting of RUN, such as -o scoring.options.steps=200.")
@@ -70,7 +71,8 @@ def score(run: str, data: str | None, **options: Any) -> None:
 def project(run: str, images: tuple[Path, ...], **options: Any) -> None:
     """Find the closest image that a generator can make.
 
-    RUN is the run of a generator or of an encoder. IMAGES are files, or folders of them. Writes each closest image and its latent.
+    RUN is the run of a generator or an encoder, a model file or a shipped model. IMAGES are files, or folders of them. Writes each closest
+    image and its latent.
     """
     from gan_uad.detection.project import project as job
 
@@ -105,14 +107,14 @@ def evaluate(scores: tuple[Path, ...], **options: Any) -> None:
 @click.command("cross-validate")
 @click.argument("config")
 @click.option("--folds", type=click.IntRange(min=2), required=True, metavar="K", help="Number of folds.")
-@click.option("--data", metavar="PATH", help="Patches. All of them are used, whatever their splits.")
+@click.option("--data", metavar="PATH", help="Patches. Existing splits are ignored.")
 @click.option("--external", metavar="PATH", help="Also score these patches with the model of each fold.")
 @out_option(None, "Output folder. [default: folds/CONFIG]")
-@overrides_option("Override a setting. {fold} stands for the number of the fold.")
+@overrides_option("Override a setting. {fold} stands for the number of the fold, as in generator=runs/fold-{fold}.")
 @click.option("--threshold", metavar="RULE", help="Rule that sets the threshold. See `gan-uad score`.")
 @bootstrap_options
 def cross_validate(config: str, **options: Any) -> None:
-    """Train and test on K folds of the groups.
+    """K-fold cross-validation by patient or slide.
 
     Each fold is tested on patients or slides that its model has not seen. CONFIG is a preset or a YAML file. Run the same command again to
     resume.

@@ -63,7 +63,11 @@ def generate(run: str, seeds: str | None, latents: Path | None, **options: Any) 
 @click.option(
     "--frames-between", "between", type=click.IntRange(0), default=8, metavar="N", help="Images between two seeds."
 )
-@click.option("--space", type=click.Choice(["w", "z"]), help="w: linear. z: spherical. [default: w where there is one]")
+@click.option(
+    "--space",
+    type=click.Choice(["w", "z"]),
+    help="Latent space: w (linear) or z (spherical). [default: w where there is one]",
+)
 @click.option("--loop", is_flag=True, help="Return to the first seed.")
 @click.option("--duration", type=click.IntRange(20, 10000), default=100, metavar="MS", help="Duration of a frame.")
 @device_option
@@ -89,36 +93,39 @@ def _seeds(seeds: str | None, latents: Path | None, default: str) -> list[int]:
 @click.argument("sources", nargs=-1, required=True)
 @click.option("--real", required=True, metavar="DATA", help="Real patches: folder, zip, .npz or .h5.")
 @click.option(
-    "--num", type=click.IntRange(min=4), metavar="N", default=50_000, help="Images that each generator makes."
+    "--num", type=click.IntRange(min=4), metavar="N", default=50_000, help="Number of images to generate per generator."
 )
 @click.option(
     "--features",
     default="efficientnet_lite0",
     metavar="NAME,...",
-    help="Feature networks, one table each: inception (the FID), vgg16, ... `gan-uad models` lists them.",
+    help="Feature networks, one table each: inception gives the FID; vgg16, ... `gan-uad models` lists them.",
 )
 @click.option("--weights", type=PATH, help="Weights file, or a folder of them. See `gan-uad weights list`.")
-@click.option("--fast", is_flag=True, help="Compute features faster and slightly differently. The table says so.")
+@click.option("--fast", is_flag=True, help="Faster, less exact features. The table marks them.")
 @split_option("Split of the real patches. [default: train where there are splits, else all]")
 @click.option(
     "--label",
     type=click.Choice(["normal", "anomalous", "all"]),
-    help="Label of the real patches. [default: the label that the generator was trained on]",
+    help="Label of the real patches. [default: the label that the generator was trained on; normal for sets of images]",
 )
 @style_options("random")
-@click.option("--resolution", type=click.IntRange(4, 1024), metavar="PX", help="Resize sets of images to this side.")
+@click.option(
+    "--resolution", type=click.IntRange(4, 1024), metavar="PX", help="Resize sets of images to this side length."
+)
 @overrides_option("Override a data.* setting, such as -o data.crop=center.")
 @click.option("--untrained", is_flag=True, help="Also compare each generator as it was before training.")
-@click.option("--baselines/--no-baselines", default=True, help="Also compare real images with real images.")
+@click.option("--baselines/--no-baselines", default=True, help="Also compare real with real images (reference values).")
 @seed_option(
-    "Random seed of KID's subsets and of the halves of the real images. torch-fidelity uses 2020.", default=2020
+    "Random seed of KID's subsets and of the halves of the real images. (2020 as in torch-fidelity)", default=2020
 )
 @out_option("fid", "Output folder.")
 @device_option
 def fid(sources: tuple[str, ...], real: str, features: str, **options: Any) -> None:
     """Compare generators: FID, KID, precision, recall, memorisation.
 
-    SOURCES are runs, model files or sets of images. Each is compared with real patches. Writes fid.md, fid.csv, fid.tex and fid.json.
+    SOURCES are runs, model files, shipped models or sets of images. Each is compared with real patches.
+    Writes fid.md, fid.csv, fid.tex and fid.json.
     """
     from gan_uad.generation.fid import fid as job
 
@@ -169,12 +176,12 @@ def classify(classifier: str, **options: Any) -> None:
 @overrides_option("Override a setting of its training.")
 @jpeg_option
 @seed_option("Random seed (image sampling and training).", most=10**9)
-@out_option("classify", "Output folder.")
+@out_option("real_vs_synthetic", "Output folder.")
 @device_option
 def real_vs_synthetic(generator: str, **options: Any) -> None:
     """Train a classifier to tell generated from real patches.
 
-    The closer its accuracy is to 50 %, the better the generator. GENERATOR is a run or a model file.
+    The closer its accuracy is to 50 %, the better the generator. GENERATOR is a run, a model file or a shipped model.
     """
     from gan_uad.generation.real_vs_synthetic import real_vs_synthetic as job
 
@@ -187,7 +194,7 @@ def real_vs_synthetic(generator: str, **options: Any) -> None:
 @out_option(
     None, "Output folder for latent_space.png and latents.npz. [default: latents/ in RUN, or beside a model file]"
 )
-@split_option("Split to show. [default: test where DATA has splits, else all]")
+@split_option("Split to show. [default: as in score]")
 @subset_options
 @overrides_option("Override a data.* setting of RUN.")
 @device_option

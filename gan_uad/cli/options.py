@@ -112,7 +112,7 @@ def style_options(noise: str) -> Decorator:
             type=click.Choice(["const", "none", "random"]),
             default=noise,
             help="Noise maps (StyleGAN, StyleGAN2). const: the same for all images. random: by the seed of each image. "
-            "In tissue they place nuclei and fibres.",
+            "In tissue they determine where nuclei and fibres lie.",
         )
         return psi(maps(function))
 
@@ -123,16 +123,16 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA where it is available."
 )
 inverter_option = click.option(
-    "--inverter", metavar="NAME", help="Method that finds the closest normal image. `gan-uad models` lists them."
+    "--inverter", metavar="NAME", help="Method that finds the closest normal image. See `gan-uad models`."
 )
 slide_mpp_option = click.option(
     "--slide-mpp",
     type=click.FloatRange(0.01, 1000),
     metavar="UM",
-    help="µm/px of the slides. It replaces what a slide states.",
+    help="µm/px of the slides. Overrides the value in the slide file.",
 )
 rule_option = click.option(
-    "--rule", type=click.Choice(["mask", "keep_tile", "otsu"]), default="mask", help="Rule that finds tissue."
+    "--rule", type=click.Choice(["mask", "keep_tile", "otsu"]), default="mask", help="Tissue detection method."
 )
 stain_option = click.option(
     "--stain",

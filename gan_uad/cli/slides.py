@@ -29,15 +29,15 @@ tissue_option = click.option(
     "--tissue",
     type=click.FloatRange(0, 1),
     default=0.9,
-    metavar="SHARE",
-    help="Smallest share of tissue in a tile. Use the same value for training and scoring.",
+    metavar="FRACTION",
+    help="Minimum tissue fraction of a tile. Use the same value for training and scoring.",
 )
 mpp_option = click.option(
     "--mpp",
     type=click.FloatRange(0.05, 100),
     default=0.5,
     metavar="UM",
-    help="µm/px of the tiles. Use the same value for training and scoring.",
+    help="µm/px of the tiles. It must equal the µm/px of the training patches.",
 )
 
 
@@ -63,11 +63,15 @@ class _Count(click.ParamType):
 @tissue_option
 @rule_option
 @click.option(
-    "--per-slide", type=_Count(), default=1000, help="Largest number of tiles per slide, or all (with --grid)."
+    "--per-slide", type=_Count(), default=1000, help="Largest number of tiles per slide. `all` requires --grid."
 )
 @click.option("--grid", is_flag=True, help="Place tiles on a grid. [default: at random places, without overlap]")
 @click.option(
-    "--stride", type=click.FloatRange(0.01, 100), default=1.0, metavar="SIDES", help="Step of the grid, in tile sides."
+    "--stride",
+    type=click.FloatRange(0.01, 100),
+    default=1.0,
+    metavar="FRACTION",
+    help="Step of the grid, as a fraction of the tile side.",
 )
 @annotations_option
 @class_option
@@ -75,8 +79,8 @@ class _Count(click.ParamType):
     "--tumour",
     type=click.FloatRange(0, 1, min_open=True),
     default=0.5,
-    metavar="SHARE",
-    help="Share of annotated area from which a tile is tumour. A tile without any is normal; between, its label is empty.",
+    metavar="FRACTION",
+    help="Minimum annotated fraction of a tumour tile. A tile with less has no label; with none it is normal.",
 )
 @unannotated_option
 @click.option(
@@ -85,7 +89,7 @@ class _Count(click.ParamType):
 @click.option(
     "--group",
     metavar="REGEX",
-    help="Part of a slide's name that names its patient, such as 'patient_\\d+'. [default: the name]",
+    help="Regular expression for the patient in the name of a slide, such as 'patient_\\d+'. [default: the name]",
 )
 @stain_option
 @click.option("--compress", is_flag=True, help="Write PNG files that are a fifth smaller, in twice the time.")
@@ -120,7 +124,7 @@ def tile(
 @click.option(
     "--normals",
     metavar="DATA",
-    help="Normal patches that calibrate the scores. RUN must not be trained on them. Their val split is used where there are splits. "
+    help="Normal patches to calibrate p. They must not be training patches. Required for shipped models. "
     "[default: the val split of the patches that RUN was trained on]",
 )
 @click.option(
@@ -132,8 +136,8 @@ def tile(
     "--stride",
     type=click.FloatRange(0.05, 1),
     default=1.0,
-    metavar="SIDES",
-    help="Step between tiles, in tile sides. Below 1, tiles overlap and the heatmap is finer.",
+    metavar="FRACTION",
+    help="Step between tiles, as a fraction of the tile side. Below 1, tiles overlap and the heatmap is finer.",
 )
 @tissue_option
 @rule_option
@@ -143,7 +147,7 @@ def tile(
     type=click.IntRange(min=1),
     metavar="N",
     default=10,
-    help="Score a slide also by the mean of its K highest tiles.",
+    help="Also report the mean of the N highest tile scores.",
 )
 @inverter_option
 @overrides_option("Override a data.* or scoring.* setting of RUN.")
@@ -156,8 +160,8 @@ def score_slide(
 ) -> None:  # fmt: skip
     """Score the tiles of whole slides, and draw heatmaps.
 
-    Writes for each slide a heatmap, tiles.csv and detections for QuPath, and one score per slide in slides.csv. p is the probability that
-    normal tissue scores as high. Run the same command again to resume. A slide that fails does not stop the others.
+    Writes for each slide a heatmap, tiles.csv and tiles with measurements for QuPath, and one score per slide in slides.csv. p is the
+    probability that a normal tile scores at least this high. Run the same command again to resume. A slide that fails does not stop the others.
     """
     from gan_uad.slides.batch import parse_shard
     from gan_uad.slides.score_slide import Cut
@@ -178,7 +182,7 @@ def score_slide(
 def evaluate_slides(scores: tuple[Path, ...], **options: Any) -> None:
     """Compute AUROC of tiles and slides, and FROC.
 
-    SCORES are output folders of `gan-uad score-slide`. Name annotations or labels that say where the tumour is.
+    SCORES are output folders of `gan-uad score-slide`. Give --annotations or --labels.
     """
     from gan_uad.slides.evaluate import evaluate_slides as job
 
