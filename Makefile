@@ -26,7 +26,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy gan_uad encoders
 	$(BIN)/lint-imports
 
-# A stamp is made only when all went well, so that an interrupted install is taken up again and a finished one is not repeated.
+# The stamp file is written only after success, so that an interrupted install is resumed and a finished one is not repeated.
 $(VENV)/.made:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "gan_uad needs Python 3.11 or later, and '$(PYTHON)' is not: name one, as in 'make demo PYTHON=python3.11'" >&2; exit 1; }

@@ -161,7 +161,8 @@ def score_slide(
     """Score the tiles of whole slides, and draw heatmaps.
 
     Writes for each slide a heatmap, tiles.csv and tiles with measurements for QuPath, and one score per slide in slides.csv. p is the
-    probability that a normal tile scores at least this high. Run the same command again to resume. A slide that fails does not stop the others.
+    probability that a normal tile scores at least this high. Run the same command again to resume. A slide that fails does not stop
+    the others.
     """
     from gan_uad.slides.batch import parse_shard
     from gan_uad.slides.score_slide import Cut

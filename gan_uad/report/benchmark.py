@@ -81,10 +81,12 @@ def _tables(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) ->
     areas, decisions = [], []
     for row in summary:
         n = TableCell(f"{row['normal']:,} + {row['anomalous']:,}", row["normal"] + row["anomalous"])
-        told = [_name(row), row["data"]]
+        first_columns = [_name(row), row["data"]]
         drawn = [_figure(row[key], drawn=key == "auroc") for key in ("auroc", "auprc")]
-        areas.append([*told, row["trained_on"], len(row["seeds"]), n, *drawn, *(_figure(row[key]) for key in pixels)])
-        decisions.append([*told, *(_figure(row[key]) for key in rates)])
+        areas.append(
+            [*first_columns, row["trained_on"], len(row["seeds"]), n, *drawn, *(_figure(row[key]) for key in pixels)]
+        )
+        decisions.append([*first_columns, *(_figure(row[key]) for key in rates)])
     headings = ("method", "data", "trained on", "seeds", "normal + anomalous", "AUROC", "AUPRC", *pixels.values())
     labels = any(row["trained_on"] == "all" for row in summary)
     seen = " Rows marked `all` learnt from anomalous labels too, the others did not." if labels else ""
@@ -135,7 +137,7 @@ def _figure(found: dict[str, Any] | None, digits: int = 3, drawn: bool = False) 
 
 
 def _pictures(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
-    """ROC curves of the cells of each data set, as far as they can be told apart, and triplets of the best."""
+    """ROC curves of the cells of each data set, with what distinguishes them, and triplets of the best."""
     from gan_uad.plotting.plots import roc
 
     for data in dict.fromkeys(cell["data"] for cell in cells):
@@ -173,7 +175,7 @@ def _pictures(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) ->
 
 
 def _scores(found: ResultFolder, cell: Mapping[str, Any], name: str = SCORES) -> Path | None:
-    """The scores of a cell, or what else lies there, where it is at hand and in the benchmark's folder."""
+    """The scores of a cell, or what else lies there, if it is inside the benchmark's folder."""
     path = found.path / cell["folder"] / "scores" / name
     return path if path.is_file() and path.resolve().is_relative_to(found.path.resolve()) else None
 
