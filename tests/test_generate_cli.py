@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from score_tools import fails
 
 import gan_uad
 from gan_uad import registry
-from gan_uad.checkpoint import save_model
+from gan_uad.checkpoint import build_networks, save_model
 from gan_uad.errors import UserError
 from gan_uad.generation import generate as job
 from gan_uad.generation.latents import slerp, walk
@@ -69,6 +72,68 @@ def test_bad_seeds(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
 def test_what_is_no_run(cli: Any, tmp_path: Path) -> None:
     for path, named in ((tmp_path / "nothing", str(tmp_path / "nothing")), (tmp_path, "model.safetensors")):
         fails(cli("generate", path, "--out", tmp_path / "out"), named)
+
+
+def rewritten(source: Path, out: Path, change: Any, name: str = "") -> Path:
+    """A copy of a model file with one tensor changed: `name`, or the first weight of the generator."""
+    tensors = load_file(source)
+    key = name or next(key for key in tensors if key.startswith("gan.G.") and key.endswith("weight"))
+    with safe_open(source, framework="pt") as file:
+        save_file(tensors | {key: change(tensors[key])}, out, file.metadata())
+    return out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t * math.nan, lambda t: t / 0, lambda t: t > 0, lambda t: t.int(), lambda t: t.double() + 1e300],
+    ids=["nan", "inf", "bool", "int", "beyond float32"],
+)
+def test_weights_that_no_training_wrote(cli: Any, trained: Any, tmp_path: Path, change: Any) -> None:
+    model = rewritten(trained.generator / "model.safetensors", tmp_path / "bad.safetensors", change)
+    new = (
+        "train",
+        "wgan_gp_64_small",
+        "--data",
+        trained.patches,
+        "-o",
+        f"init_from={model}",
+        "--out",
+        tmp_path / "runs",
+    )
+    commands = [
+        ("generate", model),
+        ("interpolate", model),
+        ("score", model, trained.patches),
+        ("project", model, trained.patches),
+    ]
+    for words in [*commands, new]:
+        out = () if words[0] == "train" else ("--out", tmp_path / "out.gif")
+        fails(cli(*words, *out), str(model), "weight ")
+    assert not (tmp_path / "out.gif").exists()
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_counters_and_statistics_of_batch_norm(tmp_path: Path) -> None:
+    """Counters are integers; statistics are floating, and in published files float16."""
+    net = registry.build("network", "residual_encoder", {"resolution": 32, "channel_base": 64, "channel_max": 8})
+    file, prefix = tmp_path / "a.safetensors", "encoder."
+    save_model(file, {"encoder": net}, {}, half=True)
+    build_networks(file)
+    buffers = {prefix + name for name, _ in net.named_buffers()}
+    for name in buffers:
+        counter = name.endswith("num_batches_tracked")
+        wrong = [lambda t: t.float(), lambda t: t.int()] if counter else [lambda t: t.float() / 0, lambda t: t.long()]
+        for change in wrong:
+            with pytest.raises(UserError, match=re.escape(name.removeprefix(prefix))):
+                build_networks(rewritten(file, tmp_path / "b.safetensors", change, name))
+    assert buffers
+
+
+def test_a_generator_whose_images_are_not_finite(cli: Any, trained: Any, tmp_path: Path) -> None:
+    model = rewritten(trained.generator / "model.safetensors", tmp_path / "bad.safetensors", lambda t: t.fill_(3e38))
+    for words in (("generate", model), ("generate", model, "--npz"), ("interpolate", model)):
+        fails(cli(*words, "--seeds", "3,4", "--out", tmp_path / "out.gif"), str(model), "seed", code=1)
+    assert not list(tmp_path.glob("out.gif/*.png"))
 
 
 def test_a_shipped_model_by_its_name(cli: Any, tmp_path: Path) -> None:

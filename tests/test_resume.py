@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -312,6 +313,11 @@ def test_checkpoints_that_are_refused(whole: dict[str, Path], tiny: Any, tmp_pat
     refused("state.pt")
     torch.save(state(whole["izi_f"]), run / "state.pt")
     refused("state.pt", "'model'")
+    weight = good["task"]["model"]["G.layers.0.weight"]
+    for value in (weight * math.nan, weight > 0, weight.long(), weight.double() * 1e300, weight.tolist()):
+        good["task"]["model"]["G.layers.0.weight"] = value
+        torch.save(good, run / "state.pt")
+        refused("state.pt", "G.layers.0.weight")
     good["task"]["model"]["G.layers.0.weight"] = torch.zeros(4, 9, 4, 4)
     torch.save(good, run / "state.pt")
     refused("'G.layers.0.weight'", "[4, 9, 4, 4]", "[4, 8, 4, 4]")

@@ -20,7 +20,7 @@ from torch import Tensor
 from gan_uad import __version__, console
 from gan_uad.data.patches import Pixels, to_uint8
 from gan_uad.device import prepare
-from gan_uad.errors import UserError
+from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.generation.latents import read_latents
 from gan_uad.model import Model, file_digest, load_model
@@ -62,6 +62,18 @@ class GeneratorSource:
     def get(self, rows: slice) -> Latents:
         """The latents of some of the images."""
         return from_seeds(self.seeds[rows], self.G.z_dim) if self.latents is None else self.latents[rows]
+
+    def draw(self, mapped: Latents) -> Pixels:
+        """uint8 images `[N, R, R, 3]` of what `to_w` returned. Raises `JobFailed` for those of a generator that diverged."""
+        images = draw(self.G, mapped, self.noise)
+        bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten()
+        if len(bad):
+            seed = mapped.seeds[int(bad[0])]
+            raise JobFailed(
+                f"{self.model.path}: the generator makes images that are not finite (first: seed or row "
+                f"{seed}): its training diverged, use an earlier checkpoint"
+            )
+        return to_uint8(images)
 
     def chunks(self, path: Latents | None = None) -> Iterator[tuple[int, Latents]]:
         """All latents (or those of `path`) in order, `CHUNK` at a time, with the row that each chunk starts at. Shows progress."""
@@ -125,7 +137,7 @@ def write_pngs(source: GeneratorSource, out: Path) -> int:
         todo = [i for i in range(len(latents)) if not _exists(paths[i], notes[i])]
         if todo:
             mapped = to_w(source.G, _pick(latents, todo), source.psi)
-            for i, image in zip(todo, to_uint8(draw(source.G, mapped, source.noise)), strict=True):
+            for i, image in zip(todo, source.draw(mapped), strict=True):
                 _write_png(paths[i], image, notes[i])
         existing += len(latents) - len(todo)
     return existing
@@ -192,7 +204,7 @@ def write_npz(source: GeneratorSource, path: Path) -> None:
             np.lib.format.write_array_header_1_0(entry, header)
             for _, latents in source.chunks():
                 mapped = to_w(source.G, latents, source.psi)
-                entry.write(to_uint8(draw(source.G, mapped, source.noise)).tobytes())
+                entry.write(source.draw(mapped).tobytes())
                 for each in {latents.space: latents, mapped.space: mapped}.values():
                     kept.setdefault(each.space, []).append(each.values.numpy())
         others = {"truncation": np.array(source.psi), "noise": np.array(source.noise)}
