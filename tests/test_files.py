@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from patch_tools import refused
 
-from gan_uad.files import alone, csv_text, read_csv
+from gan_uad.files import alone, csv_text, number, read_csv
 
 
 @pytest.mark.parametrize("moment", [1, 2])
@@ -45,6 +45,9 @@ def test_csv_goes_to_text_and_back(tmp_path: Path) -> None:
         (b"x,label\n", ("'labels'", "'label'")),
         (b"", ("'labels'",)),
         (b"\xff", ("UTF-8",)),
+        (b"x,y,x\n1,2,3\n", ("line 1", "'x'")),
+        (b"labels, labels\n1,2\n", ("line 1", "'labels'")),
+        (b"labels,Labels\n1,2\n", ("line 1", "'labels'")),
     ],
 )
 def test_csv_that_is_wrong(tmp_path: Path, content: bytes, named: tuple[str, ...]) -> None:
@@ -53,3 +56,22 @@ def test_csv_that_is_wrong(tmp_path: Path, content: bytes, named: tuple[str, ...
         read_csv(tmp_path / "t.csv", ["labels"] if "'labels'" in named else [])
     with refused("none.csv"):
         read_csv(tmp_path / "none.csv")
+
+
+def test_columns_that_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,A,surplus,,\n1,2,3,,\n")
+    assert read_csv(tmp_path / "t.csv") == [{"a": "1", "A": "2", "surplus": "3", "": ""}]
+
+
+@pytest.mark.parametrize("text", ["12", "-0.5", "+1", "1.", ".5", "1.5e-07", "1E3", "inf", "-inf", "9" * 300])
+def test_numbers(text: str) -> None:
+    assert number(text, "x") == float(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " 1", "1 ", "1_000", "٣", "0x10", "1,5", "1e999", "9" * 400, "Infinity", "+inf", "1e", "."]
+)
+def test_what_is_no_number(text: str) -> None:
+    with pytest.raises(ValueError, match="score") as error:
+        number(text, "score")
+    assert len(str(error.value)) < 100
