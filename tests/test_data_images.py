@@ -256,3 +256,39 @@ def test_arrays_survive_pickling(tmp_path: Path) -> None:
 def test_pcam_slides_on_two_sides_are_refused(tmp_path: Path) -> None:
     with refused("s1 in test and train"):
         load(pcam(tmp_path / "pcam", ["s1", "s2", "s1"]), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["x", "y"])
+@pytest.mark.parametrize(
+    "kind", ["external storage", "virtual", "soft link", "external link", "dangling", "group", "datatype"]
+)
+def test_hdf5_values_outside_of_the_file_are_not_read(tmp_path: Path, kind: str, key: str) -> None:
+    import h5py
+
+    values = {"x": np.zeros((4, 8, 8, 3), np.uint8), "y": np.zeros((4, 1, 1, 1), np.uint8)}
+    for name, array in values.items():
+        for stem in ("a", "other"):
+            folder = tmp_path if stem == "a" else tmp_path / "elsewhere"
+            folder.mkdir(exist_ok=True)
+            with h5py.File(folder / f"{stem}_{name}.h5", "w") as file:
+                file.create_dataset(name, data=array, chunks=array.shape if name == "x" else None)
+    load(tmp_path / "a_x.h5", tmp_path)
+    target, array = tmp_path / "elsewhere" / f"other_{key}.h5", values[key]
+    (tmp_path / "raw.bin").write_bytes(array.tobytes())
+    with h5py.File(tmp_path / f"a_{key}.h5", "w") as file:
+        file["own"] = array
+        if kind == "external storage":
+            file.create_dataset(key, array.shape, np.uint8, external=[(str(tmp_path / "raw.bin"), 0, array.nbytes)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(array.shape, np.uint8)
+            layout[:] = h5py.VirtualSource(str(target), key, array.shape)
+            file.create_virtual_dataset(key, layout)
+        elif kind == "group":
+            file.create_group(key)
+        elif kind == "datatype":
+            file[key] = np.dtype("uint8")
+        else:
+            links = {"soft link": h5py.SoftLink("/own"), "dangling": h5py.SoftLink("/none")}
+            file[key] = links.get(kind) or h5py.ExternalLink(str(target), key)
+    with refused(f"a_{key}.h5", repr(key), "" if kind == "dangling" else kind):
+        load(tmp_path / "a_x.h5", tmp_path)
