@@ -461,6 +461,43 @@ def test_run_again_only_missing_images_are_made(
     assert {file.name: file.read_bytes() for file in again.iterdir()} == complete
 
 
+def test_images_of_two_kinds_never_share_a_folder(
+    cli: Any, styled: Path, trained: Any, tmp_path: Path, generated: Any
+) -> None:
+    out = tmp_path / "out"
+    assert cli("generate", styled, "--seeds", "0-9", "--grid", "--out", out).exit_code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    for words, named in (
+        ((trained.generator, "--seeds", "0-3"), "model"),
+        ((trained.generator, "--seeds", "20-23", "--npz"), "model"),
+        ((trained.generator, "--seeds", "0-9"), "model"),
+        ((styled, "--seeds", "0-8", "--truncation", 0.5), "truncation"),
+        ((styled, "--seeds", "20", "--noise", "none"), "noise"),
+    ):
+        fails(cli("generate", *words, "--out", out), str(out), named, "seed00000")
+    assert cli("generate", styled, "--seeds", "0-3", "--npz", "--out", tmp_path / "npz").exit_code == 0
+    assert cli("generate", styled, "--seeds", "4-7", "--npz", "--out", tmp_path / "npz2").exit_code == 0
+    first, second = tmp_path / "npz" / "images.npz", tmp_path / "npz2" / "images.npz"
+    fails(cli("generate", styled, "--latents", first, "--out", out), str(out), "seeds")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert cli("generate", styled, "--seeds", "20", "--out", out).exit_code == 0
+    assert len(list(out.glob("seed*.png"))) == 11
+    latents = tmp_path / "latents"
+    for _ in range(2):
+        assert cli("generate", styled, "--latents", first, "--out", latents).exit_code == 0
+    fewer = tmp_path / "fewer.npz"
+    np.savez(fewer, w=np.load(second)["w"][:3])
+    fails(cli("generate", styled, "--latents", fewer, "--out", latents), str(latents), "latents")
+    assert cli("generate", styled, "--latents", second, "--out", latents).exit_code == 0
+    fails(cli("generate", styled, "--seeds", "1", "--out", latents), str(latents), "latents")
+
+
+@pytest.mark.parametrize("seeds", ["1,1,2", "0-3,2", "0,0"])
+def test_a_seed_named_twice(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
+    fails(cli("generate", trained.generator, "--seeds", seeds, "--out", tmp_path / "out"), "--seeds", "once")
+    assert not (tmp_path / "out").exists()
+
+
 def test_from_python(styled: Path, trained: Any) -> None:
     model = gan_uad.load(str(styled))
     assert torch.equal(model.generate([1, 2]), model.generate(seeds=[1, 2], psi=1, noise="const"))
