@@ -13,14 +13,15 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import IO, Any
 
 from gan_uad.errors import JobFailed, UserError, near
 
+LOCK = ".lock"  # of a folder with one writer at a time
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -69,7 +70,37 @@ def alone(part: Path) -> Iterator[FileIO]:
                 return
 
 
-def _is_at(file: FileIO, path: Path) -> bool:
+@contextmanager
+def one_writer(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the folder against other processes that want to write into it: they are refused at once, by `UserError`.
+
+    Those that come with `shared` do not refuse each other. The lock is one of the operating system on `folder/.lock`, so it ends with the
+    process however that ends; disks without locks are tolerated.
+    """
+    with explained(folder), ExitStack() as opened:
+        while True:
+            file = opened.enter_context(open(folder / LOCK, "ab"))
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is writing into {folder}: wait for its end, or choose another folder"
+                ) from None
+            except OSError:  # some network disks have no locks
+                break
+            if _is_at(file, folder / LOCK):  # else the one before has just removed it
+                break
+        held = opened.pop_all()
+    try:
+        yield
+    finally:
+        with suppress(OSError), held:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody shares it
+            if _is_at(file, folder / LOCK):
+                (folder / LOCK).unlink()
+
+
+def _is_at(file: IO[bytes] | FileIO, path: Path) -> bool:
     """Whether an open file still has its name; another process may rename or remove it at any moment."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))

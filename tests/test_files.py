@@ -1,13 +1,17 @@
 """Files that several processes want at once, and CSV."""
 
+import fcntl
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from patch_tools import refused
 
-from gan_uad.files import alone, csv_text, number, read_csv
+from gan_uad.files import LOCK, alone, csv_text, number, one_writer, read_csv
 
 
 @pytest.mark.parametrize("moment", [1, 2])
@@ -75,3 +79,51 @@ def test_what_is_no_number(text: str) -> None:
     with pytest.raises(ValueError, match="score") as error:
         number(text, "score")
     assert len(str(error.value)) < 100
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with one_writer(tmp_path):
+        for shared in (False, True):
+            with refused(str(tmp_path)), one_writer(tmp_path, shared):
+                pass
+    with one_writer(tmp_path, shared=True):
+        with one_writer(tmp_path, shared=True):
+            pass
+        with refused(str(tmp_path)), one_writer(tmp_path):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_writer_leaves_no_lock(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib; from gan_uad.files import one_writer\n"
+        f"with one_writer(pathlib.Path({str(tmp_path)!r})): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert (tmp_path / LOCK).is_file()
+    with one_writer(tmp_path):
+        pass
+
+
+def test_a_disk_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", without)
+    with one_writer(tmp_path):
+        (tmp_path / "a").write_text("written")
+
+
+def test_a_lock_that_the_one_before_removes_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take, taken = fcntl.flock, []
+
+    def slow(*arguments: Any) -> None:
+        taken.append(take(*arguments))
+        if len(taken) == 1:
+            (tmp_path / LOCK).unlink()
+
+    monkeypatch.setattr("fcntl.flock", slow)
+    with one_writer(tmp_path):
+        monkeypatch.undo()
+        with refused(str(tmp_path)), one_writer(tmp_path):
+            pass

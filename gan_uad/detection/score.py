@@ -20,7 +20,7 @@ from gan_uad.detection.patch_sets import ScoreSets, choose_sets, overridden_conf
 from gan_uad.detection.rows import CHUNK, Row, as_rows, name_skipped, read_back, resumed, write_csv, written_numbers
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
-from gan_uad.files import claim, write_json
+from gan_uad.files import claim, one_writer, write_json
 from gan_uad.metrics import tails
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold, strict_json
 from gan_uad.model import load_model, make_scorer
@@ -84,10 +84,11 @@ def score(
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
     claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
-    if normals is not None:
-        fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
-    write_json(folder / "scores.json", settings)
-    _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
+    with one_writer(folder):
+        if normals is not None:
+            fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
+        write_json(folder / "scores.json", settings)
+        _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
     return folder
 
 
