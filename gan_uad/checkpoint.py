@@ -20,6 +20,7 @@ from gan_uad.errors import UserError
 from gan_uad.files import atomic
 
 FORMAT = 1
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in which weights may be stored
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -55,9 +56,6 @@ def load_state(path: Path) -> dict[str, Any]:
             state = torch.load(candidate, map_location="cpu", weights_only=True)
             if not isinstance(state, dict) or "nimg" not in state:
                 raise ValueError("not a training state")
-            if problems:
-                console.say(f"note: {problems[0]}; resuming from {candidate.name}, the checkpoint before it")
-            return state
         except pickle.UnpicklingError:
             problems.append(
                 f"{candidate.name} holds pickled code, which could run, or is no checkpoint: it is not opened"
@@ -65,6 +63,14 @@ def load_state(path: Path) -> dict[str, Any]:
         except Exception as error:  # a damaged file may raise anything
             reason = str(error).partition("\n")[0] or type(error).__name__
             problems.append(f"{candidate.name} is damaged ({reason})")
+        else:
+            if broken := next(
+                not_finite(state, "state"), None
+            ):  # no training wrote that, so none before it is trusted either
+                raise UserError(f"{candidate}: {broken} holds NaN or infinite values, which no checkpoint does")
+            if problems:
+                console.say(f"note: {problems[0]}; resuming from {candidate.name}, the checkpoint before it")
+            return state
     raise UserError(f"no checkpoint to resume from in {path.parent}: {'; '.join(problems)}")
 
 
@@ -81,6 +87,26 @@ def not_finite(value: Any, name: str) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from not_finite(inner, f"{name}.{key}")
+
+
+def fault_of(value: Any, wanted: Tensor) -> str | None:
+    """What is wrong with a stored value for a network's own tensor, in words: its dtype, or values that are not finite; else None.
+
+    Where the network has floating numbers (weights, and the running statistics of batch norm) those of any width will do, as published
+    files are float16; other tensors, such as batch norm's counters, must have the network's own dtype.
+    """
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return f"is no dense tensor but {type(value).__name__}"
+    if value.dtype != wanted.dtype and not (value.dtype in FLOATING and wanted.is_floating_point()):
+        return f"holds {dtype_name(value)} values, not {dtype_name(wanted)}"
+    if wanted.is_floating_point() and not value.to(wanted.dtype).isfinite().all():
+        return "holds NaN or infinite values"
+    return None
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Such as "float32"."""
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def previous(path: Path) -> Path:
@@ -147,15 +173,23 @@ def build_networks(path: Path) -> tuple[dict[str, Any], dict[str, nn.Module]]:
 
 
 def load_weights(net: nn.Module, tensors: dict[str, Any], context: str) -> None:
-    """`load_state_dict` with an error of one line for another architecture: which tensor, its shape, and the expected shape."""
+    """`load_state_dict` with an error of one line: for another architecture which tensor, its shape, and the expected shape; and for
+    weights that no training wrote (`fault_of`)."""
     expected = net.state_dict()
+    if not isinstance(tensors, dict):
+        raise UserError(f"{context} holds no weights, but {type(tensors).__name__}")
     for name in [*expected, *tensors]:
         if name not in tensors or name not in expected:
             place = "file" if name in tensors else "network"
             raise UserError(f"{context} is of another architecture: {name!r} is only in the {place}")
+        fault = fault_of(tensors[name], expected[name])
+        if fault and not isinstance(tensors[name], Tensor):
+            raise UserError(f"{context}: {name} {fault}")
         if tensors[name].shape != expected[name].shape:
             raise UserError(
                 f"{context} is of another architecture: {name!r} is {list(tensors[name].shape)} in the file, "
                 f"{list(expected[name].shape)} in the network (another resolution or channel_base?)"
             )
+        if fault:
+            raise UserError(f"{context}: {name} {fault}; the file is damaged, or of a training that failed")
     net.load_state_dict(tensors)

@@ -8,15 +8,21 @@ import fcntl
 import hashlib
 import io
 import json
+import math
 import os
+import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import IO, Any
 
 from gan_uad.errors import JobFailed, UserError, near
+
+LOCK = ".lock"  # of a folder with one writer at a time
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 @contextmanager
@@ -64,7 +70,37 @@ def alone(part: Path) -> Iterator[FileIO]:
                 return
 
 
-def _is_at(file: FileIO, path: Path) -> bool:
+@contextmanager
+def one_writer(folder: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the folder against other processes that want to write into it: they are refused at once, by `UserError`.
+
+    Those that come with `shared` do not refuse each other. The lock is one of the operating system on `folder/.lock`, so it ends with the
+    process however that ends; disks without locks are tolerated.
+    """
+    with explained(folder), ExitStack() as opened:
+        while True:
+            file = opened.enter_context(open(folder / LOCK, "ab"))
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another process is writing into {folder}: wait for its end, or choose another folder"
+                ) from None
+            except OSError:  # some network disks have no locks
+                break
+            if _is_at(file, folder / LOCK):  # else the one before has just removed it
+                break
+        held = opened.pop_all()
+    try:
+        yield
+    finally:
+        with suppress(OSError), held:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody shares it
+            if _is_at(file, folder / LOCK):
+                (folder / LOCK).unlink()
+
+
+def _is_at(file: IO[bytes] | FileIO, path: Path) -> bool:
     """Whether an open file still has its name; another process may rename or remove it at any moment."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
@@ -128,22 +164,27 @@ def parse_csv(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and cells by column of each row of a CSV file with a header line. options: of `csv.DictReader`.
 
-    Raises `UserError`, with `context` and line, for what is no UTF-8 CSV, a missing column, and a row of more or fewer cells than the
-    header.
+    Raises `UserError`, with `context` and line, for what is no UTF-8 CSV, a missing column, a column that is there twice, and a row of
+    more or fewer cells than the header.
     """
     try:
         text = io.StringIO(content.decode("utf-8-sig"), newline="")
     except UnicodeDecodeError:
         raise UserError(f"{context} is not UTF-8 text; save it as CSV in UTF-8") from None
-    reader = csv.DictReader(text, restkey="surplus", **options)
+    reader = csv.DictReader(text, **options)
     try:
         reader.fieldnames = header = [name.strip() for name in reader.fieldnames or ()]
         if missing := [name for name in required if name not in header]:
             hint = f"{near(missing[0], header)}; " if header else ""
             expected = f"{hint}expected {', '.join(required)}"
             raise UserError(f"{context}: column {missing[0]!r} is missing; {expected}")
+        for name in header:
+            same = [other for other in header if other == name or other.lower() == name.lower() in required]
+            if name and len(same) > 1:
+                problem = f"{len(same)} columns are called {name!r}: leave one"
+                raise UserError(f"{context}, line {reader.line_num}: {problem}")
         for row in reader:
-            if "surplus" in row or None in row.values():
+            if None in row or None in row.values():
                 problem = "more or fewer cells than the header has columns"
                 raise UserError(f"{context}, line {reader.line_num}: {problem}")
             yield reader.line_num, dict(row)
@@ -153,11 +194,34 @@ def parse_csv(
 
 def read_csv(path: Path, required: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a CSV file with a header line, by column. Raises `UserError` as `parse_csv` does, and for a file that cannot be read."""
+    return [row for _, row in csv_lines(path, required)]
+
+
+def csv_lines(path: Path, required: Sequence[str] = ()) -> list[tuple[int, dict[str, str]]]:
+    """`read_csv`, with the line on which each row ends."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error}") from None
-    return [row for _, row in parse_csv(content, str(path), required)]
+    return list(parse_csv(content, str(path), required))
+
+
+def number(text: str, what: str) -> float:
+    """A number as programs write it: "12", "-0.5", "1.5e-07", "inf", "-inf" or "nan"; one too large for a float is none.
+
+    Raises `ValueError`, which names `what`, for anything else that Python's `float` takes (" 1 ", "1_000", other digits than 0 to 9).
+    """
+    if NUMBER.fullmatch(text) or text in {"inf", "-inf", "nan"}:
+        value = float(text)
+        if math.isfinite(value) or text in {"inf", "-inf", "nan"}:
+            return value
+    raise ValueError(f"{what} {text[:60]!r} is not a number")
+
+
+def first_line(seen: dict[str, int], image: str, line: int) -> int | None:
+    """The line in which an image was named before, as `image` or in another way (`./a.png`, `b/../a.png`); `seen` is kept up to date."""
+    key = posixpath.normpath(image)
+    return None if (before := seen.setdefault(key, line)) == line else before
 
 
 def sha256(path: Path) -> str:

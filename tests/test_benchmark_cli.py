@@ -29,6 +29,7 @@ from gan_uad.benchmark.schema import DataEntry, Search, load_benchmark, shipped
 from gan_uad.config import DataConfig, load_config
 from gan_uad.data.sources import open_source
 from gan_uad.errors import UserError
+from gan_uad.files import make_folder, one_writer
 
 pytestmark = pytest.mark.timeout(600)  # of several processes: on a busy machine they wait for each other
 
@@ -239,9 +240,14 @@ def test_shards_make_one_table_of_seeds(cli: Any, trained: Any, tmp_path: Path) 
         seeds=[0, 1],
         overrides={"plain": {}, "jitter": {"data.grayscale": True}},
     )
-    counts = []
+    counts, out = [], make_folder(tmp_path / "out")
+    with one_writer(out):
+        for shard in ((), ("--shard", "1/2")):
+            fails(cli("benchmark", source, "--out", out, *shard), str(out))
     for part in (1, 2):
-        result = cli("benchmark", source, "--out", tmp_path / "out", "--shard", f"{part}/2")
+        with one_writer(out, shared=True):  # of another shard
+            fails(cli("benchmark", source, "--out", out), str(out))
+            result = cli("benchmark", source, "--out", out, "--shard", f"{part}/2")
         assert result.exit_code == 0, result.output
         counts.append((len(table(tmp_path / "out")) - 1, len(results(tmp_path / "out")["not_run"])))
     assert counts == [(2, 2), (4, 0)]

@@ -400,6 +400,26 @@ def rewrite(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     save_file(change(load_file(path)), path, metadata)
 
 
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("mahalanobis", "scorer.0.cov"), ("knn", "scorer.normals"), ("isolation_forest", "scorer.normals"), ("mean_color", "scorer.mean"),
+        ("patchcore", "scorer.memory"), ("knn", "calibration"), ("patchcore", "map_tail.map"),
+    ],
+)  # fmt: skip
+def test_a_scorer_with_values_that_no_fit_gives_is_refused(name: str, tensor: str, tmp_path: Path) -> None:
+    scorer, file = make(name), tmp_path / "a.safetensors"
+    scorer.fit(stream(patches(60, 0)), stream(patches(12, 3)))
+    scorer.save(file)
+    good = load_file(file)[tensor]
+    infinite = good.clone()
+    infinite.view(-1)[0] = float("inf")
+    for bad in (good * float("nan"), infinite, good.long(), good > 0):
+        rewrite(file, lambda tensors, bad=bad: tensors | {tensor: bad})  # type: ignore[misc]
+        with pytest.raises(UserError, match=f"{file}: {tensor} "):
+            load_scorer(file, **({} if name == "mean_color" else {"net": Maps()}))
+
+
 def test_a_gaussian_of_the_format_without_levels_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     fitted("mahalanobis").save(path)

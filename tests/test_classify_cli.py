@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -226,10 +225,10 @@ def test_the_schedule_is_scaled_to_the_length_of_the_training() -> None:
 
 
 def broken(source: Path, out: Path) -> Path:
-    """A copy of a generator's model with a NaN in it."""
+    """A copy of a generator's model whose images are NaN."""
     tensors = load_file(source / "model.safetensors")
     name = next(name for name in tensors if name.startswith("gan.G") and name.endswith("weight"))
-    tensors[name].view(-1)[0] = math.nan
+    tensors[name].fill_(3e38)
     with safe_open(source / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
     save_file(tensors, out / "broken.safetensors", metadata=metadata)

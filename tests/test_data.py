@@ -199,6 +199,16 @@ def test_index_csv_and_what_it_holds(tmp_path: Path) -> None:
         (["a.png,,0,train", "a.png,,0,train"], ("line 3", "'a.png'", "line 2")),
         (["a.png,,0,train", "gone.png,,0,train"], ("line 3", "'gone.png'")),
         (["../a.png,,0,train"], ("line 2", "'../a.png'")),
+        (["a.png,,0,train", "./a.png,,1,train"], ("line 3", "'./a.png'", "line 2")),
+        (["a.png,,0,train", "b/../a.png,,1,test"], ("line 3", "'b/../a.png'", "line 2")),
+        (["a.png,,0,train,1.5"], ("line 2", "x 1.5")),
+        (["a.png,,0,train,inf"], ("line 2", "x inf")),
+        (["a.png,,0,train,nan"], ("line 2", "x nan")),
+        (["a.png,,0,train,1_0"], ("line 2", "x '1_0'")),
+        (["a.png,,0,train,1,7"], ("line 2", "tissue 7")),
+        (["a.png,,0,train,1,inf"], ("line 2", "tissue inf")),
+        (["a.png,,0,train,1,nan"], ("line 2", "tissue nan")),
+        (["a.png,,0,train,1,-0.1"], ("line 2", "tissue -0.1")),
         (["a.png,,0"], ("line 2",)),
         (["a.png,,0,train,more"], ("line 2",)),
         ([",,0,train"], ("line 2",)),
@@ -206,7 +216,8 @@ def test_index_csv_and_what_it_holds(tmp_path: Path) -> None:
     ],
 )
 def test_index_csv_errors_name_the_line(tmp_path: Path, lines: list[str], named: tuple[str, ...]) -> None:
-    header = "image,group,label,split" + (",x" if "half" in "".join(lines) else "")
+    cells = max((line.count(",") for line in lines if "more" not in line), default=0)
+    header = "image,group,label,split" + ",x" * (cells > 3) + ",tissue" * (cells > 4)
     with refused("index.csv", *named):
         load(index(tmp_path, *lines, header=header), tmp_path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
 from collections import Counter
@@ -14,7 +15,7 @@ from patch_tools import index, load, picture, png, refused, write
 from PIL import Image
 
 from gan_uad.config import DataConfig
-from gan_uad.data.images import BadImage, decode, preprocess
+from gan_uad.data.images import BadImage, decode, decode_mask, preprocess
 from gan_uad.data.sources import open_source
 
 # ---------------------------------------------------------------- images
@@ -256,3 +257,119 @@ def test_arrays_survive_pickling(tmp_path: Path) -> None:
 def test_pcam_slides_on_two_sides_are_refused(tmp_path: Path) -> None:
     with refused("s1 in test and train"):
         load(pcam(tmp_path / "pcam", ["s1", "s2", "s1"]), tmp_path)
+
+
+@pytest.mark.parametrize("key", ["x", "y"])
+@pytest.mark.parametrize(
+    "kind", ["external storage", "virtual", "soft link", "external link", "dangling", "group", "datatype"]
+)
+def test_hdf5_values_outside_of_the_file_are_not_read(tmp_path: Path, kind: str, key: str) -> None:
+    import h5py
+
+    values = {"x": np.zeros((4, 8, 8, 3), np.uint8), "y": np.zeros((4, 1, 1, 1), np.uint8)}
+    for name, array in values.items():
+        for stem in ("a", "other"):
+            folder = tmp_path if stem == "a" else tmp_path / "elsewhere"
+            folder.mkdir(exist_ok=True)
+            with h5py.File(folder / f"{stem}_{name}.h5", "w") as file:
+                file.create_dataset(name, data=array, chunks=array.shape if name == "x" else None)
+    load(tmp_path / "a_x.h5", tmp_path)
+    target, array = tmp_path / "elsewhere" / f"other_{key}.h5", values[key]
+    (tmp_path / "raw.bin").write_bytes(array.tobytes())
+    with h5py.File(tmp_path / f"a_{key}.h5", "w") as file:
+        file["own"] = array
+        if kind == "external storage":
+            file.create_dataset(key, array.shape, np.uint8, external=[(str(tmp_path / "raw.bin"), 0, array.nbytes)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(array.shape, np.uint8)
+            layout[:] = h5py.VirtualSource(str(target), key, array.shape)
+            file.create_virtual_dataset(key, layout)
+        elif kind == "group":
+            file.create_group(key)
+        elif kind == "datatype":
+            file[key] = np.dtype("uint8")
+        else:
+            links = {"soft link": h5py.SoftLink("/own"), "dangling": h5py.SoftLink("/none")}
+            file[key] = links.get(kind) or h5py.ExternalLink(str(target), key)
+    with refused(f"a_{key}.h5", repr(key), "" if kind == "dangling" else kind):
+        load(tmp_path / "a_x.h5", tmp_path)
+
+
+# ---------------------------------------------------------------- masks
+
+
+def saved(array: Any, mode: str | None = None, ending: str = "png", **options: Any) -> bytes:
+    """The content of an image file."""
+    image, file = Image.fromarray(array) if mode is None else Image.fromarray(array).convert(mode), io.BytesIO()
+    image.save(file, {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending), **options)
+    return file.getvalue()
+
+
+MARKED = np.zeros((16, 16), bool)
+MARKED[4:12, 6:14] = True
+GREY = MARKED.astype(np.uint8) * 255
+
+
+def transparent(colour: int, alpha: Any = GREY) -> Any:
+    return np.dstack([np.full((16, 16, 3), colour, np.uint8), alpha])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(GREY), saved(GREY, "1"), saved(GREY, "P"), saved(GREY, "RGB"), saved(MARKED.astype(np.uint8)), saved(GREY, ending="tif"),
+        saved(GREY // 255 * 100), saved(MARKED.astype(np.uint16)), saved(MARKED.astype(np.uint16) * 65535), saved(GREY, "LA"),
+        saved(GREY, ending="jpg", quality=75), saved(transparent(255)), saved(transparent(0)), saved(transparent(255), "LA"),
+        saved(np.dstack([GREY, GREY, GREY, GREY])), saved(np.dstack([GREY, GREY * 0, GREY * 0, GREY | 255])),
+        saved(transparent(0, GREY // 255 * 200 + 20)), saved(np.where(MARKED, 200, 60).astype(np.uint8)),
+    ],
+)  # fmt: skip
+def test_where_a_mask_marks(content: bytes) -> None:
+    np.testing.assert_array_equal(decode_mask(content, "m"), MARKED)
+
+
+@pytest.mark.parametrize("content", [saved(GREY * 0), saved(GREY * 0, ending="jpg"), saved(transparent(255, GREY * 0))])
+def test_a_mask_that_marks_nothing(content: bytes) -> None:
+    assert not decode_mask(content, "m").any()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved(np.arange(256, dtype=np.uint8).reshape(16, 16) % 3),
+        saved(np.where(MARKED, 1, np.where(MARKED.T, 255, 0)).astype(np.uint8)),
+        saved(np.full((16, 16), 90, np.uint8)),
+        saved(GREY // 3, ending="jpg"),
+        saved(np.dstack([GREY, GREY, GREY, np.where(np.arange(16) < 12, 255, 0).astype(np.uint8)[None].repeat(16, 0)])),
+    ],
+    ids=["classes", "classes and void", "grey", "faint", "alpha and colour"],
+)
+def test_a_mask_that_can_be_read_in_two_ways(content: bytes) -> None:
+    with refused("m.png"):
+        decode_mask(content, "m.png")
+
+
+def test_a_mask_of_another_size_than_its_image(tmp_path: Path) -> None:
+    content = {
+        "test/good/1.png": png(picture(1)),
+        "test/bad/2.png": png(picture(2)),
+        "ground_truth/bad/2_mask.png": png(GREY[:4]),
+    }
+    with refused("2_mask.png", "16x4 px", "test/bad/2.png", "8x8 px"):
+        load(write(tmp_path / "set", {"train/good/0.png": png(picture(0)), **content}), tmp_path).masks()
+
+
+def test_a_mask_of_an_image_that_lies_on_its_side(tmp_path: Path) -> None:
+    image = Image.fromarray(np.zeros((8, 16, 3), np.uint8))
+    exif, file = image.getexif(), io.BytesIO()
+    exif[0x0112] = 6
+    image.save(file, "png", exif=exif)
+    content = {"test/good/1.png": png(picture(1)), "test/bad/2.png": file.getvalue()}
+    for name, shape in (("upright", (16, 8)), ("stored", (8, 16))):
+        mask = {"train/good/0.png": png(picture(0)), "ground_truth/bad/2_mask.png": png(np.full(shape, 255, np.uint8))}
+        patches = load(write(tmp_path / name, content | mask), tmp_path)
+        if name == "upright":
+            assert patches.masks().any()
+        else:
+            with refused("2_mask.png"):
+                patches.masks()

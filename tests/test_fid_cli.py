@@ -18,7 +18,7 @@ from feature_tools import Thumbnails
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.linalg import sqrtm
-from score_tools import fails
+from score_tools import copied, fails, index
 
 import gan_uad
 from gan_uad.config import DataConfig, trained_models
@@ -204,6 +204,25 @@ def test_rows_of_one_name_get_distinct_names(cli: Any, table1: Path, trained: An
     assert "normal, val" in result.stdout
 
 
+def test_labels_of_a_compared_set(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """Unlabelled images are all used, and that is said; a set without the label of the real images is refused."""
+    options = (*QUICK, "--resolution", 16, "--no-baselines", "--real", trained.patches, "--split", "all")
+    anomalous = copied(trained, tmp_path / "bare" / "patches", step=1)
+    result = cli("fid", anomalous, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (cell,) = cells(tmp_path / "out").values()
+    assert cell["n"] == len(list(anomalous.iterdir()))
+    assert "no labels" in result.stdout
+    (tmp_path / "bare" / "patches").rename(tmp_path / "bare" / "anomalous")
+    (tmp_path / "bare" / "normal").mkdir()
+    shutil.move(next((tmp_path / "bare" / "anomalous").glob("*.png")), tmp_path / "bare" / "normal")
+    result = cli("fid", tmp_path / "bare", *options, "--out", tmp_path / "none")
+    fails(result, str(tmp_path / "bare"), "1 normal images", "--label")
+    result = cli("fid", tmp_path / "bare", *options, "--label", "anomalous", "--out", tmp_path / "two")
+    assert result.exit_code == 0, result.output
+    assert next(iter(cells(tmp_path / "two").values()))["n"] == cell["n"] - 1
+
+
 def test_a_shipped_model_keeps_the_name_that_the_user_gave(trained: Any, tmp_path: Path) -> None:
     name = "pcam_stylegan2_64_small"
     real, device = str(trained.patches), torch.device("cpu")
@@ -220,7 +239,9 @@ def test_two_sets_of_images(cli: Any, trained: Any, tmp_path: Path) -> None:
     result = cli("fid", copy, "--real", trained.patches, *options, "--split", "all", "--no-baselines")
     assert result.exit_code == 0, result.output
     (cell,) = cells(tmp_path / "out").values()
-    assert cell["n"] > cell["n_real"], "anomalous images are left out of the real images only"
+    assert (cell["n"], cell["value"]) == (cell["n_real"], pytest.approx(0, abs=1e-6)), "normal images on both sides"
+    total = cell["n"] + len([row for row in index(trained.patches) if row["label"] == "1"])
+    assert f"{total - cell['n']} of {total} images" in result.stdout
     assert "16 px (box)" in result.stdout
     result = cli(
         "fid", copy, "--real", copy, *options[:4], "--label", "all", "--split", "all", "--out", tmp_path / "same"
@@ -287,7 +308,7 @@ def test_a_generator_that_gives_nan(cli: Any, trained: Any, tmp_path: Path) -> N
         metadata = opened.metadata()
     tensors = load_file(file)
     name = next(name for name in tensors if name.startswith("gan.G.") and tensors[name].is_floating_point())
-    save_file(tensors | {name: torch.full_like(tensors[name], float("nan"))}, tmp_path / "broken.safetensors", metadata)
+    save_file(tensors | {name: torch.full_like(tensors[name], 3e38)}, tmp_path / "broken.safetensors", metadata)
     result = cli(
         "fid", tmp_path / "broken.safetensors", "--real", trained.patches, *QUICK, "--num", 4, "--out", tmp_path / "out"
     )

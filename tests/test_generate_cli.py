@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from score_tools import fails
 
 import gan_uad
 from gan_uad import registry
-from gan_uad.checkpoint import save_model
+from gan_uad.checkpoint import build_networks, save_model
 from gan_uad.errors import UserError
 from gan_uad.generation import generate as job
 from gan_uad.generation.latents import slerp, walk
@@ -69,6 +72,68 @@ def test_bad_seeds(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
 def test_what_is_no_run(cli: Any, tmp_path: Path) -> None:
     for path, named in ((tmp_path / "nothing", str(tmp_path / "nothing")), (tmp_path, "model.safetensors")):
         fails(cli("generate", path, "--out", tmp_path / "out"), named)
+
+
+def rewritten(source: Path, out: Path, change: Any, name: str = "") -> Path:
+    """A copy of a model file with one tensor changed: `name`, or the first weight of the generator."""
+    tensors = load_file(source)
+    key = name or next(key for key in tensors if key.startswith("gan.G.") and key.endswith("weight"))
+    with safe_open(source, framework="pt") as file:
+        save_file(tensors | {key: change(tensors[key])}, out, file.metadata())
+    return out
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda t: t * math.nan, lambda t: t / 0, lambda t: t > 0, lambda t: t.int(), lambda t: t.double() + 1e300],
+    ids=["nan", "inf", "bool", "int", "beyond float32"],
+)
+def test_weights_that_no_training_wrote(cli: Any, trained: Any, tmp_path: Path, change: Any) -> None:
+    model = rewritten(trained.generator / "model.safetensors", tmp_path / "bad.safetensors", change)
+    new = (
+        "train",
+        "wgan_gp_64_small",
+        "--data",
+        trained.patches,
+        "-o",
+        f"init_from={model}",
+        "--out",
+        tmp_path / "runs",
+    )
+    commands = [
+        ("generate", model),
+        ("interpolate", model),
+        ("score", model, trained.patches),
+        ("project", model, trained.patches),
+    ]
+    for words in [*commands, new]:
+        out = () if words[0] == "train" else ("--out", tmp_path / "out.gif")
+        fails(cli(*words, *out), str(model), "weight ")
+    assert not (tmp_path / "out.gif").exists()
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_counters_and_statistics_of_batch_norm(tmp_path: Path) -> None:
+    """Counters are integers; statistics are floating, and in published files float16."""
+    net = registry.build("network", "residual_encoder", {"resolution": 32, "channel_base": 64, "channel_max": 8})
+    file, prefix = tmp_path / "a.safetensors", "encoder."
+    save_model(file, {"encoder": net}, {}, half=True)
+    build_networks(file)
+    buffers = {prefix + name for name, _ in net.named_buffers()}
+    for name in buffers:
+        counter = name.endswith("num_batches_tracked")
+        wrong = [lambda t: t.float(), lambda t: t.int()] if counter else [lambda t: t.float() / 0, lambda t: t.long()]
+        for change in wrong:
+            with pytest.raises(UserError, match=re.escape(name.removeprefix(prefix))):
+                build_networks(rewritten(file, tmp_path / "b.safetensors", change, name))
+    assert buffers
+
+
+def test_a_generator_whose_images_are_not_finite(cli: Any, trained: Any, tmp_path: Path) -> None:
+    model = rewritten(trained.generator / "model.safetensors", tmp_path / "bad.safetensors", lambda t: t.fill_(3e38))
+    for words in (("generate", model), ("generate", model, "--npz"), ("interpolate", model)):
+        fails(cli(*words, "--seeds", "3,4", "--out", tmp_path / "out.gif"), str(model), "seed", code=1)
+    assert not list(tmp_path.glob("out.gif/*.png"))
 
 
 def test_a_shipped_model_by_its_name(cli: Any, tmp_path: Path) -> None:
@@ -394,6 +459,43 @@ def test_run_again_only_missing_images_are_made(
     again = tmp_path / "again"
     assert cli("generate", styled, "--seeds", "0-9", "--grid", "--out", again).exit_code == 0
     assert {file.name: file.read_bytes() for file in again.iterdir()} == complete
+
+
+def test_images_of_two_kinds_never_share_a_folder(
+    cli: Any, styled: Path, trained: Any, tmp_path: Path, generated: Any
+) -> None:
+    out = tmp_path / "out"
+    assert cli("generate", styled, "--seeds", "0-9", "--grid", "--out", out).exit_code == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    for words, named in (
+        ((trained.generator, "--seeds", "0-3"), "model"),
+        ((trained.generator, "--seeds", "20-23", "--npz"), "model"),
+        ((trained.generator, "--seeds", "0-9"), "model"),
+        ((styled, "--seeds", "0-8", "--truncation", 0.5), "truncation"),
+        ((styled, "--seeds", "20", "--noise", "none"), "noise"),
+    ):
+        fails(cli("generate", *words, "--out", out), str(out), named, "seed00000")
+    assert cli("generate", styled, "--seeds", "0-3", "--npz", "--out", tmp_path / "npz").exit_code == 0
+    assert cli("generate", styled, "--seeds", "4-7", "--npz", "--out", tmp_path / "npz2").exit_code == 0
+    first, second = tmp_path / "npz" / "images.npz", tmp_path / "npz2" / "images.npz"
+    fails(cli("generate", styled, "--latents", first, "--out", out), str(out), "seeds")
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert cli("generate", styled, "--seeds", "20", "--out", out).exit_code == 0
+    assert len(list(out.glob("seed*.png"))) == 11
+    latents = tmp_path / "latents"
+    for _ in range(2):
+        assert cli("generate", styled, "--latents", first, "--out", latents).exit_code == 0
+    fewer = tmp_path / "fewer.npz"
+    np.savez(fewer, w=np.load(second)["w"][:3])
+    fails(cli("generate", styled, "--latents", fewer, "--out", latents), str(latents), "latents")
+    assert cli("generate", styled, "--latents", second, "--out", latents).exit_code == 0
+    fails(cli("generate", styled, "--seeds", "1", "--out", latents), str(latents), "latents")
+
+
+@pytest.mark.parametrize("seeds", ["1,1,2", "0-3,2", "0,0"])
+def test_a_seed_named_twice(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
+    fails(cli("generate", trained.generator, "--seeds", seeds, "--out", tmp_path / "out"), "--seeds", "once")
+    assert not (tmp_path / "out").exists()
 
 
 def test_from_python(styled: Path, trained: Any) -> None:

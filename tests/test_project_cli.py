@@ -323,7 +323,8 @@ def test_what_is_refused(
     fails(run(patches, "--inverter", "w", run=flat), "--inverter z")
     broken = toy("wgan_gp")
     with torch.no_grad():
-        broken["gan"].G.output.bias.fill_(torch.nan)
+        for weights in broken["gan"].G.parameters():
+            weights.fill_(3e38)  # finite, but no image is
     damaged = saved(tmp_path / "damaged.safetensors", broken, "wgan_gp")
     fails(run(patches / "0.png", *QUICK, run=damaged), "0.png", code=1)
     monkeypatch.undo()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -22,6 +23,7 @@ from run_tools import Toy, errors, generator_of, metrics_of, model_metadata, sam
 from torch import nn
 
 import gan_uad
+from gan_uad.files import LOCK, one_writer
 
 DRIVER = Path(__file__).parent / "kill_driver.py"
 
@@ -71,6 +73,21 @@ def test_resume_of_a_finished_run_changes_nothing(whole: dict[str, Path], tiny: 
     assert "done" in result.stderr
     assert [(run / name).read_bytes() for name in keep] == before
     assert metrics_of(run) == metrics_of(whole["dcgan"])
+
+
+def test_a_run_that_another_process_trains(whole: dict[str, Path], tiny: Any, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(whole["dcgan"], tmp_path / "00000-dcgan"))
+    before = {file.name: file.read_bytes() for file in run.iterdir() if file.is_file()}
+    with one_writer(run):
+        for source in (run, tiny.config("dcgan")):
+            result = tiny.train(source, tmp_path, "--resume", total_kimg=0.08)
+            assert result.exit_code == 2, result.output
+            assert str(run) in errors(result)[-1]
+        assert {
+            file.name: file.read_bytes() for file in run.iterdir() if file.name != LOCK and file.is_file()
+        } == before
+    assert tiny.train(run, tmp_path, "--resume", total_kimg=0.052).exit_code == 0
+    assert not (run / LOCK).exists()
 
 
 def test_resume_by_name_takes_the_latest_run_and_says_so(tiny: Any, tmp_path: Path) -> None:
@@ -312,6 +329,11 @@ def test_checkpoints_that_are_refused(whole: dict[str, Path], tiny: Any, tmp_pat
     refused("state.pt")
     torch.save(state(whole["izi_f"]), run / "state.pt")
     refused("state.pt", "'model'")
+    weight = good["task"]["model"]["G.layers.0.weight"]
+    for value in (weight * math.nan, weight > 0, weight.long(), weight.double() * 1e300, weight.tolist()):
+        good["task"]["model"]["G.layers.0.weight"] = value
+        torch.save(good, run / "state.pt")
+        refused("state.pt", "G.layers.0.weight")
     good["task"]["model"]["G.layers.0.weight"] = torch.zeros(4, 9, 4, 4)
     torch.save(good, run / "state.pt")
     refused("'G.layers.0.weight'", "[4, 9, 4, 4]", "[4, 8, 4, 4]")

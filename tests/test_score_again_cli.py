@@ -14,6 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from score_tools import RULE, copied, fails, index, rows
 
+from gan_uad.files import one_writer
+
 
 @pytest.mark.usefixtures("fast")
 @pytest.mark.parametrize(
@@ -72,6 +74,15 @@ def test_an_interrupted_scoring_goes_on(
 
 
 @pytest.mark.usefixtures("fast")
+def test_a_folder_that_another_process_scores_into(cli: Any, trained: Any, scored: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(scored, tmp_path / "scores"))
+    before = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+    with one_writer(folder):
+        fails(cli("score", trained.encoder, "--maps", *RULE, "--out", folder), str(folder))
+        assert {file.name: file.read_bytes() for file in folder.iterdir() if file.name in before} == before
+    assert cli("score", trained.encoder, "--maps", *RULE, "--out", folder).exit_code == 0
+
+
 def test_other_scores_are_left_alone(cli: Any, trained: Any, scored: Path, tmp_path: Path) -> None:
     mine = shutil.copytree(scored, tmp_path / "mine")
     foreign = tmp_path / "foreign"

@@ -451,3 +451,34 @@ def test_a_scorer_that_learns_needs_normals(cli: Any, trained: Any, tmp_path: Pa
     fails(cli("score", run, *fid, "-o", "scoring.options.net=vgg16"), "option net")
     fails(cli("score", run, "-o", "scoring.scorer=mean_color", "-o", "scoring.options.kappa=1"), "'kappa'")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("fast")
+def test_pixel_metrics_that_cannot_be_had(cli: Any, trained: Any, tmp_path: Path) -> None:
+    """All masks empty, or one missing: one line in `evaluate`. A mask that does not fit its image: refused before any work."""
+    patches = Path(shutil.copytree(trained.patches, tmp_path / "patches"))
+    files = [patches / row["mask"] for row in index(patches) if row["mask"] and row["split"] == "test"]
+    for file in files:
+        with Image.open(file) as image:
+            image.point(lambda _: 0).save(file)
+
+    def evaluated(name: str) -> Any:
+        out = tmp_path / name
+        result = cli("score", trained.encoder, patches, "--split", "test", "--maps", *RULE, "--out", out)
+        assert result.exit_code == 0, result.output
+        result = cli("evaluate", out, "--resamples", 100)
+        assert result.exit_code == 0, result.output
+        assert "pixel_auroc" not in result.stdout
+        assert len([line for line in result.stdout.splitlines() if "no pixel metrics" in line]) == 1, result.stdout
+        return out
+
+    assert (evaluated("empty") / "truth").is_dir()
+    content = files[-1].read_bytes()
+    files[-1].write_bytes(b"")
+    assert not (evaluated("broken") / "truth").exists()
+    files[-1].write_bytes(content)
+    with Image.open(files[-1]) as image:
+        image.crop((0, 0, 32, 16)).save(files[-1])
+    words = ("score", trained.encoder, patches, "--split", "test", "--maps", *RULE, "--out", tmp_path / "size")
+    fails(cli(*words), files[-1].name, "32x16 px")
+    assert not (tmp_path / "size" / "scores.csv").exists()

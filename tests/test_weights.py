@@ -213,7 +213,9 @@ def test_files_that_do_not_fit(shared_weights: Path, tmp_path: Path) -> None:
     assert str(bad) in message({"a": bad})  # an object of a class: it would need pickled code
     assert "features.0.weight" in message({k: v for k, v in alexnet.items() if k != "features.0.weight"})
     assert "extra" in message(alexnet | {"extra": torch.zeros(1)})
-    assert "features.0.bias" in message(alexnet | {"features.0.bias": torch.zeros(3)})
+    bias = alexnet["features.0.bias"]
+    for wrong in (torch.zeros(3), bias.long(), bias > 0, bias / 0, bias.double() + 1e300):
+        assert "features.0.bias" in message(alexnet | {"features.0.bias": wrong})
 
 
 def test_list_and_verify(cli: Any, nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

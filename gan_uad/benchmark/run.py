@@ -28,7 +28,7 @@ from gan_uad.benchmark.schema import Benchmark, load_benchmark
 from gan_uad.benchmark.tables import CELL, ENDED, ERROR, LOG, read_cell, write_tables
 from gan_uad.device import cores
 from gan_uad.errors import Interrupted, JobFailed, UserError, near
-from gan_uad.files import make_folder, write_text
+from gan_uad.files import make_folder, one_writer, write_text
 from gan_uad.slides.batch import parse_shard
 from gan_uad.tables import format_number
 
@@ -50,8 +50,8 @@ def benchmark(
 ) -> Path:
     """Run every cell of the benchmark `source` (bare name or YAML file) that is not finished yet; returns its folder.
 
-    Cells that fail are reported, the others continue, and `JobFailed` comes last. `shard` I/N: this machine's part. The table has
-    whatever cells are finished, by this call or others on the same folder.
+    Cells that fail are reported, the others continue, and `JobFailed` comes last. `shard` I/N: this machine's part; shards may share the
+    folder, every other call has it alone. The table has whatever cells are finished, by this call or others on the same folder.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("benchmark starts its own processes: call it without torchrun, with --jobs or --shard")
@@ -81,10 +81,11 @@ def benchmark(
     make_folder(folder)
     shown = out or Path("benchmarks") / found.name
     console.say(f"{found.name}: {len(planned)} cells, {len(mine)} of them here, {len(todo)} to do -> {shown}")
-    try:
-        failed = _run(todo, folder, jobs, device, lambda: write_tables(found, cells, folder, comparisons))
-    finally:
-        text = write_tables(found, cells, folder, comparisons)
+    with one_writer(folder, shared=shard is not None):
+        try:
+            failed = _run(todo, folder, jobs, device, lambda: write_tables(found, cells, folder, comparisons))
+        finally:
+            text = write_tables(found, cells, folder, comparisons)
     print(text, end="")
     console.say(
         f"table -> {shown}/results.md (.csv, .json, .tex); pictures: gan-uad evaluate {shown}/cells/*/scores --out FOLDER"

@@ -107,7 +107,7 @@ def _seeds(seeds: str | None, latents: Path | None, default: str) -> list[int]:
 @click.option(
     "--label",
     type=click.Choice(["normal", "anomalous", "all"]),
-    help="Label of the real patches. [default: the label that the generator was trained on; normal for sets of images]",
+    help="Label of the real patches, and of sets of images that have labels. [default: the label that the generator was trained on]",
 )
 @style_options("random")
 @click.option(

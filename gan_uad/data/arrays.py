@@ -173,10 +173,25 @@ class H5Source:
         return {"image": names, "label": labels.tolist(), "split": [split] * n, "group": slides, "slide": slides}
 
     def _dataset(self, file: str, key: str) -> Any:
+        """The dataset of that name, with its values in the file itself: links and storage elsewhere could read any file as pixels."""
+        import h5py
+
         opened = self._handles.get(file, lambda: self._opened(file))
-        if key not in opened:
+        if key not in opened.keys():  # noqa: SIM118  (`in opened` would follow a link)
             raise UserError(f"{file} has no dataset {key!r}; it holds {', '.join(opened) or 'nothing'}")
-        return opened[key]
+        link = opened.get(key, getlink=True)
+        dataset = opened[key] if isinstance(link, h5py.HardLink) else None
+        if dataset is None:
+            found = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+        elif not isinstance(dataset, h5py.Dataset):
+            found = f"a {type(dataset).__name__.lower()}"
+        elif dataset.is_virtual:
+            found = "a virtual dataset"
+        elif dataset.external:
+            found = "a dataset with external storage"
+        else:
+            return dataset
+        raise UserError(f"{file}: {key!r} is {found}; only datasets stored in the file itself are read")
 
     def _opened(self, file: str) -> Any:
         import h5py

@@ -20,6 +20,8 @@ Mask = NDArray[np.bool_]
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 64_000_000  # more is a slide, not a patch (and could be a decompression bomb)
+SEEN = 128  # alpha from which a pixel of a mask is marked
+FAINT = 32 / 255  # lossy compression leaves less of what was black; numbers of classes are below it
 WHITE = 200  # a pixel is white (no tissue) when R, G and B are all above this
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -54,8 +56,48 @@ def decode(content: bytes, name: str) -> Pixels:
 
 
 def decode_mask(content: bytes, name: str) -> Mask:
-    """Mask file content as bool [H, W], true where the pixel is not black. Raises `BadImage`."""
-    return np.asarray(decode(content, name).any(axis=2))
+    """Mask file content as bool [H, W], true where it marks.
+
+    Where pixels are transparent, alpha says where the mark is. Else it is where the largest channel reaches half of its range; of an
+    image without loss that has 0 and one other value, where it is not 0. Raises `BadImage` for a file that cannot be read, and
+    `UserError` for one that can be read in two ways.
+    """
+    with _reading(name):
+        image = _opened(content, name)
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        alpha = np.asarray(image.convert("RGBA").getchannel("A")) if _has_alpha(image) else None
+        deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+        values = (
+            np.asarray(image)
+            if deep
+            else np.asarray(image.convert("RGBA"))[..., :3]
+            if alpha is not None
+            else _to_rgb(image, name)
+        )
+        values = (values if deep else values.max(axis=2)) / (65535 if deep else 255)
+        lossy = image.format in {"JPEG", "MPO", "WEBP"}
+    if alpha is not None and not (seen := alpha >= SEEN).all():
+        inside = values[seen] >= 0.5
+        if inside.any() and not inside.all():
+            raise UserError(
+                f"{name}: both the transparency and the colours of this mask may say where it is: save it without transparency"
+            )
+        return np.asarray(seen)
+    levels = np.unique(values)
+    if not lossy and len(levels) <= 2 and levels[0] == 0:
+        return np.asarray(values > 0)
+    faint = 0 < levels[-1] < 0.5 and not (lossy and levels[-1] < FAINT)
+    classes = not lossy and len(levels) <= 8 and bool(((levels > 0) & (levels < FAINT)).any())
+    if faint or classes:
+        raise UserError(
+            f"{name}: this may be a map of classes or a faint mask: save it with 0 for normal and 255 for anomalous pixels"
+        )
+    return np.asarray(values >= 0.5)
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info
 
 
 def inspect(content: bytes, name: str) -> tuple[int, int, str]:
@@ -94,7 +136,7 @@ def _to_rgb(image: Image.Image, name: str) -> Pixels:
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # "I": Pillow before 11.3
         values = np.asarray(image).astype(np.uint32)
         return np.repeat(((values + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+    if _has_alpha(image):
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return np.array(Image.alpha_composite(white, rgba).convert("RGB"))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan_uad.errors import UserError
-from gan_uad.files import csv_text, parse_csv, write_text
+from gan_uad.files import csv_text, first_line, number, parse_csv, write_text
 
 LABELS = {"normal": 0, "anomalous": 1, "all": None}
 
@@ -172,9 +172,8 @@ def _read_row(row: dict[str, str], rows: dict[str, list[Any]], seen: dict[str, i
     image = cells["image"]
     if not image:
         raise UserError(f"{context}: the image name is empty")
-    if image in seen:
-        raise UserError(f"{context}: {image!r} is named twice (first in line {seen[image]})")
-    seen[image] = line
+    if (before := first_line(seen, image, line)) is not None:
+        raise UserError(f"{context}: {image!r} is named twice (first in line {before})")
     if cells["label"].lower() not in LABEL_TEXTS:
         raise UserError(f"{context}: label {cells['label']!r} is neither 0 (normal), 1 (anomalous) nor empty (unknown)")
     if cells["split"].lower() not in {*SPLIT_NAMES, ""}:
@@ -187,10 +186,18 @@ def _read_row(row: dict[str, str], rows: dict[str, list[Any]], seen: dict[str, i
 
 
 def _number(text: str, name: str, context: str) -> float:
+    """A cell of the columns x, y and tissue; NaN where it is empty. Raises `UserError` for what is no such number."""
+    if not text:
+        return np.nan
     try:
-        return float(text or "nan")
-    except ValueError:
-        raise UserError(f"{context}: {name} {text!r} is not a number") from None
+        value = number(text, name)
+    except ValueError as error:
+        raise UserError(f"{context}: {error}") from None
+    if name == "tissue" and not 0 <= value <= 1:
+        raise UserError(f"{context}: tissue {text[:60]} is no share from 0 to 1")
+    if name != "tissue" and not value.is_integer():  # also infinite and NaN
+        raise UserError(f"{context}: {name} {text[:60]} is no whole number of pixels")
+    return value
 
 
 def split_groups(

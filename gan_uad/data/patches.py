@@ -133,15 +133,26 @@ class PatchSet:
     def masks(self) -> Mask:
         """Ground truth, bool [n, R, R], in the geometry of the patches.
 
-        A normal patch without a mask file is all false. Raises `UserError` for any other patch without one.
+        A normal patch without a mask file is all false. Raises `BadImage` for any other patch without one and for a file that cannot be
+        read, and `UserError` for a mask of another size than its image, and one that can be read in two ways.
         """
         found = np.zeros((len(self), self.resolution, self.resolution), bool)
         for i, row in enumerate(self._rows[self._index]):
             mask = self._source.read_mask(int(row))
             if mask is not None:
+                height, width = mask.shape
+                stored = self._source.describe(int(row))[:2]
+                if stored != (width, height) or height != width:  # a camera's image may be stored on its side
+                    image = self._source.read(int(row)).shape
+                    if image[:2] != mask.shape:
+                        names = self.manifest.mask[i], self.manifest.image[i]
+                        problem = (
+                            f"the mask {names[0]} is {width}x{height} px, its image {names[1]} {image[1]}x{image[0]} px"
+                        )
+                        raise UserError(f"{self.source}: {problem}: they must have one size")
                 found[i] = preprocess_mask(mask, self._data, self.resolution, self.manifest.mask[i])
             elif self.manifest.label[i] != 0:
-                raise UserError(f"{self.source}: {self.manifest.image[i]} is not normal and has no mask")
+                raise BadImage(f"{self.source}: {self.manifest.image[i]}", "is not normal and has no mask")
         return found
 
 

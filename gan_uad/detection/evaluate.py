@@ -183,7 +183,10 @@ def _result(one: Evaluated, baselines: Mapping[Path, str], resamples: int, seed:
         result["reliability"] = reliability_of(scores.label, scores.score)
     if path.name == SCORES:
         if (path.parent / "truth").is_dir():
-            result["pixels"] = pixel_metrics(path.parent)
+            try:
+                result["pixels"] = pixel_metrics(path.parent)
+            except ValueError as error:  # such as masks that are all empty
+                result["warnings"].append(f"no pixel metrics: {error}")
         result["baseline"] = baselines.get(path.parent)
     return {"file": str(path), **result}
 

@@ -22,7 +22,7 @@ from gan_uad.data.sources import ENDINGS, Folder
 from gan_uad.detection.rows import name_skipped
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
-from gan_uad.files import atomic, claim, csv_text, make_folder, read_json, write_json, write_text
+from gan_uad.files import atomic, claim, csv_text, make_folder, one_writer, read_json, write_json, write_text
 from gan_uad.model import Model, file_digest, inverter_of, load_model
 from gan_uad.networks.sampling import style_based
 from gan_uad.plotting.pictures import image_grid, triplets
@@ -80,27 +80,29 @@ def project(
     if not records:  # nothing was finished there: another model or setting may use the folder
         (out / SUMMARY).unlink(missing_ok=True)
     claim(out, SUMMARY, {"key": settings["key"]}, "projections")
-    pictures = _placed(found, records)
-    given = {picture.image for picture in pictures}
-    others = [record for record in records.values() if record["image"] not in given]
-    done = {p.image: r for p in pictures if (r := _finished(out, p, records, settings["key"], gif)) is not None}
-    todo = [picture for picture in pictures if picture.image not in done]
-    if done:
-        console.say(f"{_images(len(done))} done already")
-    _advise(search, len(todo))
+    with one_writer(out):
+        records = _records(out)  # another call may have ended just now
+        pictures = _placed(found, records)
+        given = {picture.image for picture in pictures}
+        others = [record for record in records.values() if record["image"] not in given]
+        done = {p.image: r for p in pictures if (r := _finished(out, p, records, settings["key"], gif)) is not None}
+        todo = [picture for picture in pictures if picture.image not in done]
+        if done:
+            console.say(f"{_images(len(done))} done already")
+        _advise(search, len(todo))
 
-    def summarise() -> None:
-        rows = [done[picture.image] for picture in pictures if picture.image in done]
-        _write_summary(out, settings | {"skipped": skipped}, rows + others)
+        def summarise() -> None:
+            rows = [done[picture.image] for picture in pictures if picture.image in done]
+            _write_summary(out, settings | {"skipped": skipped}, rows + others)
 
-    summarise()
-    try:
-        with console.progress("projecting", len(pictures), done=len(done)) as bar:
-            for picture, record in _projected(search, todo, out, settings["key"], bar):
-                done[picture.image] = record
-    finally:
         summarise()
-    console.say(f"{_images(len(done))} -> {out}/{TABLE}")
+        try:
+            with console.progress("projecting", len(pictures), done=len(done)) as bar:
+                for picture, record in _projected(search, todo, out, settings["key"], bar):
+                    done[picture.image] = record
+        finally:
+            summarise()
+        console.say(f"{_images(len(done))} -> {out}/{TABLE}")
     name_skipped(skipped, SUMMARY)
     return out
 

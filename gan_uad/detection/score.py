@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gan_uad import console
+from gan_uad.data.images import BadImage
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.detection.maps import pixel_threshold, write_maps, write_masks, write_segments
 from gan_uad.detection.patch_sets import ScoreSets, choose_sets, overridden_config
 from gan_uad.detection.rows import CHUNK, Row, as_rows, name_skipped, read_back, resumed, write_csv, written_numbers
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
-from gan_uad.files import claim, write_json
+from gan_uad.files import claim, one_writer, write_json
 from gan_uad.metrics import tails
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold, strict_json
 from gan_uad.model import load_model, make_scorer
@@ -84,10 +86,12 @@ def score(
         "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
     }  # fmt: skip
     claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
-    if normals is not None:
-        fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
-    write_json(folder / "scores.json", settings)
-    _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile)
+    truth = _truth(sets) if maps else None  # a mask that is refused should be so before any work
+    with one_writer(folder):
+        if normals is not None:
+            fit_on(scorer, normals, CHUNK, "give a set with fewer train normals")
+        write_json(folder / "scores.json", settings)
+        _score_all(scorer, sets, folder, settings, parsed, maps, pixel_quantile, truth)
     return folder
 
 
@@ -99,6 +103,7 @@ def _score_all(
     rule: tuple[str, dict[str, Any]],
     maps: bool,
     pixel_quantile: float,
+    truth: NDArray[np.bool_] | None,
 ) -> None:
     key, label = settings["key"], settings["label"]
     validation, pixels = None, None
@@ -110,7 +115,7 @@ def _score_all(
     rows = _score_set(scorer, sets.target, folder / ".scores.jsonl", key, folder if maps else None)
     write_csv(folder / "scores.csv", sets.target, rows, label, fitted)
     if maps:
-        settings["pixel_threshold"] = _segment(sets, folder, pixels, pixel_quantile)
+        settings["pixel_threshold"] = _segment(truth, folder, pixels, pixel_quantile)
     thresholds = {"scores.csv": fitted, "mean_color.csv": _baseline(sets, folder, rule)}
     _pictures(scorer, sets.target, rows, folder)
     settings["thresholds"] = {
@@ -254,9 +259,11 @@ def _baseline(sets: ScoreSets, folder: Path, rule: tuple[str, dict[str, Any]]) -
     return fitted
 
 
-def _segment(sets: ScoreSets, folder: Path, pixels: NDArray[np.floating[Any]] | None, quantile: float) -> float | None:
+def _segment(
+    truth: NDArray[np.bool_] | None, folder: Path, pixels: NDArray[np.floating[Any]] | None, quantile: float
+) -> float | None:
     """Threshold the maps by pixels of validation normals where there are any, and write the annotations beside them."""
-    truth = _truth(sets.target)
+    shutil.rmtree(folder / "truth", ignore_errors=True)  # of an earlier call
     if truth is not None:
         write_masks(truth, folder / "truth")
     if pixels is None:
@@ -269,8 +276,22 @@ def _segment(sets: ScoreSets, folder: Path, pixels: NDArray[np.floating[Any]] | 
     return value
 
 
-def _truth(patches: PatchSet) -> NDArray[np.bool_] | None:
-    """Annotations of the patches; None where there are none, or not of every anomalous patch."""
+def _truth(sets: ScoreSets) -> NDArray[np.bool_] | None:
+    """Annotations of the patches; None where there are none, and, with a warning, where they are not complete.
+
+    Raises `UserError` for a mask that does not fit its image, or can be read in two ways.
+    """
+    if not any(sets.target.manifest.mask):
+        return None
+    try:
+        return sets.target.masks()
+    except BadImage as problem:
+        sets.warnings.append(f"no pixel metrics: the masks are left out ({problem.message})")
+        return None
+
+
+def _drawn_masks(patches: PatchSet) -> NDArray[np.bool_] | None:
+    """Annotations for pictures; None where there are none, and, with a note, where they cannot be used."""
     if not any(patches.manifest.mask):
         return None
     try:
@@ -297,7 +318,7 @@ def _pictures(scorer: Scorer, patches: PatchSet, rows: list[Row], folder: Path) 
         return
     names = {0: "normal", 1: "anomalous", -1: "unknown"}
     captions = [f"{names[int(labels[i])]}\n{values[i]:.4g}" for i in picked]
-    masks = _truth(patches.take(picked))
+    masks = _drawn_masks(patches.take(picked))
     calibrated = scorer.map_tails is not None
     vmax = MAP_MAX if calibrated else float(np.quantile(scores.map.numpy(), 0.995))
     closest = None if scores.reconstruction is None else to_uint8(scores.reconstruction)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan_uad.errors import UserError
-from gan_uad.files import read_csv, read_json
+from gan_uad.files import csv_lines, first_line, number, read_json
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
 
 SCORES, BASELINE = "scores.csv", "mean_color.csv"
@@ -47,20 +45,26 @@ class ScoreFile:
 
 
 def read_scores(path: Path) -> ScoreFile:
-    """Read one `scores.csv`. Raises `UserError` for a missing column, and with the line for a bad number or a bad label."""
-    rows = read_csv(path, ("image", "label", "score"))
-    if not rows:
+    """Read one `scores.csv`. Raises `UserError` for a missing column, and with the line for a bad number, a bad label and an image that
+    was there before: counted twice, it would make intervals too narrow.
+    """
+    lines = csv_lines(path, ("image", "label", "score"))
+    if not lines:
         raise UserError(f"{path} holds no scores")
-    names = ["score", *(name for name in rows[0] if name not in STANDARD_COLUMNS)]
+    names = ["score", *(name for name in lines[0][1] if name not in STANDARD_COLUMNS)]
     numbers: dict[str, list[float]] = {name: [] for name in names}
-    for index, row in enumerate(rows):
+    seen: dict[str, int] = {}
+    for line, row in lines:
         try:
+            if (before := first_line(seen, row["image"], line)) is not None:
+                raise ValueError(f"image {row['image']!r} is named twice (first in line {before})")
             for name, values in numbers.items():
                 values.append(_finite(row[name], name))
             if row["label"] not in LABELS:
                 raise ValueError(f"label {row['label']!r} is not 0 (normal), 1 (anomalous) or empty")
         except ValueError as error:
-            raise UserError(f"{path}, line {_line(path, index)}: {error}") from None
+            raise UserError(f"{path}, line {line}: {error}") from None
+    rows = [row for _, row in lines]
     common = {}
     for name in ("model", "threshold"):
         found = sorted({row.get(name, "") for row in rows})
@@ -68,9 +72,11 @@ def read_scores(path: Path) -> ScoreFile:
             raise UserError(f"{path}: rows of more than one {name} ({', '.join(found[:3])}); give each its own file")
         common[name] = found[0]
     try:
-        threshold = float(common["threshold"]) if common["threshold"] else None
-    except ValueError:
-        raise UserError(f"{path}: threshold {common['threshold']!r} is not a number") from None
+        threshold = number(common["threshold"], "threshold") if common["threshold"] else None
+        if threshold is not None and np.isnan(threshold):
+            raise ValueError("threshold is nan, which decides nothing")
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     labels, groups = np.array([LABELS[row["label"]] for row in rows]), [row.get("group", "") for row in rows]
     score, *others = (np.array(values) for values in numbers.values())
     components = dict(zip(names[1:], others, strict=True))
@@ -78,21 +84,10 @@ def read_scores(path: Path) -> ScoreFile:
 
 
 def _finite(text: str, name: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{name} {text!r} is not a number") from None
+    value = number(text, name)
     if not np.isfinite(value):
         raise ValueError(f"{name} is {value}; an image without a finite score cannot be ranked")
     return value
-
-
-def _line(path: Path, index: int) -> int:
-    """The line on which a row (from 0) ends; there may be empty lines, and line breaks in cells."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        next(islice(reader, index, None))
-        return reader.line_num
 
 
 def validation_of(path: Path) -> ScoreFile | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gan_uad import files
+from gan_uad.checkpoint import fault_of
 from gan_uad.errors import UserError, near
 from gan_uad.http import Unreachable, download
 
@@ -192,6 +193,9 @@ def put(net: nn.Module, state: dict[str, Tensor], path: Path, name: str) -> None
     if any(faults):
         known = entry(name)
         raise UserError(f"{path} does not fit {name} ({'; '.join(filter(None, faults))}): use {known.file}")
+    for key, value in net.state_dict().items():
+        if fault := fault_of(state[key], value):
+            raise UserError(f"{path}: {key} {fault}: use {entry(name).file}")
     net.load_state_dict(state, assign=True)
 
 

@@ -118,6 +118,7 @@ class RealImages:
 
     patches: PatchSet
     held_out: PatchSet
+    label: str  # "normal", "anomalous" or "all"
     kind: str  # such as "normal, train"
     notes: list[str]
 
@@ -160,7 +161,31 @@ def choose_real(candidate: Candidate, split: str | None, label: str | None) -> R
             "see `gan-uad data check`, --split and --label"
         )
     comparable = split == "train" and (trained_on or model is None)
-    return RealImages(chosen, of_label.select("val") if comparable else of_label.take([]), f"{wanted}, {split}", notes)
+    held_out = of_label.select("val") if comparable else of_label.take([])
+    return RealImages(chosen, held_out, wanted, f"{wanted}, {split}", notes)
+
+
+def choose_compared(patches: PatchSet, label: str, context: str) -> tuple[PatchSet, list[str]]:
+    """Those of a set of images that are compared with real images of `label`: of the same label where the set has labels, else all.
+
+    And notes on the choice. Raises `UserError`, with `context`, where too few images are left.
+    """
+    labels, notes, chosen = set(patches.manifest.label.tolist()), [], patches
+    if label != "all" and labels == {UNKNOWN}:
+        notes.append(f"the images have no labels: all are compared with {label} real images")
+    elif label != "all":
+        chosen = patches.select(None, LABELS[label])
+        if left := len(patches) - len(chosen):
+            notes.append(f"{left} of {len(patches)} images without the label {label} are not used")
+    elif ANOMALOUS in labels:
+        notes.append("the images include anomalous ones")
+    if len(chosen) < MIN_IMAGES:
+        of_label = "" if label == "all" else f" {label}"
+        hint = "" if chosen is patches else f" of {len(patches)}; --label chooses the label of both sides"
+        raise UserError(f"{context}: {len(chosen)}{of_label} images{hint}, at least {MIN_IMAGES} are needed")
+    if patches.brings_splits and len(set(patches.manifest.split)) > 1:
+        notes.append("images of all splits are used")
+    return chosen, notes
 
 
 def _is_training_set(model: Model, settings: DataConfig, patches: PatchSet) -> bool:

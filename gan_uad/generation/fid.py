@@ -20,7 +20,15 @@ from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.features.load import load_features
 from gan_uad.files import make_folder, read_json, write_json, write_text
-from gan_uad.generation.comparison import MIN_IMAGES, Candidate, RealImages, candidates, choose_real, compare
+from gan_uad.generation.comparison import (
+    MIN_IMAGES,
+    Candidate,
+    RealImages,
+    candidates,
+    choose_compared,
+    choose_real,
+    compare,
+)
 from gan_uad.generation.feature_sets import (
     Features,
     ImageSet,
@@ -104,7 +112,7 @@ def fid(
         cells: dict[tuple[str, str], dict[str, Any]] = {}
         for row in rows:
             real_images = choose_real(row, split, label)
-            images, about = _compared_images(row, num, psi, noise)
+            images, about = _compared_images(row, num, psi, noise, real_images.label)
             for net in nets:
                 for cell in _cells(row, real_images, images, about, net, chosen):
                     cells.setdefault((cell["key"], cell["method"]), cell)
@@ -161,13 +169,12 @@ def _cells(
     return cells
 
 
-def _compared_images(row: Candidate, num: int, psi: float, noise: str) -> tuple[ImageSet, dict[str, Any]]:
+def _compared_images(row: Candidate, num: int, psi: float, noise: str, label: str) -> tuple[ImageSet, dict[str, Any]]:
     """What is compared with the real images, and what its cells say of it."""
     if row.model is None:
         patches = load_together(row.real_data.of(row.source), row.resolution)
-        if len(patches) < MIN_IMAGES:
-            raise UserError(f"{row.source}: {len(patches)} images, at least {MIN_IMAGES} are needed")
-        return of_patches(patches, row.name), {"notes": [f"{row.name}: {note}" for note in patches.notes]}
+        chosen, notes = choose_compared(patches, label, row.source)
+        return of_patches(chosen, row.name), {"notes": [f"{row.name}: {note}" for note in (*patches.notes, *notes)]}
     run = about_run(row.source, row.model)
     noise = noise if style_based(row.model.generator) else "const"
     images = of_generator(row.model, row.name, f"{run['sha256']} {row.kimg}", num, psi, noise)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from gan_uad import __version__, console
 from gan_uad.data.patches import Pixels, to_uint8
 from gan_uad.device import prepare
-from gan_uad.errors import UserError
+from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.generation.latents import read_latents
 from gan_uad.model import Model, file_digest, load_model
@@ -30,6 +31,7 @@ from gan_uad.plotting.pictures import image_grid
 CHUNK = 256
 MAX_SEEDS = 1_000_000  # of a range: more is a typing error
 MAX_GRID = 8192  # px
+LATENTS = ("z", "w", "ws", "noise_maps")  # keys of the digests of given latents in that text
 PNG_KEY = "gan_uad"  # of the text in a PNG that says what the image depends on
 
 
@@ -62,6 +64,18 @@ class GeneratorSource:
     def get(self, rows: slice) -> Latents:
         """The latents of some of the images."""
         return from_seeds(self.seeds[rows], self.G.z_dim) if self.latents is None else self.latents[rows]
+
+    def draw(self, mapped: Latents) -> Pixels:
+        """uint8 images `[N, R, R, 3]` of what `to_w` returned. Raises `JobFailed` for those of a generator that diverged."""
+        images = draw(self.G, mapped, self.noise)
+        bad = (~images.isfinite()).flatten(1).any(1).nonzero().flatten()
+        if len(bad):
+            seed = mapped.seeds[int(bad[0])]
+            raise JobFailed(
+                f"{self.model.path}: the generator makes images that are not finite (first: seed or row "
+                f"{seed}): its training diverged, use an earlier checkpoint"
+            )
+        return to_uint8(images)
 
     def chunks(self, path: Latents | None = None) -> Iterator[tuple[int, Latents]]:
         """All latents (or those of `path`) in order, `CHUNK` at a time, with the row that each chunk starts at. Shows progress."""
@@ -98,12 +112,20 @@ def generate(
 ) -> Path:
     """Write a PNG per seed (or row of the file `latents`), or all images to `images.npz` (see `write_npz`); `grid` adds `grid.png`.
 
-    An interrupted call can be resumed by calling it again. PNGs of other seeds, settings, models or versions are replaced.
+    An interrupted call can be resumed by calling it again. PNGs of the same seeds by other settings or versions are
+    replaced. Raises `UserError` for a seed that is named twice, for a folder with PNGs of another model, and where PNGs of other settings
+    or latents would stay beside the new ones.
     """
+    repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"--seeds names seed {repeated[0]} more than once, and an image is written once: name each seed once"
+        )
     source = open_source(run, seeds, latents, psi, noise, device)
     limit = (MAX_GRID // source.model.resolution) ** 2
     if grid and len(source) > limit:
         raise UserError(f"--grid: at most {limit} images of {source.model.resolution} px, not {len(source)}")
+    _check_others(source, out)
     make_folder(out)
     existing = 0
     if npz:
@@ -125,10 +147,48 @@ def write_pngs(source: GeneratorSource, out: Path) -> int:
         todo = [i for i in range(len(latents)) if not _exists(paths[i], notes[i])]
         if todo:
             mapped = to_w(source.G, _pick(latents, todo), source.psi)
-            for i, image in zip(todo, to_uint8(draw(source.G, mapped, source.noise)), strict=True):
+            for i, image in zip(todo, source.draw(mapped), strict=True):
                 _write_png(paths[i], image, notes[i])
         existing += len(latents) - len(todo)
     return existing
+
+
+def _check_others(source: GeneratorSource, out: Path) -> None:
+    """Raise `UserError` where the folder holds images of another model, or others that would stay beside those of `source` unlike them."""
+    rows = {name: row for row, name in enumerate(source.names)}
+    changed, stays = False, None
+
+    def refused(what: str, file: Path) -> UserError:
+        return UserError(f"{out} holds images of {what}, such as {file.name}: choose another folder with --out")
+
+    for file in sorted(out.glob("*.png")) if out.is_dir() else ():
+        if not (found := _read_note(file)):
+            continue
+        if found.get("model") != source.digest:
+            raise refused("another model", file)
+        if (row := rows.get(file.name)) is not None:  # it will be replaced where it differs
+            if source.latents is not None and not changed:
+                ours = json.loads(_note(source, source.get(slice(row, row + 1)), 0))
+                changed = any(found.get(key) != ours.get(key) for key in LATENTS)
+            continue
+        for key, value in (("truncation", source.psi), ("noise", source.noise)):
+            if found.get(key) != value:
+                raise refused(f"--{key} {found.get(key)}, not {value}", file)
+        if ("row" in found) != (source.latents is not None):
+            raise refused("--latents, not of seeds" if "row" in found else "seeds, not of --latents", file)
+        stays = file
+    if changed and stays is not None:
+        raise refused("other --latents", stays)
+
+
+def _read_note(file: Path) -> dict[str, Any] | None:
+    """What a PNG says that it depends on; None for a picture that `generate` did not write, and for a damaged one."""
+    try:
+        with Image.open(file) as image:
+            found = json.loads(image.info.get(PNG_KEY, "null"))
+    except (OSError, SyntaxError, ValueError, TypeError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _written(source: GeneratorSource, out: Path, npz: bool) -> Pixels:
@@ -192,7 +252,7 @@ def write_npz(source: GeneratorSource, path: Path) -> None:
             np.lib.format.write_array_header_1_0(entry, header)
             for _, latents in source.chunks():
                 mapped = to_w(source.G, latents, source.psi)
-                entry.write(to_uint8(draw(source.G, mapped, source.noise)).tobytes())
+                entry.write(source.draw(mapped).tobytes())
                 for each in {latents.space: latents, mapped.space: mapped}.values():
                     kept.setdefault(each.space, []).append(each.values.numpy())
         others = {"truncation": np.array(source.psi), "noise": np.array(source.noise)}

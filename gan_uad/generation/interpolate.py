@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from gan_uad import console
-from gan_uad.data.patches import to_uint8
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder
 from gan_uad.generation.generate import GeneratorSource, open_source
 from gan_uad.generation.latents import walk
-from gan_uad.networks.sampling import Latents, draw, style_based, to_w
+from gan_uad.networks.sampling import Latents, style_based, to_w
 from gan_uad.plotting.pictures import Images, animation, image_grid
 
 MAX_BYTES = 1 << 30  # of all frames
@@ -80,5 +79,5 @@ def render(source: GeneratorSource, path: Latents) -> Images:
     side = source.model.resolution
     frames = np.empty((len(path), side, side, 3), np.uint8)
     for start, chunk in source.chunks(path):
-        frames[start : start + len(chunk)] = to_uint8(draw(source.G, chunk, source.noise))
+        frames[start : start + len(chunk)] = source.draw(chunk)
     return frames

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from gan_uad.files import read_csv
+from gan_uad.files import number, read_csv
 from gan_uad.report.gather import Gathering, ResultFolder, in_words, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Notes, Table, TableCell, interval, percent
 from gan_uad.slides.batch import SLIDES
@@ -85,12 +85,12 @@ def _unless_evaluated(g: Gathering, found: ResultFolder, metrics: Path) -> None:
 
 
 def _number(text: str, empty: float) -> float:
-    return float(text) if text else empty
+    return number(text, "a score") if text else empty
 
 
 def _shown(text: str) -> TableCell:
-    number = float(text) if text else None
-    return TableCell(format_number(number, 2), number)
+    value = number(text, "a score") if text else None
+    return TableCell(format_number(value, 2), value)
 
 
 def add_slide_metrics(g: Gathering, found: ResultFolder) -> None:

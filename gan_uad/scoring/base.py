@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gan_uad import old_names, registry
+from gan_uad.checkpoint import dtype_name
 from gan_uad.errors import UserError
 from gan_uad.files import atomic
 from gan_uad.metrics.tails import Tail
@@ -23,6 +24,8 @@ from gan_uad.metrics.tails import Tail
 # Images [N, 3, R, R] in [-1, 1] and labels [N] (0 normal, 1 anomalous, -1 unknown).
 Batches = Iterable[tuple[Tensor, Tensor]]
 
+# Tensors that the package's scorers store and that are measured, so never whole numbers.
+MEASURED = {"normals", "memory", "mean", "cov", "precision", "shrinkage"}
 PIXELS = 128  # sampled of each map of a validation normal to calibrate maps: 65,536 of 512 images
 
 
@@ -196,14 +199,32 @@ def load_scorer(path: Path, **given: Any) -> Scorer:
         raise UserError(f"{path} is not a scorer file ({error})") from None
     if text is None:
         raise UserError(f"{path} was not written by a scorer's save")
+    for name, tensor in tensors.items():
+        _check_stored(path, name, tensor)
     spec = old_names.spec("scorer", json.loads(text))
     scorer: Scorer = registry.build("scorer", spec["name"], spec["options"], **given)
     scorer.calibration = tensors.pop("calibration", None)
     tails = {name: tensors.pop(name).numpy() for name in sorted(tensors) if name.startswith("map_tail.")}
     scorer.map_tails = {name.removeprefix("map_tail."): Tail.fit(values) for name, values in tails.items()} or None
-    scorer.load_tensors({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
+    try:
+        scorer.load_tensors({name.removeprefix("scorer."): tensor for name, tensor in tensors.items()})
+    except UserError as error:
+        raise UserError(f"{path}: {error.message}") from None
     scorer.fitted = True
     return scorer
+
+
+def _check_stored(path: Path, name: str, tensor: Tensor) -> None:
+    """Raise `UserError` for a tensor that no fitted scorer holds: NaN or infinite values, and measurements that are whole numbers.
+
+    Thresholds, which may be infinite, are not stored here. Counts and texts are integers.
+    """
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise UserError(f"{path}: {name} holds NaN or infinite values; fit the scorer again")
+    tail = name.startswith(("map_tail.", "scorer.tail."))
+    measured = name == "calibration" or tail or name.rpartition(".")[2] in MEASURED
+    if tensor.dtype == torch.bool or (measured and not tensor.is_floating_point()):
+        raise UserError(f"{path}: {name} holds {dtype_name(tensor)} values, not floating ones; fit the scorer again")
 
 
 def padded(images: Tensor, size: int) -> Tensor:

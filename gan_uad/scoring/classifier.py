@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gan_uad.checkpoint import load_weights
 from gan_uad.errors import UserError
 from gan_uad.metrics.detection import classification_report
 from gan_uad.networks.classifier import Classifier
@@ -52,7 +53,7 @@ class ClassifierScorer(Scorer):
         return dict(self.net.state_dict())
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        self.net.load_state_dict(tensors)
+        load_weights(self.net, tensors, "the fitted scorer")
 
 
 def accuracy_metrics(labels: Tensor, scores: Tensor) -> dict[str, float]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gan_uad.checkpoint import load_weights
 from gan_uad.errors import UserError, near
 from gan_uad.metrics.tails import COMBINATIONS, MIN_NORMALS, Tail, combine
 from gan_uad.scoring.base import Scorer, Scores
@@ -96,4 +97,4 @@ class CombiningScorer(Scorer):
         tails = {name: Tail.fit(values.numpy()) for name, values in of("tail.").items()}
         self.tails = {name: tails[name] for name in self.COMPONENTS if name in tails} or None
         for role, net in self.networks().items():
-            net.load_state_dict(of(f"{role}."))
+            load_weights(net, of(f"{role}."), f"the fitted scorer ({role})")

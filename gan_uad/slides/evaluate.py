@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gan_uad import console, old_names
 from gan_uad.detection.evaluate import distinct_names
 from gan_uad.errors import UserError
-from gan_uad.files import make_folder, read_csv, write_json
+from gan_uad.files import csv_lines, make_folder, number, write_json
 from gan_uad.metrics.detection import ranking_metrics, strict_json
 from gan_uad.metrics.froc import RATES, FrocCurve, Marks, froc_curve, froc_interval, sensitivity_at
 from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
@@ -107,7 +107,7 @@ def evaluate_slides(
 def read_labels(path: Path) -> dict[str, int]:
     """`slide` → 0 or 1 from a CSV file with a header. Raises `UserError`, with the line, for an unknown or contradictory label."""
     found: dict[str, int] = {}
-    for line, row in enumerate(read_csv(path, ("slide", "label")), 2):
+    for line, row in csv_lines(path, ("slide", "label")):
         label = NAMES.get(row["label"].strip().lower())
         if label is None:
             raise UserError(f"{path}, line {line}: label {row['label']!r} is none of {', '.join(NAMES)}")
@@ -118,7 +118,11 @@ def read_labels(path: Path) -> dict[str, int]:
 
 def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
     """The slides of known label in a folder, and notes of what was assumed or left out."""
-    found = [_scored(source / row["slide"], truth) for row in read_csv(source / SLIDES, ("slide",))]
+    lines, names = csv_lines(source / SLIDES, ("slide",)), dict[str, int]()
+    for line, row in lines:
+        if (before := names.setdefault(row["slide"], line)) != line:
+            raise UserError(f"{source / SLIDES}, line {line}: {row['slide']} is named twice (first in line {before})")
+    found = [_scored(source / row["slide"], truth) for _, row in lines]
     slides = [slide for slide in found if slide.label >= 0]
     if not slides:
         raise UserError(f"{source}: no scored slide has a label")
@@ -167,11 +171,21 @@ def _annotation(record: dict[str, Any], truth: Truth) -> Annotations | None:
 
 
 def _columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    rows = [old_names.keys(row) for row in read_csv(path)]
-    try:
-        return {name: np.array([float(row[name]) for row in rows]) for name in ("x", "y", "side", "neg_log10_p")}
-    except (KeyError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({error}); score the slide again") from None
+    columns: dict[str, list[float]] = {name: [] for name in ("x", "y", "side", "neg_log10_p")}
+    places: dict[tuple[float, ...], int] = {}
+    for line, cells in csv_lines(path):
+        row = old_names.keys(cells)
+        try:
+            for name, values in columns.items():
+                values.append(number(row[name], name))
+                if not np.isfinite(values[-1]):
+                    raise ValueError(f"{name} is {values[-1]}")
+            place = tuple(columns[name][-1] for name in ("x", "y", "side"))
+            if (before := places.setdefault(place, line)) != line:
+                raise ValueError(f"the tile at {row['x']}, {row['y']} is there twice (first in line {before})")
+        except (KeyError, ValueError) as error:
+            raise UserError(f"cannot read {path}, line {line} ({error}); score the slide again") from None
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def _slide_level(source: Path, slides: list[Scored], resamples: int, seed: int) -> dict[str, Any]:

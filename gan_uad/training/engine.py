@@ -170,6 +170,8 @@ class Task(ABC):
             elif isinstance(holder, torch.Generator):
                 holder.set_state(state[name])
             elif isinstance(holder, Tensor):
+                if fault := checkpoint.fault_of(state[name], holder):
+                    raise UserError(f"the checkpoint: {name} {fault}")
                 holder.copy_(state[name])
             else:
                 holder.load_state_dict(state[name])
@@ -383,6 +385,8 @@ class _Loop:
                 self.task.load_state_dict(state["task"])
             except KeyError as missing:
                 raise UserError(f"{self.run.state_path} is of another task: it holds no {missing}") from None
+            except UserError as error:
+                raise UserError(f"{self.run.state_path}: {error.message}") from None
             torch.set_rng_state(state["torch_rng"])
             self.validation.load_state_dict(old_names.keys(state).get("validation", {}))
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gan_uad.data.manifest import LABELS, UNKNOWN
 from gan_uad.data.patches import PatchSet, batches, contaminated, some
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
+from gan_uad.files import one_writer
 from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.plotting.pictures import image_grid
 from gan_uad.run import Run
@@ -26,8 +28,10 @@ from gan_uad.training import distributed, memory
 from gan_uad.training.loading import load_together
 
 
-def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
+def fit(config: RunConfig, out: Path, existing: Run | None, held: ExitStack) -> Run:
     """Fit the scorer of `config` on at most `training.total_kimg` train normals (drawn with `training.seed`); returns the run.
+
+    `held`: see `open_run`.
 
     A resumed run that is complete is left unchanged; one that was interrupted is fitted from the start. Of `training`, only
     `total_kimg`, `batch` (images read together), `seed` (also that of a scorer that draws), `device` and `threads` have an effect.
@@ -48,7 +52,7 @@ def fit(config: RunConfig, out: Path, existing: Run | None) -> Run:
     scorer = make_scorer(Model(Path(config.name), {}, config, 0, device))
     patches = load_together(config.data, config.resolution)
     normals = train_images(config, patches, round(settings.total_kimg * 1000))
-    run = open_run(config, out, existing, normals)
+    run = open_run(config, out, existing, normals, held)
     start = time.monotonic()
     fit_on(scorer, normals, settings.batch, "use fewer with -o training.total_kimg")
     spent = time.monotonic() - start
@@ -78,11 +82,13 @@ def train_images(config: RunConfig, patches: PatchSet, most: int | None = None) 
     return contaminated(patches, chosen, config.data.contamination, config.training.seed)
 
 
-def open_run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet) -> Run:
-    """The folder of a new or resumed run, with examples of its training images."""
+def open_run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet, held: ExitStack) -> Run:
+    """The folder of a new or resumed run, with examples of its training images. `held` keeps a new one to this process."""
     if existing is not None:
         existing.update_config(config)
     run = existing or Run.create(out, config)
+    if existing is None:
+        held.enter_context(one_writer(run.folder))
     image_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     share = f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share} -> {run.folder}")

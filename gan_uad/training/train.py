@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gan_uad.data.patches import PatchSet, some
 from gan_uad.device import prepare
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
+from gan_uad.files import one_writer
 from gan_uad.model import inherit_preprocessing, load_model
 from gan_uad.networks.sampling import style_based
 from gan_uad.run import Run
@@ -46,15 +48,18 @@ def train(
     """Train by the configuration `source` (preset, YAML file or run folder); returns the run, or None for a dry run.
 
     With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` continues. Under torchrun every process
-    calls it: they train together, and rank 0 alone reads the configuration, writes and prints.
+    calls it: they train together, and rank 0 alone reads the configuration, writes and prints. A run has one writer at a time.
     """
     given = [f"data.path={_quoted(_absolute(data))}"] if data else []
     given += [f"generator={_quoted(_absolute(str(trained_model(generator))))}"] if generator else []
     overrides = (*given, *overrides)
-    with distributed.processes() as here:
+    with distributed.processes() as here, ExitStack() as held:
         config, existing = distributed.first(lambda: _configured(source, overrides, out, resume, here.size))
         if not dry_run:
-            return _train(config, out, existing, here) if config.task else fit(config, out, existing)
+            if existing is not None:
+                folder = existing.folder
+                distributed.first(lambda: held.enter_context(one_writer(folder)))
+            return _train(config, out, existing, here, held) if config.task else fit(config, out, existing, held)
         if here.rank == 0:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return None
@@ -79,7 +84,7 @@ def _configured(
     return config, existing
 
 
-def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World) -> Run:
+def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World, held: ExitStack) -> Run:
     settings = config.training
     device = distributed.together(lambda: prepare(settings.device, settings.threads, settings.precision))
     several = f", {here.size} processes" if here.size > 1 else ""
@@ -101,7 +106,7 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
     validator = None if settings.eval_kimg is None else _validator(config, task, patches, chosen)
-    run = distributed.first(lambda: open_run(config, out, existing, chosen))
+    run = distributed.first(lambda: open_run(config, out, existing, chosen, held))
     about = description(config, patches, chosen)
     try:
         ended = run_training(task, stream, run, device, about, existing is not None, validator)
