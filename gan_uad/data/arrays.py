@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gan_uad.config import DataConfig
+from gan_uad.data.catalogue import normal_class
 from gan_uad.data.images import BadImage, Mask, Pixels
 from gan_uad.data.layouts import labels_of
 from gan_uad.data.manifest import SPLIT_NAMES, Manifest
@@ -76,7 +77,12 @@ class NpzSource:
             labels = self._labels(split)
             self._rows += [(f"{split}_images", k) for k in range(len(labels))]
             klass += [str(value) for value in labels]
-        label, self.notes = labels_of(klass, data, str(path))
+        self.notes: list[str] = []
+        if not data.normal_classes and (normal := normal_class(path.name, set(klass))):
+            data = data.model_copy(update={"normal_classes": [normal]})
+            self.notes = [f"class {normal} is normal, as published for files named {path.name}"]
+        label, notes = labels_of(klass, data, str(path))
+        self.notes += notes
         names = [f"{key}/{k:06d}" for key, k in self._rows]
         split_column = [SPLIT_NAMES[key.removesuffix("_images")] for key, _ in self._rows]
         self.manifest = Manifest.of(names, label=label, klass=klass, split=split_column)
