@@ -197,6 +197,19 @@ def test_idc_names(tmp_path: Path) -> None:
         load(write(tmp_path / "set", ["readme.png"]), tmp_path)
 
 
+@pytest.mark.parametrize("wrapper", ["", "IDC/", "a/IDC/"])
+def test_idc_names_keep_their_split_folders(tmp_path: Path, wrapper: str) -> None:
+    sides = {"8863": "train", "8864": "valid", "8865": "test"}
+    names = [f"{wrapper}{side}/{p}/{c}/{p}_idx5_x1_y{c}_class{c}.png" for p, side in sides.items() for c in (0, 1)]
+    found = load(write(tmp_path / "set", names), tmp_path).manifest
+    assert {(g, s) for g, s in zip(found.group, found.split, strict=True)} == {
+        ("8863", "train"), ("8864", "val"), ("8865", "test")
+    }  # fmt: skip
+    copy = write(tmp_path / "set", [f"{wrapper}test/8863/0/8863_idx5_x1_y0_class0.png"])
+    with refused("8863_idx5_x1_y0_class0.png", "two splits", "index.csv"):
+        load(copy, tmp_path)
+
+
 def test_flat_folder_single_file_and_wrapped_zip(tmp_path: Path) -> None:
     root = write(tmp_path / "set", ["a.png", "b.webp", "notes.txt", ".hidden.png"])
     flat = load(root, tmp_path)

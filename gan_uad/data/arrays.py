@@ -16,6 +16,7 @@ import numpy as np
 
 from gan_uad.config import DataConfig
 from gan_uad.data.catalogue import normal_class
+from gan_uad.data.contents import hashes, problem_of, stats_of
 from gan_uad.data.images import BadImage, Mask, Pixels
 from gan_uad.data.layouts import labels_of
 from gan_uad.data.manifest import SPLIT_NAMES, Manifest
@@ -112,6 +113,8 @@ class NpzSource:
             pickled = "allow_pickle" in str(error)
             problem = "holds pickled objects, which are never loaded" if pickled else f"is damaged: {error}"
             raise UserError(f"{self.path}: {key} {problem}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
 
     def read(self, i: int) -> Pixels:
         key, k = self._rows[i]
@@ -127,6 +130,9 @@ class NpzSource:
 
     def fingerprint(self) -> str:
         return digest(self.kind, self._keys)
+
+    def old_fingerprint(self) -> str:
+        return self.fingerprint()
 
 
 def h5_siblings(path: Path) -> list[Path]:
@@ -187,6 +193,8 @@ class H5Source:
     def _opened(self, file: str) -> Any:
         import h5py
 
+        if problem := problem_of(Path(file)):
+            raise UserError(f"{file} {problem}")
         try:
             return h5py.File(file, "r")
         except OSError as error:
@@ -200,7 +208,10 @@ class H5Source:
                 try:
                     self._block = (file, start, self._dataset(file, "x")[start : start + H5_BLOCK])
                 except OSError as error:
-                    raise BadImage(self.manifest.image[i], f"damaged in the HDF5 file: {error}") from None
+                    passing = "errno" in str(
+                        error
+                    )  # HDF5 says of a read that the system refused, not of damaged content
+                    raise BadImage(self.manifest.image[i], f"damaged in the HDF5 file: {error}", passing) from None
             block = self._block[2]
         assert block is not None
         return block[k - start].copy()
@@ -214,4 +225,9 @@ class H5Source:
         return shape[2], shape[1], "RGB"
 
     def fingerprint(self) -> str:
+        names = [file.name for file in self._files]
+        folder = self._files[0].parent
+        return digest(self.kind, list(zip(names, hashes(folder, stats_of(folder, names)), strict=True)))
+
+    def old_fingerprint(self) -> str:
         return digest(self.kind, [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self._files])

@@ -251,8 +251,16 @@ def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig
         )
     # The published archive holds every patch twice, once below a folder IDC_regular_ps50_idx5.
     first: dict[str, int] = {}
+    side: dict[str, str] = {}  # by file name
     for i, name in enumerate(names):
-        first.setdefault(PurePosixPath(name).name, i)
+        path = PurePosixPath(name)
+        first.setdefault(path.name, i)
+        splits = {SPLIT_NAMES[part.lower()] for part in path.parts[:-1] if part.lower() in SPLIT_NAMES}
+        if len(splits | {side.get(path.name) or next(iter(splits), "")} - {""}) > 1:
+            raise UserError(
+                f"{context}: {name} lies in two splits, by its folders or those of a copy: leave it in one, or write an index.csv"
+            )
+        side[path.name] = next(iter(splits), side.get(path.name, ""))
     rows = [(names[i], match) for i in first.values() if (match := matches[i])]
     copies = len(names) - len(rows)
     notes = [f"{copies} images have the name of another; one of each is used"] if copies else []
@@ -260,7 +268,7 @@ def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig
     klass = [m["label"] for _, m in rows]
     label, chosen = labels_of(klass, data, context) if data.normal_classes else (np.array(klass).astype(np.int8), [])
     x, y = ([int(m[axis]) for _, m in rows] for axis in "xy")
-    split = [SPLIT_NAMES.get(PurePosixPath(n).parts[0].lower(), "") for n, _ in rows]
+    split = [side[PurePosixPath(n).name] for n, _ in rows]
     names = [n for n, _ in rows]
     manifest = Manifest.of(names, group=patient, slide=patient, label=label, klass=klass, split=split, x=x, y=y)
     return Layout("IDC file names", manifest, notes + chosen)
