@@ -261,6 +261,9 @@ def test_pcam_hdf5(tmp_path: Path) -> None:
     assert patches.manifest.counts() == {s: {"normal": 2, "anomalous": 2} for s in ("train", "val", "test")}
     np.testing.assert_array_equal(patches.select("val").images, [picture(10 + i) for i in range(4)])
     assert set(patches.select("test").manifest.group) == {"s3"}
+    assert not any("left out" in note for note in patches.notes)
+    write(root, ["normal/1.png"])
+    assert any("left out" in note and "normal" in note for note in load(root, tmp_path).notes)
     one = load(root / "camelyonpatch_level_2_split_test_x.h5", tmp_path)
     assert Counter(one.manifest.split) == {"test": 4}
     (root / "camelyonpatch_level_2_split_test_y.h5").unlink()

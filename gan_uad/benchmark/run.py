@@ -121,6 +121,7 @@ def _as_kept(
         if contents.get(one.old_key) == one.key:
             result[name] = old
     if contents != before and not dry_run:
+        make_folder(path.parent)
         write_json(path, contents)
     return result
 

@@ -84,6 +84,8 @@ class NpzSource:
             self.notes = [f"class {normal} is normal, as published for files named {path.name}"]
         label, notes = labels_of(klass, data, str(path))
         self.notes += notes
+        if others := sorted(set(keys) - {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}):
+            self.notes.append(f"{len(others)} other arrays are left out: {', '.join(others[:10])}")
         names = [f"{key}/{k:06d}" for key, k in self._rows]
         split_column = [SPLIT_NAMES[key.removesuffix("_images")] for key, _ in self._rows]
         self.manifest = Manifest.of(names, label=label, klass=klass, split=split_column)
@@ -163,6 +165,9 @@ class H5Source:
         columns = {key: [value for table in tables for value in table[key]] for key in tables[0]}
         unknown = "no *_meta.csv with slide names: every image counts as its own group"
         self.notes = [] if any(columns["group"]) else [unknown]
+        used = {file.name for file in self._files}
+        if others := sorted(name for name in by_name if name not in used and not name.startswith(".")):
+            self.notes.append(f"{len(others)} other files and folders are left out, such as {others[0]}")
         self.manifest = Manifest.of(**columns)
 
     def _columns(self, stem: str, pair: dict[str, Path], meta: Path | None) -> dict[str, list[Any]]:
