@@ -50,7 +50,7 @@ def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> 
     assert not is_normal_name(name)
     for split in ("", "train/"):
         root = write(tmp_path / f"set{len(split)}", [f"{split}{name}/1.png", f"{split}normal/2.png"])
-        with refused(str(root), name, "-o data.normal_classes=["):
+        with refused(str(root), name, "-o data.normal_classes=[normal, "):
             load(root, tmp_path)
         found = load(root, tmp_path, normal_classes=[name]).manifest
         assert dict(zip(found.klass, found.label.tolist(), strict=True)) == {name: 0, "normal": 1}

@@ -204,3 +204,17 @@ def test_equal_images_in_two_splits_are_named(tmp_path: Path, capsys: pytest.Cap
     index = (root / "index.csv").read_text().replace("e.png,p5,1,test", "e.png,p5,1,train")
     (root / "index.csv").write_text(index)
     assert not [note for note in load(root, tmp_path).notes if "another split" in note]
+
+
+def test_a_folder_that_cannot_be_listed_is_never_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "set", ["normal/a.png", "tumour/b.png"])
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if str(path).endswith("tumour"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with refused(str(root / "tumour"), "Permission denied"):
+        open_source(root, DataConfig())

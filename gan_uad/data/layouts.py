@@ -96,8 +96,8 @@ def labels_of(
             raise UserError(f"{context} has no class {wanted!r} (data.normal_classes): {near(wanted, names)}")
     if not data.normal_classes and (unclear := [name for name in names if is_unclear_name(name)]):
         shown = ", ".join(unclear[:10]) + (", ..." if len(unclear) > 10 else "")
-        numbers = [name for name in unclear if name.isdigit()]
-        example = numbers[0] if numbers else "..."
+        known, numbers = [n for n in names if is_normal_name(n)], [name for name in unclear if name.isdigit()]
+        example = ", ".join([*known, *numbers[:1]] if numbers else [*known, "..."])
         raise UserError(
             f"{context}: each of the classes {shown} may be normal or anomalous: a number, or a name of both, does not say which. "
             f"Name the normal ones with -o data.normal_classes=[{example}]{other_fix}"
