@@ -83,6 +83,13 @@ class DataConfig(_Strict):
             raise ValueError(f"folds and fold go together, fold from 1 to folds; got {self.folds} and {self.fold}")
         return self
 
+    @field_validator("normal_classes", mode="before")
+    @classmethod
+    def _numbers_are_names(cls, value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value]
+
     @field_validator("split_fractions")
     @classmethod
     def _sum_to_one(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:

@@ -248,6 +248,12 @@ def check_folder(path: Path) -> None:
         raise UserError(f"cannot write {path}: {existing} is a file, not a folder. Choose another folder with --out")
 
 
+def known_key(folder: Path, record: str, name: str, key: str, old: str) -> str:
+    """`old` where `folder/record` has it as its `name`, as an earlier version wrote it, else `key`."""
+    found = read_json(folder / record)
+    return old if isinstance(found, dict) and found.get(name) == old else key
+
+
 def claim(folder: Path, record: str, wanted: dict[str, Any], what: str, refused: str = "") -> None:
     """Make the output folder of a command, or find it as an earlier call with the same settings made it.
 

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import benchmark_tools
@@ -67,6 +68,28 @@ def _in_process() -> Iterator[None]:
         for name in ("pictures.triplets", "plots.learning_curves"):
             patch.setattr(f"gan_uad.plotting.{name}", lambda *_, **__: None)
         yield
+
+
+def test_old_results_stay_with_the_content_that_had_them(tmp_path: Path) -> None:
+    """Version 0.2 knew a set by the times of its files: another set with the same times must not get its results."""
+    from gan_uad.benchmark.run import _as_kept
+
+    (tmp_path / "cells" / "mine-old").mkdir(parents=True)
+    (tmp_path / "cells" / "mine-old" / "cell.json").write_text("{}")
+
+    def planned(sets: Any) -> Any:
+        cells = [SimpleNamespace(folder=f"cells/{name}-{one.key}") for name, one in sets.items()]
+        return cells, []
+
+    def kept(key: str, name: str = "mine", dry_run: bool = False) -> str:
+        sets = {name: BenchmarkData(tmp_path, key, "old")}
+        return _as_kept(sets, tmp_path, planned, dry_run)[name].key
+
+    assert kept("first", dry_run=True) == "old"
+    assert kept("first") == "old"
+    assert kept("second") == "second"
+    assert kept("first") == "old"
+    assert kept("third", name="other") == "third"
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,8 @@ def test_class_folders_are_labelled_and_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["normal", "Benign", "GOOD", "healthy", "0", "non_idc", "Non-Tumor", "colon_n", "0_normal", "NEGATIVE"]
+    "name",
+    ["normal", "Benign", "GOOD", "healthy", "normals", "non_idc", "Non-Tumor", "colon_n", "0_normal", "NEGATIVE"],
 )
 def test_names_of_normal_tissue(name: str) -> None:
     assert is_normal_name(name)
@@ -38,6 +39,71 @@ def test_names_of_normal_tissue(name: str) -> None:
 )
 def test_names_that_are_not_normal(name: str) -> None:
     assert not is_normal_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["0", "1", "07", "normal_vs_tumour", "benign_malignant", "tumour_and_non_tumour", "non_small_cell_lung_cancer",
+             "abnormal_vs_normal", "nonidc_idc"]
+)  # fmt: skip
+def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> None:
+    """Beside a class that is known to be normal, too."""
+    assert not is_normal_name(name)
+    for split in ("", "train/"):
+        root = write(tmp_path / f"set{len(split)}", [f"{split}{name}/1.png", f"{split}normal/2.png"])
+        with refused(str(root), name, "-o data.normal_classes=[normal, "):
+            load(root, tmp_path)
+        found = load(root, tmp_path, normal_classes=[name]).manifest
+        assert dict(zip(found.klass, found.label.tolist(), strict=True)) == {name: 0, "normal": 1}
+
+
+def test_class_numbers_need_no_quotes(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", ["0/1.png", "1/1.png"])
+    assert load(root, tmp_path, normal_classes=[1]).manifest.label.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["normal_vs_tumour/normal/1.png", "normal_vs_tumour/tumour/1.png"], [0, 1]),
+        (["benign_set/train/benign/1.png", "benign_set/test/mal/1.png"], [1, 0]),  # sorted: test, train
+        (["normal_data/outer/normals/1.png", "normal_data/outer/tumors/1.png"], [0, 1]),
+        (["non_normal/normal/1.png", "non_normal/tumour/1.png"], [0, 1]),
+        (["good/normal/1.png", "good/lesion/1.png", "good/.DS_Store"], [1, 0]),
+        (["normal_vs_tumour/1.png"], [-1]),
+        (["normal/1.png", "normal/.DS_Store"], [0]),
+        (["normal/normal/1.png"], [0]),
+    ],
+)
+def test_a_folder_around_the_classes_is_no_class(tmp_path: Path, names: list[str], labels: list[int]) -> None:
+    assert load(write(tmp_path / "set", names), tmp_path).manifest.label.tolist() == labels
+
+
+def test_a_folder_that_may_be_a_class_or_around_others_is_asked_for(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", ["normal/p1/1.png", "normal/p2/1.png"])
+    with refused(str(root), "normal", "p1, p2", "-o data.normal_classes=[normal]"):
+        load(root, tmp_path)
+    assert load(root, tmp_path, normal_classes=["normal"]).manifest.label.tolist() == [0, 0]
+    assert load(root, tmp_path, normal_classes=["p1"]).manifest.label.tolist() == [0, 1]
+    inner = write(tmp_path / "inner", ["normal/normal/1.png", "normal/tumour/1.png"])
+    assert load(inner, tmp_path, normal_classes=["normal"]).manifest.label.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_anomalies_are_not_hidden_below_a_normal_class(tmp_path: Path, split: str) -> None:
+    root = write(tmp_path / "set", [f"{split}normal/1.png", f"{split}normal/tumour/2.png", f"{split}other/3.png"])
+    with refused(str(root), "normal", "tumour", "-o data.normal_classes"):
+        load(root, tmp_path)
+
+
+def test_splits_below_classes_are_kept(tmp_path: Path) -> None:
+    names = ["normal/train/1.png", "normal/val/1.png", "normal/test/1.png", "tumour/test/1.png"]
+    found = load(write(tmp_path / "set", names), tmp_path).manifest
+    assert dict(zip(found.image, zip(found.split, found.label.tolist(), strict=True), strict=True)) == {
+        "normal/train/1.png": ("train", 0), "normal/val/1.png": ("val", 0), "normal/test/1.png": ("test", 0),
+        "tumour/test/1.png": ("test", 1),
+    }  # fmt: skip
+    with refused("tumour/2.png", "index.csv"):
+        load(write(tmp_path / "set", ["tumour/2.png"]), tmp_path)
 
 
 def test_undecidable_classes_are_asked_for_by_name(tmp_path: Path) -> None:
@@ -129,6 +195,19 @@ def test_idc_names(tmp_path: Path) -> None:
     assert set(found.split) == {"train", "val", "test"}
     with refused("readme.png", "index.csv"):
         load(write(tmp_path / "set", ["readme.png"]), tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", ["", "IDC/", "a/IDC/"])
+def test_idc_names_keep_their_split_folders(tmp_path: Path, wrapper: str) -> None:
+    sides = {"8863": "train", "8864": "valid", "8865": "test"}
+    names = [f"{wrapper}{side}/{p}/{c}/{p}_idx5_x1_y{c}_class{c}.png" for p, side in sides.items() for c in (0, 1)]
+    found = load(write(tmp_path / "set", names), tmp_path).manifest
+    assert {(g, s) for g, s in zip(found.group, found.split, strict=True)} == {
+        ("8863", "train"), ("8864", "val"), ("8865", "test")
+    }  # fmt: skip
+    copy = write(tmp_path / "set", [f"{wrapper}test/8863/0/8863_idx5_x1_y0_class0.png"])
+    with refused("8863_idx5_x1_y0_class0.png", "two splits", "index.csv"):
+        load(copy, tmp_path)
 
 
 def test_flat_folder_single_file_and_wrapped_zip(tmp_path: Path) -> None:

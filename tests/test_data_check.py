@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
-from patch_tools import picture, png, write
+from patch_tools import load, picture, png, refused, write
 from PIL import Image
 from score_tools import fails
 
 from gan_uad.config import DataConfig
 from gan_uad.data.check import data_check
 from gan_uad.data.layouts import PUT_NORMALS
+from gan_uad.data.sources import open_source
 
 ROWS = [("a", "p1", 0, "train"), ("b", "p2", 0, "val"), ("c", "p3", 0, "test"), ("d", "p4", 1, "test")]
 
@@ -110,3 +114,107 @@ def test_data_check_reports_problems_by_its_exit_code(cli: Any, trained: Any, tm
         ((tmp_path / "set", "-o", "training.batch=3"), "-o training.batch=3"),
     ):
         fails(cli("data", "check", *arguments), named)
+
+
+def odd(root: Path) -> tuple[list[str], list[socket.socket]]:
+    """What is named like an image and is none: the names, and what must stay open."""
+    (root / "normal" / "annexed.png").symlink_to("/nowhere/x.png")
+    (root / "normal" / "loop.png").symlink_to("loop.png")
+    os.mkfifo(root / "normal" / "pipe.png")
+    (root / "normal" / "folder.png").mkdir()
+    listening = socket.socket(socket.AF_UNIX)
+    here = os.open(root / "normal", os.O_RDONLY)
+    listening.bind(f"/proc/self/fd/{here}/socket.png")  # the path of a socket is at most 107 bytes
+    os.close(here)
+    return [f"normal/{name}.png" for name in ("annexed", "folder", "loop", "pipe", "socket")], [listening]
+
+
+def test_what_is_no_file_is_skipped_and_listed_by_every_command(tmp_path: Path, cli: Any) -> None:
+    names = [f"normal/{k}.png" for k in range(12)] + [f"tumour/{k}.png" for k in range(6)]
+    root = write(tmp_path / "set", names)
+    names, listening = odd(root)
+    report = json.loads(cli("data", "check", root, "--json").stdout)
+    assert [name for name, _ in report["broken"]] == names
+    assert not report["ok"]
+    result = cli("train", "knn", "--data", root, "--out", tmp_path / "runs")
+    assert result.exit_code == 0, result.output
+    assert f"{len(names)} broken images skipped" in result.output
+    (run,) = (tmp_path / "runs").iterdir()
+    result = cli("score", run, "--out", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    assert [name for name, _ in json.loads((tmp_path / "scores" / "scores.json").read_text())["skipped"]] == names
+    for one in listening:
+        one.close()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.npz", "a_x.h5"])
+def test_a_pipe_is_no_archive(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with refused(name, "pipe"):
+        open_source(tmp_path / name, DataConfig())
+
+
+def test_what_is_left_out_is_counted_by_ending(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path / "set", ROWS)
+    write(
+        root,
+        {
+            **{f"{k}.gif": b"" for k in range(3)},
+            "a.JFIF": b"",
+            "b.jp2": b"",
+            "c.heic": b"",
+            "inner.zip": b"",
+            "notes.txt": b"",
+        },
+    )
+    thumbnails = ["@eaDir/a.png/THUMB_M.png", ".thumbnails/b.png", "__MACOSX/c.png", ".hidden.png"]
+    write(root, thumbnails)
+    packed = Path(shutil.make_archive(str(tmp_path / "packed"), "zip", root))
+    for place in (root, packed):
+        code, found = check(place, capsys)
+        assert (code, found["images"]) == (0, 4)
+        (note,) = [note for note in found["notes"] if ".gif" in note]
+        for word in ("3 .gif", "1 .jfif", "1 .jp2", "1 .heic", "1 .zip"):
+            assert word in note
+        assert ".txt" not in note
+        assert any(note.startswith("4 hidden") for note in found["notes"])
+    with refused("2 .gif", str(tmp_path / "gifs")):
+        open_source(write(tmp_path / "gifs", {"a.gif": b"", "b.gif": b""}), DataConfig())
+
+
+def test_images_that_are_not_square_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path / "set", ROWS)
+    write(root, {"a.png": png(picture(70, 12, 8))})
+    code, found = check(root, capsys)
+    assert code == 0
+    assert any(note.startswith("1 images are not square") for note in found["notes"])
+
+
+def test_equal_images_in_two_splits_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path / "set", [*ROWS, ("e", "p5", 1, "test")])
+    shutil.copy(root / "a.png", root / "e.png")
+    code, found = check(root, capsys)
+    assert code == 1
+    assert any("a.png and e.png" in problem for problem in found["problems"])
+    for _ in range(2):  # built, and from the cache
+        (note,) = [note for note in load(root, tmp_path).notes if "another split" in note]
+        assert note.startswith("1 ")
+        assert "a.png (train)" in note
+        assert "e.png (test)" in note
+    index = (root / "index.csv").read_text().replace("e.png,p5,1,test", "e.png,p5,1,train")
+    (root / "index.csv").write_text(index)
+    assert not [note for note in load(root, tmp_path).notes if "another split" in note]
+
+
+def test_a_folder_that_cannot_be_listed_is_never_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write(tmp_path / "set", ["normal/a.png", "tumour/b.png"])
+    scandir = os.scandir
+
+    def denied(path: Any) -> Any:
+        if str(path).endswith("tumour"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with refused(str(root / "tumour"), "Permission denied"):
+        open_source(root, DataConfig())

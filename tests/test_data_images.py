@@ -185,13 +185,45 @@ def medmnist(path: Path, **changes: Any) -> Path:
 
 def test_medmnist_npz(tmp_path: Path) -> None:
     path = medmnist(tmp_path / "m.npz")
-    patches = load(path, tmp_path)
+    patches = load(path, tmp_path, normal_classes=["0"])
     assert patches.manifest.label.tolist() == [0, 1, 1, 0, 1, 1] * 3
     assert Counter(patches.manifest.split) == {"train": 6, "val": 6, "test": 6}
     assert any("normal: 0; anomalous: 1, 2" in note for note in patches.notes)
     expected = np.random.default_rng(1).integers(0, 256, (6, 8, 8), dtype=np.uint8)
     np.testing.assert_array_equal(patches.select("val").images, np.repeat(expected[..., None], 3, axis=3))
     assert load(path, tmp_path, normal_classes=["1", "2"]).manifest.label.tolist()[:3] == [1, 0, 0]
+
+
+def numbered(path: Path, classes: int) -> Path:
+    return medmnist(path, **{f"{s}_labels": np.arange(6)[:, None] % classes for s in ("train", "val", "test")})
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "normal"),
+    [
+        ("breastmnist", 2, 1),
+        ("breastmnist_64", 2, 1),
+        ("OCTMNIST_224", 4, 3),
+        ("pneumoniamnist", 2, 0),
+        ("dermamnist_28", 6, 5),
+    ],
+)
+def test_the_catalogue_knows_normal_classes(tmp_path: Path, name: str, classes: int, normal: int) -> None:
+    patches = load(numbered(tmp_path / f"{name}.npz", classes), tmp_path)
+    assert patches.manifest.label.tolist()[:6] == [int(k % classes != normal) for k in range(6)]
+    assert any(f"class {normal} " in note and name in note for note in patches.notes)
+    told = load(tmp_path / f"{name}.npz", tmp_path, normal_classes=["0"])
+    assert told.manifest.label.tolist()[:2] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("m", 2), ("bloodmnist", 6), ("tissuemnist_64", 6), ("my_breastmnist", 2), ("breastmnist_64 (1)", 2), ("breastmnist", 3),
+     ("pathmnist", 6)],
+)  # fmt: skip
+def test_class_numbers_of_other_files_are_never_guessed(tmp_path: Path, name: str, classes: int) -> None:
+    with refused(name, "0, 1", "-o data.normal_classes=[0]"):
+        load(numbered(tmp_path / f"{name}.npz", classes), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +262,9 @@ def test_pcam_hdf5(tmp_path: Path) -> None:
     assert patches.manifest.counts() == {s: {"normal": 2, "anomalous": 2} for s in ("train", "val", "test")}
     np.testing.assert_array_equal(patches.select("val").images, [picture(10 + i) for i in range(4)])
     assert set(patches.select("test").manifest.group) == {"s3"}
+    assert not any("left out" in note for note in patches.notes)
+    write(root, ["normal/1.png"])
+    assert any("left out" in note and "normal" in note for note in load(root, tmp_path).notes)
     one = load(root / "camelyonpatch_level_2_split_test_x.h5", tmp_path)
     assert Counter(one.manifest.split) == {"test": 4}
     (root / "camelyonpatch_level_2_split_test_y.h5").unlink()
@@ -248,7 +283,7 @@ def test_a_table_of_slides_that_does_not_fit(tmp_path: Path, column: str, named:
 
 def test_arrays_survive_pickling(tmp_path: Path) -> None:
     for path in (medmnist(tmp_path / "m.npz"), pcam(tmp_path / "pcam")):
-        source = open_source(path, DataConfig())
+        source = open_source(path, DataConfig(normal_classes=["0"] if path.suffix else []))
         again = pickle.loads(pickle.dumps(source))
         np.testing.assert_array_equal(again.read(5), source.read(5))
         assert again.fingerprint() == source.fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -15,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from patch_tools import refused
+from patch_tools import picture, png, refused, write
 from PIL import Image
 
 from gan_uad.config import DataConfig
 from gan_uad.data import cache as cache_module
+from gan_uad.data import contents, sources
 from gan_uad.data.patches import PatchSet, TrainStream, batches, load_patches, to_tensor, to_uint8
 from gan_uad.errors import JobFailed
 
@@ -68,6 +70,121 @@ def test_the_cache_is_reused_until_something_changes(tmp_path: Path) -> None:
     assert reads() == 10
     assert isinstance(load(root, cache).images, np.memmap)
     assert not list(cache.glob(".*")), "temporary files stay behind"
+
+
+def bmp(root: Path, first: int, time_ns: int = 10**18) -> Path:
+    """Files of one size and one time, whatever they show."""
+    write(root, {f"normal/{k}.bmp": png(picture(first + k), format="BMP") for k in range(3)})
+    for file in root.glob("normal/*"):
+        os.utime(file, ns=(time_ns, time_ns))
+    return root
+
+
+def h5(root: Path, first: int) -> Path:
+    import h5py
+
+    root.mkdir(parents=True)
+    for key, values in (
+        ("x", np.stack([picture(first + k) for k in range(3)])),
+        ("y", np.zeros((3, 1, 1, 1), np.uint8)),
+    ):
+        with h5py.File(root / f"train_{key}.h5", "w") as file:
+            file.create_dataset(key, data=values, track_times=False)
+        os.utime(root / f"train_{key}.h5", ns=(10**18, 10**18))
+    return root
+
+
+@pytest.mark.parametrize("kind", [bmp, h5])
+def test_sets_are_known_by_content(tmp_path: Path, kind: Any) -> None:
+    """Not by names, sizes and times, which are equal here; and a copy is the same set."""
+    one, other, copy = (kind(tmp_path / name / "patches", first) for name, first in (("a", 0), ("b", 9), ("c", 0)))
+    sets = [load(root, tmp_path / "cache") for root in (one, other, copy)]
+    for patches, first in zip(sets, (0, 9, 0), strict=True):
+        np.testing.assert_array_equal(patches.images, [picture(first + k) for k in range(3)])
+    prints = [patches.fingerprint for patches in sets]
+    assert prints[0] == prints[2] != prints[1]
+    assert sets[0].is_set(prints[2])
+    assert not sets[0].is_set(prints[1])
+    assert sets[0].is_set(sets[0].old_fingerprint)
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+def test_times_do_not_change_a_set_and_contents_do(tmp_path: Path) -> None:
+    root, reads = bmp(tmp_path / "set", 0), list[int]()
+
+    def opened() -> Any:
+        reads.clear()
+        return load(root, tmp_path / "cache", progress=lambda done, total: reads.append(done))
+
+    before = opened().fingerprint
+    bmp(root, 0, time_ns=2 * 10**18)
+    assert (opened().fingerprint, reads) == (before, [])
+    bmp(root, 5, time_ns=2 * 10**18)
+    changed = opened()
+    assert changed.fingerprint != before
+    np.testing.assert_array_equal(changed.images[0], picture(5))
+
+
+def test_unchanged_files_are_not_read_to_know_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = bmp(tmp_path / "set", 0)
+    monkeypatch.setattr(contents, "SETTLED_S", -60)
+    before = load(root, tmp_path / "cache").fingerprint
+
+    def never(path: Path) -> str:
+        raise AssertionError(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "_hashed", never)
+        assert load(root, tmp_path / "cache").fingerprint == before
+    (root / "normal" / "1.bmp").write_bytes(png(picture(7), format="BMP"))
+    os.utime(root / "normal" / "1.bmp", ns=(10**18, 10**18))
+    assert load(root, tmp_path / "cache").fingerprint != before
+
+
+ONCE = [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale"), PermissionError(13, "Denied"),
+        OSError(errno.EMFILE, "Too many open files"), MemoryError()]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ONCE)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_read_that_the_machine_failed_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, packed: bool
+) -> None:
+    root = make(tmp_path / "set")
+    kind: Any = sources.Folder
+    if packed:
+        kind, root = sources.Archive, Path(shutil.make_archive(str(tmp_path / "set"), "zip", root))
+    read = kind.read
+
+    def failing(self: Any, name: str) -> bytes:
+        if name == "normal/003.png":
+            raise error
+        content: bytes = read(self, name)
+        return content
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "read", failing)
+        patches = load(root, tmp_path / "cache")
+        again = load(root, tmp_path / "cache")
+    for found in (patches, again):
+        assert [name for name, _ in found.skipped] == ["normal/003.png"]
+        assert any("again" in note for note in found.notes)
+    complete = load(root, tmp_path / "cache")
+    assert (len(complete), complete.skipped) == (10, [])
+    assert complete.fingerprint != patches.fingerprint
+    reads: list[int] = []
+    load(root, tmp_path / "cache", progress=lambda done, total: reads.append(done))
+    assert reads == []
+
+
+def test_broken_content_is_kept_in_the_cache(tmp_path: Path) -> None:
+    root = make(tmp_path / "set")
+    (root / "normal" / "003.png").write_bytes(b"broken")
+    reads: list[int] = []
+    for _ in range(2):
+        reads.clear()
+        assert len(load(root, tmp_path / "cache", progress=lambda done, total: reads.append(done)).skipped) == 1
+    assert reads == []
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "json", "no json", "header"])

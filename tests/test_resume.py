@@ -107,6 +107,46 @@ def test_resume_by_name_takes_the_latest_run_and_says_so(tiny: Any, tmp_path: Pa
     assert (tmp_path / "runs" / "00008-other_name").is_dir()
 
 
+def test_a_run_does_not_continue_on_changed_patches_unless_told(tiny: Any, tmp_path: Path, cli: Any) -> None:
+    patches = Path(shutil.copytree(tiny.patches, tmp_path / "patches"))
+    result = tiny.train(tiny.config("dcgan"), tmp_path, "--data", patches, total_kimg=0.008)
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "00000-dcgan"
+    for file in patches.glob("*/*.png"):
+        os.utime(file)  # other times are no change
+    assert tiny.train(run, tmp_path, "--resume", total_kimg=0.012).exit_code == 0
+    shutil.copy(patches / "normal" / "0.png", patches / "normal" / "extra.png")
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    refused = tiny.train(run, tmp_path, "--resume", total_kimg=0.016)
+    assert refused.exit_code == 2
+    (line,) = [line for line in refused.stderr.splitlines() if "Error" in line]
+    for word in (str(patches), str(run), "--changed-data"):
+        assert word in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == files
+    told = tiny.train(run, tmp_path, "--resume", "--changed-data", total_kimg=0.016)
+    assert told.exit_code == 0, told.output
+    assert tiny.train(run, tmp_path, "--resume", total_kimg=0.020).exit_code == 0  # as it was told before
+    (patches / "normal" / "extra.png").unlink()
+    for number, extra in enumerate((False, True)):  # the warning stays, also with the first patches again
+        if extra:
+            shutil.copy(patches / "normal" / "0.png", patches / "normal" / "extra.png")
+        words = (
+            "--inverter",
+            "anogan",
+            "-o",
+            "scoring.options.steps=1",
+            "--max-images",
+            4,
+            "--out",
+            tmp_path / f"s{number}",
+        )
+        result = cli("score", run, *words)
+        assert result.exit_code == 0, result.output
+        warnings = json.loads((tmp_path / f"s{number}" / "scores.json").read_text())["warnings"]
+        assert any(str(patches) in warning for warning in warnings)
+    assert tiny.train(tiny.config("dcgan"), tmp_path, "--changed-data").exit_code == 2
+
+
 # ---------------------------------------------------------------- killed
 
 

@@ -25,6 +25,7 @@ class BenchmarkData:
 
     path: Path
     key: str
+    old_key: str = ""  # as version 0.2 and before made it, by the times of the files; empty: no other
 
 
 def prepare_data(
@@ -53,8 +54,9 @@ def prepare_data(
         data = data.model_copy(update={"path": str(path), "normal_classes": []})
     opened = open_source(path, data)
     rows = opened.manifest
-    key = digest(opened.fingerprint(), rows.image, rows.label.tolist(), rows.group, rows.split)
-    return BenchmarkData(path.resolve(), key)
+    prints = (opened.fingerprint(), opened.old_fingerprint())
+    key, old_key = (digest(files, rows.image, rows.label.tolist(), rows.group, rows.split) for files in prints)
+    return BenchmarkData(path.resolve(), key, "" if old_key == key else old_key)
 
 
 def _phantom(entry: DataEntry, home: Path) -> BenchmarkData:

@@ -17,7 +17,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -28,11 +30,12 @@ from gan_uad.benchmark.schema import Benchmark, load_benchmark
 from gan_uad.benchmark.tables import CELL, ENDED, ERROR, LOG, read_cell, write_tables
 from gan_uad.device import cores
 from gan_uad.errors import Interrupted, JobFailed, UserError, near
-from gan_uad.files import make_folder, one_writer, write_text
+from gan_uad.files import make_folder, one_writer, read_json, write_json, write_text
 from gan_uad.slides.batch import parse_shard
 from gan_uad.tables import format_number
 
 POLL_S = 0.1
+OLD_KEYS = "data/old_keys.json"  # {key of a data set as version 0.2 and before made it: key of its content}
 
 
 def benchmark(
@@ -68,6 +71,7 @@ def benchmark(
             if name in wanted:  # else what is finished on the others can stay in the table
                 plan(found, {name: BenchmarkData(Path(name), name)}, kimg, device)  # mistakes in the file come first
                 raise
+    sets = _as_kept(sets, folder, lambda one: plan(found, one, kimg, device, folder), dry_run)
     cells, comparisons = plan(found, sets, kimg, device, folder)
     planned: list[Work] = [*cells, *comparisons]
     families = list(dict.fromkeys(_family(cell) for cell in planned))[part::parts]
@@ -93,6 +97,34 @@ def benchmark(
     if failed:
         raise JobFailed(f"{failed} of {len(mine)} cells failed, the others are in the table: see {shown}/results.md")
     return folder
+
+
+def _as_kept(
+    sets: dict[str, BenchmarkData], folder: Path, planned: Callable[[dict[str, BenchmarkData]], Any], dry_run: bool
+) -> dict[str, BenchmarkData]:
+    """The sets, with their old keys where version 0.2 or before finished cells under them.
+
+    An old key does not change with the content of files, so that the content that is first found under it is kept in `OLD_KEYS`, and
+    another never gets these results.
+    """
+    path = folder / OLD_KEYS
+    kept = read_json(path)
+    contents: dict[str, str] = kept if isinstance(kept, dict) else {}
+    before, result = dict(contents), dict(sets)
+    for name, one in sets.items():
+        if not one.old_key:
+            continue
+        old = replace(one, key=one.old_key)
+        if one.old_key not in contents:
+            cells, comparisons = planned({name: old})
+            if any(_finished(cell, folder) for cell in (*cells, *comparisons)):
+                contents[one.old_key] = one.key
+        if contents.get(one.old_key) == one.key:
+            result[name] = old
+    if contents != before and not dry_run:
+        make_folder(path.parent)
+        write_json(path, contents)
+    return result
 
 
 def _selection(found: Benchmark, only: tuple[str, ...]) -> set[str]:

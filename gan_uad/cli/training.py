@@ -20,6 +20,7 @@ from gan_uad.cli.options import out_option, overrides_option
 @overrides_option("Override a setting, such as -o training.batch=32.")
 @out_option("runs", "Folder in which the run folder is created.")
 @click.option("--resume", is_flag=True, help="Resume this run folder; for a preset, its latest run.")
+@click.option("--changed-data", is_flag=True, help="With --resume: continue although the patches have changed.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved configuration. Train nothing.")
 def train(config: str, **options: Any) -> None:
     """Train a model on patches.

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from gan_uad.config import DataConfig
+from gan_uad.data.catalogue import normal_class
+from gan_uad.data.contents import hashes, problem_of, stats_of
 from gan_uad.data.images import BadImage, Mask, Pixels
 from gan_uad.data.layouts import labels_of
 from gan_uad.data.manifest import SPLIT_NAMES, Manifest
@@ -76,7 +78,14 @@ class NpzSource:
             labels = self._labels(split)
             self._rows += [(f"{split}_images", k) for k in range(len(labels))]
             klass += [str(value) for value in labels]
-        label, self.notes = labels_of(klass, data, str(path))
+        self.notes: list[str] = []
+        if not data.normal_classes and (normal := normal_class(path.name, set(klass))):
+            data = data.model_copy(update={"normal_classes": [normal]})
+            self.notes = [f"class {normal} is normal, as published for files named {path.name}"]
+        label, notes = labels_of(klass, data, str(path))
+        self.notes += notes
+        if others := sorted(set(keys) - {f"{split}_{kind}" for split in splits for kind in ("images", "labels")}):
+            self.notes.append(f"{len(others)} other arrays are left out: {', '.join(others[:10])}")
         names = [f"{key}/{k:06d}" for key, k in self._rows]
         split_column = [SPLIT_NAMES[key.removesuffix("_images")] for key, _ in self._rows]
         self.manifest = Manifest.of(names, label=label, klass=klass, split=split_column)
@@ -106,6 +115,8 @@ class NpzSource:
             pickled = "allow_pickle" in str(error)
             problem = "holds pickled objects, which are never loaded" if pickled else f"is damaged: {error}"
             raise UserError(f"{self.path}: {key} {problem}") from None
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
 
     def read(self, i: int) -> Pixels:
         key, k = self._rows[i]
@@ -121,6 +132,9 @@ class NpzSource:
 
     def fingerprint(self) -> str:
         return digest(self.kind, self._keys)
+
+    def old_fingerprint(self) -> str:
+        return self.fingerprint()
 
 
 def h5_siblings(path: Path) -> list[Path]:
@@ -151,6 +165,9 @@ class H5Source:
         columns = {key: [value for table in tables for value in table[key]] for key in tables[0]}
         unknown = "no *_meta.csv with slide names: every image counts as its own group"
         self.notes = [] if any(columns["group"]) else [unknown]
+        used = {file.name for file in self._files}
+        if others := sorted(name for name in by_name if name not in used and not name.startswith(".")):
+            self.notes.append(f"{len(others)} other files and folders are left out, such as {others[0]}")
         self.manifest = Manifest.of(**columns)
 
     def _columns(self, stem: str, pair: dict[str, Path], meta: Path | None) -> dict[str, list[Any]]:
@@ -196,6 +213,8 @@ class H5Source:
     def _opened(self, file: str) -> Any:
         import h5py
 
+        if problem := problem_of(Path(file)):
+            raise UserError(f"{file} {problem}")
         try:
             return h5py.File(file, "r")
         except OSError as error:
@@ -209,7 +228,10 @@ class H5Source:
                 try:
                     self._block = (file, start, self._dataset(file, "x")[start : start + H5_BLOCK])
                 except OSError as error:
-                    raise BadImage(self.manifest.image[i], f"damaged in the HDF5 file: {error}") from None
+                    passing = "errno" in str(
+                        error
+                    )  # HDF5 says of a read that the system refused, not of damaged content
+                    raise BadImage(self.manifest.image[i], f"damaged in the HDF5 file: {error}", passing) from None
             block = self._block[2]
         assert block is not None
         return block[k - start].copy()
@@ -223,4 +245,9 @@ class H5Source:
         return shape[2], shape[1], "RGB"
 
     def fingerprint(self) -> str:
+        names = [file.name for file in self._files]
+        folder = self._files[0].parent
+        return digest(self.kind, list(zip(names, hashes(folder, stats_of(folder, names)), strict=True)))
+
+    def old_fingerprint(self) -> str:
         return digest(self.kind, [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self._files])

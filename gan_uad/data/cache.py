@@ -7,6 +7,7 @@ damaged one is never used. Without a usable folder the images stay in memory.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import numpy as np
 
 from gan_uad.config import DataConfig
 from gan_uad.data.arrays import digest
+from gan_uad.data.contents import default_dir
 from gan_uad.data.images import BadImage, Pixels, preprocess, tissue_share
 from gan_uad.data.sources import Source
 from gan_uad.device import cores
@@ -31,7 +33,8 @@ from gan_uad.files import atomic, make_folder, read_json, write_text
 
 Progress = Callable[[int, int], None]
 
-VERSION = 1  # of the images: raise it when the same settings give other bytes
+VERSION = 2  # of the images: raise it when the same settings give other bytes
+OLD_VERSION = 1  # of the keys that version 0.2 and before wrote into runs
 STALE_S = 86400  # a temporary file older than this was left by a process that was killed
 GB = 1e9
 
@@ -41,9 +44,11 @@ class Tally:
     """Which rows of a source are used."""
 
     rows: list[int] = field(default_factory=list)  # [N] indices into the source's manifest
+    hashes: list[str] = field(default_factory=list)  # [N] of the pixels
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of broken images
     white: int = 0  # images left out for too little tissue
     cut: int = 0  # images that were not square and lost their longer sides
+    passing: int = 0  # of the skipped, those that the machine failed to read: the next call tries again
 
 
 @dataclass(kw_only=True)
@@ -52,22 +57,20 @@ class Prepared(Tally):
 
     images: Pixels  # [N, R, R, 3]
     key: str
+    old_key: str = ""  # as version 0.2 and before made it
     notes: list[str] = field(default_factory=list)
 
 
-def default_dir() -> Path:
-    """$GAN_UAD_CACHE, else gan_uad below $XDG_CACHE_HOME or ~/.cache."""
-    if folder := os.environ.get("GAN_UAD_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan_uad"
+def cache_key(source: Source, data: DataConfig, resolution: int, old: bool = False) -> str:
+    """A key of everything that decides the pixels: the source's files and every setting of `preprocess`; not labels, nor splits.
 
-
-def cache_key(source: Source, data: DataConfig, resolution: int) -> str:
-    """A key of everything that decides the pixels: the source's files and every setting of `preprocess`; not labels, nor splits."""
+    old: as version 0.2 and before made it.
+    """
     side = (data.crop_size or resolution) if data.crop == "center" else None
     tissue = source.manifest.tissue.tolist() if data.min_tissue else None
     settings = (data.crop, side, data.resize, data.grayscale, data.min_tissue)
-    return digest(VERSION, source.fingerprint(), resolution, settings, tissue)
+    version, files = (OLD_VERSION, source.old_fingerprint()) if old else (VERSION, source.fingerprint())
+    return digest(version, files, resolution, settings, tissue)
 
 
 def prepare(
@@ -85,30 +88,36 @@ def prepare(
     if found is None:
         try:
             _write(target, key, source, data, resolution, progress)
-            found = _load(target, key, resolution)
+            found = _load(target, key, resolution, just_read=True)
             problem = f"{target} does not read back as written"
         except (UserError, JobFailed) as error:  # of `files`: no permission to write, or a full disk
             problem = error.message
         if found is None:
             found = _in_memory(key, source, data, resolution, progress, f"no cache ({problem})")
+    found.old_key = cache_key(source, data, resolution, old=True)
+    if found.passing:  # another set than the one without these faults
+        found.key, found.old_key = (digest(made, found.skipped) for made in (found.key, found.old_key))
+        found.notes.append(f"{found.passing} images could not be read: they are tried again the next time")
     if data.strict and found.skipped:
         bad, reason = found.skipped[0]
         raise UserError(f"{source.path}: {len(found.skipped)} broken images (data.strict), the first: {bad}: {reason}")
     return found
 
 
-def _load(target: Path, key: str, resolution: int) -> Prepared | None:
-    """The cache where it exists and is complete, else None."""
+def _load(target: Path, key: str, resolution: int, just_read: bool = False) -> Prepared | None:
+    """The cache where it exists and is complete, else None. One with images that the machine failed to read serves only who made it."""
     facts = read_json(target.with_suffix(".json"))
     try:
         images = np.load(target, mmap_mode="r", allow_pickle=False)
         shape = (len(facts["rows"]), resolution, resolution, 3)
         if facts["key"] != key or (images.shape, images.dtype) != (shape, np.uint8):
             return None
+        if len(facts["hashes"]) != len(facts["rows"]) or (facts["passing"] and not just_read):
+            return None
         if _checksum(target) != facts["crc32"]:
             return None
         skipped = [(str(bad), str(reason)) for bad, reason in facts["skipped"]]
-        kept = {name: facts[name] for name in ("rows", "white", "cut")}
+        kept = {name: facts[name] for name in ("rows", "hashes", "white", "cut", "passing")}
         return Prepared(images=images, key=key, skipped=skipped, **kept)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -182,6 +191,8 @@ def _images(
             return preprocess(image, data, resolution, name), data.crop == "none" and image.shape[0] != image.shape[1]
         except BadImage as error:
             return error
+        except MemoryError:
+            return BadImage(name, "not enough memory to read it", passing=True)
 
     total = len(source.manifest)
     with ThreadPoolExecutor(cores()) as pool:
@@ -190,10 +201,12 @@ def _images(
                 progress(i + 1, total)
             if isinstance(result, BadImage):
                 tally.skipped.append((result.name, result.reason))
+                tally.passing += result.passing
             elif result[0] is None:
                 tally.white += 1
             else:
                 tally.rows.append(i)
+                tally.hashes.append(hashlib.blake2b(result[0], digest_size=8).hexdigest())
                 tally.cut += result[1]
                 yield result[0]
 

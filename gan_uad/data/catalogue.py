@@ -172,6 +172,22 @@ _MEDMNIST_SETS: dict[str, tuple[str, int, int, str, str, tuple[str, str, str, st
 }  # fmt: skip
 
 
+_CLASSES = {"pathmnist": 9, "dermamnist": 7, "breastmnist": 2, "octmnist": 4, "pneumoniamnist": 2, "retinamnist": 5}
+
+
+def normal_class(file: str, classes: set[str]) -> str:
+    """The normal class of a published MedMNIST file by its name (`breastmnist_64.npz`); empty where it is not known.
+
+    A file with other classes than the published one has only its name.
+    """
+    sizes = "|".join(str(side) for side in SIZES)
+    match = re.fullmatch(rf"({'|'.join(_CLASSES)})(_({sizes}))?\.npz", file.lower())
+    if not match or not classes <= {str(k) for k in range(_CLASSES[match[1]])}:
+        return ""
+    normal = _MEDMNIST_SETS[match[1]][3]
+    return normal if normal in classes else ""
+
+
 def _medmnist(name: str, side: int) -> DataSet:
     about, channels, images, normal, licence, digests = _MEDMNIST_SETS[name]
     file = f"{name}.npz" if side == 28 else f"{name}_{side}.npz"

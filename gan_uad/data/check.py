@@ -97,6 +97,8 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
         problems=[],
     )
     report.problems = _problems(report)
+    if data.crop == "none" and (cut := sum(n for size, n in sizes.items() if not _square(size))):
+        report.notes.append(f"{cut} images are not square: their centre square is used")
     return report, manifest
 
 
@@ -131,6 +133,11 @@ def _read_all(
     return sizes, broken, hashes
 
 
+def _square(size: str) -> bool:
+    width, height = size.split()[0].split("x")
+    return width == height
+
+
 def _duplicates(manifest: Manifest, hashes: list[str | None]) -> tuple[int, list[list[str]]]:
     """How many images repeat another's pixels, and the sets of equal images that lie in several splits."""
     same: dict[str, list[int]] = {}
@@ -149,7 +156,9 @@ def _problems(report: Report) -> list[str]:
     if torn := len(report.groups_on_two_sides):
         found.append(f"{_many(torn, 'group')} on two sides of the split: move each to one side")
     if equal := len(report.duplicates_across_splits):
-        found.append(f"{_many(equal, 'image')} with the same pixels in two splits: training images would be tested on")
+        first = " and ".join(report.duplicates_across_splits[0][:2])
+        same = f"{_many(equal, 'image')} with the same pixels in two splits"
+        found.append(f"{same}, such as {first}: training images would be tested on")
     if not report.labels.get("train", {}).get("normal"):
         known = any(counts.get(name) for counts in report.labels.values() for name in ("normal", "anomalous"))
         fix = "" if known else f"; {PUT_NORMALS}"

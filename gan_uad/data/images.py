@@ -32,14 +32,17 @@ RESAMPLING = {
 
 
 class BadImage(UserError):
-    """One image cannot be used; `name` says which and `reason` why. In a set it is skipped and listed."""
+    """One image cannot be used; `name` says which and `reason` why. In a set it is skipped and listed.
 
-    def __init__(self, name: str, reason: str) -> None:
+    `passing`: the machine failed to read it (no permission, a network drive, no memory), which may be different the next time.
+    """
+
+    def __init__(self, name: str, reason: str, passing: bool = False) -> None:
         super().__init__(f"{name}: {reason}")
-        self.name, self.reason = name, reason
+        self.name, self.reason, self.passing = name, reason, passing
 
-    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str]]:
-        return type(self), (self.name, self.reason)
+    def __reduce__(self) -> tuple[type[BadImage], tuple[str, str, bool]]:
+        return type(self), (self.name, self.reason, self.passing)
 
 
 def decode(content: bytes, name: str) -> Pixels:
@@ -116,6 +119,8 @@ def _reading(name: str) -> Iterator[None]:
         raise
     except Image.UnidentifiedImageError:
         raise BadImage(name, f"is no {', '.join(FORMATS)} image") from None
+    except MemoryError:
+        raise BadImage(name, "not enough memory to read it", passing=True) from None
     except Exception as error:
         raise BadImage(name, " ".join(str(error).split()) or type(error).__name__) from None
 

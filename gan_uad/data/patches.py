@@ -68,9 +68,21 @@ class PatchSet:
     @property
     def fingerprint(self) -> str:
         """A key of everything that distinguishes this set from another: pixels, rows, labels, groups and splits."""
+        return self._fingerprint(self._all.key)
+
+    def _fingerprint(self, pixels: str) -> str:
         m = self.manifest
         corruption = [self._corruption.words] if self._corruption.words else []
-        return digest(self._all.key, self._index.tolist(), m.label.tolist(), m.group, m.split, *corruption)
+        return digest(pixels, self._index.tolist(), m.label.tolist(), m.group, m.split, *corruption)
+
+    @property
+    def old_fingerprint(self) -> str:
+        """The `fingerprint` that version 0.2 and before gave this set, by names, sizes and times of its files."""
+        return self._fingerprint(self._all.old_key)
+
+    def is_set(self, fingerprint: str) -> bool:
+        """Whether a fingerprint that was stored, by this version or another, is that of this set."""
+        return fingerprint in (self.fingerprint, self.old_fingerprint)
 
     @property
     def brings_splits(self) -> bool:
@@ -180,6 +192,8 @@ def load_patches(
         notes.append(f"{prepared.white} images left out: their share of tissue is less than {data.min_tissue}")
     if prepared.cut:
         notes.append(f"{prepared.cut} images are not square: their centre square is used")
+    if repeated := _repeated(manifest.take(prepared.rows), prepared.hashes):
+        notes.append(repeated)
     if data.crop == "center":
         side, (width, height, _) = data.crop_size or resolution, source.describe(int(prepared.rows[0]))
         if min(width, height) > side:
@@ -187,6 +201,17 @@ def load_patches(
             used = f"only the middle {side} px of each image are used, of {width}x{height} px in {first}"
             notes.append(f"data.crop is center: {used}; with -o data.crop=none they are resized instead")
     return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
+
+
+def _repeated(manifest: Manifest, hashes: list[str]) -> str:
+    """A note of images whose pixels lie in another split too; empty without any."""
+    first: dict[str, int] = {}
+    pairs = [(first.setdefault(content, i), i) for i, content in enumerate(hashes)]
+    across = [(a, b) for a, b in pairs if manifest.split[a] != manifest.split[b]]
+    if not across:
+        return ""
+    a, b = (f"{manifest.image[i]} ({manifest.split[i]})" for i in across[0])
+    return f"{len(across)} images have the pixels of an image in another split, the first: {b} those of {a}"
 
 
 def contaminated(patches: PatchSet, normals: PatchSet, share: float, seed: int) -> PatchSet:

@@ -12,17 +12,29 @@ import os
 import re
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from gan_uad.config import DataConfig
 from gan_uad.data.arrays import H5_NAME, H5Source, Handles, NpzSource, digest, h5_siblings
+from gan_uad.data.contents import hashes, problem_of, stats_of
 from gan_uad.data.images import ENDINGS, BadImage, Mask, Pixels, decode, decode_mask, inspect
 from gan_uad.data.layouts import labels_of, read_names
 from gan_uad.data.manifest import Manifest
 from gan_uad.errors import UserError
 
 INDEX = "index.csv"
+THUMBNAILS = {
+    "@eadir",
+    "__macosx",
+    "@thumb",
+    "#recycle",
+    "$recycle.bin",
+    "lost+found",
+}  # hidden ones (.thumbnails) are left out too
+# Files that go with images and are none.
+TEXTS = {".csv", ".json", ".jsonl", ".txt", ".md", ".html", ".yaml", ".yml", ".log", ".xml", ".geojson", ".pdf", ".py"}
 # What `gan-uad tile` writes beside the tiles of each slide.
 RECORD, MASK, SHEET = "slide.json", "tissue.png", "contact_sheet.jpg"
 
@@ -45,7 +57,10 @@ class Source(Protocol):
         """Width, height and stored pixel type of image i, cheaply. Raises `BadImage`."""
 
     def fingerprint(self) -> str:
-        """A key of the content that changes when a file does: from names, sizes and times or checksums, without labels."""
+        """A key of names and contents, without labels: two sets have the same one only where their files are equal."""
+
+    def old_fingerprint(self) -> str:
+        """The key that version 0.2 and before wrote into runs and results, from names, sizes and times."""
 
 
 def open_source(path: str | Path, data: DataConfig) -> Source:
@@ -59,6 +74,8 @@ def open_source(path: str | Path, data: DataConfig) -> Source:
             if any(H5_NAME.match(file.name) for file in path.iterdir()):
                 return H5Source(path, sorted(path.iterdir()))
             return ImageSource(path, Folder(path), data)
+        if suffix not in ENDINGS and (problem := problem_of(path)):
+            raise UserError(f"{path} {problem}")
         if suffix == ".zip":
             return ImageSource(path, Archive(path), data)
         if suffix == ".npz":
@@ -77,29 +94,50 @@ def open_source(path: str | Path, data: DataConfig) -> Source:
 class Folder:
     """The files below a folder, links followed; `only`: a single file of it."""
 
-    names: list[str]  # sorted, relative, forward slashes, hidden ones left out
+    names: list[str]  # sorted, relative, forward slashes, hidden ones and thumbnails left out
+    hidden: int = 0  # images among those left out
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root = root
+        self._stats: dict[str, os.stat_result | None] = {}
         self.names = [only] if only else sorted(self._walk())
 
     def _walk(self) -> list[str]:
-        found, seen = [], set()
-        for folder, below, files in os.walk(self.root, followlinks=True):
+        found: list[str] = []
+        folders: list[str] = []  # named like an image
+        seen = set()
+        for folder, below, files in os.walk(self.root, followlinks=True, onerror=_refuse_folder):
             real = os.path.realpath(folder)
-            below[:] = [b for b in below if not _hidden(b)] if real not in seen else []
+            below[:] = below if real not in seen else []
             seen.add(real)
-            inside = Path(folder).relative_to(self.root)
-            found += [(inside / file).as_posix() for file in files if not _hidden(file)]
-        return found
+            inside = PurePosixPath(Path(folder).relative_to(self.root).as_posix())
+            if any(_hidden(part) for part in inside.parts):
+                self.hidden += sum(_is_image(file) for file in files)
+                continue
+            self.hidden += sum(_is_image(file) for file in files if _hidden(file) and not file.startswith("._"))
+            found += [str(inside / file) for file in files if not _hidden(file)]
+            folders += [str(inside / name) for name in below if _is_image(name) and not _hidden(name)]
+        filled = {str(parent) for name in found for parent in PurePosixPath(name).parents} if folders else set()
+        return found + [name for name in folders if name not in filled]
 
     def read(self, name: str) -> bytes:
+        if problem := problem_of(self.root / name):  # a pipe would wait for ever
+            raise BadImage(name, problem, passing=problem.startswith("cannot"))
         return (self.root / name).read_bytes()
 
     def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
-        """One tuple per file, which changes when the file does."""
-        stats = ((name, (self.root / name).stat()) for name in names)
-        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        """One tuple per file, of its name and content."""
+        return list(zip(names, hashes(self.root, self._states(names)), strict=True))
+
+    def old_keys(self, names: list[str]) -> list[tuple[Any, ...]]:
+        """One tuple per file, of its name, size and time."""
+        stats = self._states(names).items()
+        return [(name, stat.st_size, stat.st_mtime_ns) if stat else (name, -1, -1) for name, stat in stats]
+
+    def _states(self, names: list[str]) -> dict[str, os.stat_result | None]:
+        if self._stats.keys() != set(names):
+            self._stats = stats_of(self.root, names)
+        return self._stats
 
 
 class Archive:
@@ -110,6 +148,9 @@ class Archive:
         self._handles = Handles()
         self._infos = {i.filename: (i.file_size, i.CRC) for i in self._zip().infolist() if self._usable(i)}
         self.names = sorted(self._infos)
+        members = [PurePosixPath(i.filename.replace("\\", "/")) for i in self._zip().infolist() if not i.is_dir()]
+        left = [path for path in members if any(_hidden(part) for part in path.parts)]
+        self.hidden = sum(_is_image(path.name) and not path.name.startswith("._") for path in left)
 
     def _usable(self, info: zipfile.ZipInfo) -> bool:
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
@@ -138,9 +179,32 @@ class Archive:
     def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
         return [(name, *self._infos[name]) for name in names]
 
+    old_keys = keys
+
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.lower() in THUMBNAILS
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
+def _refuse_folder(error: OSError) -> None:
+    """A folder that cannot be listed may be a class: it is never left out."""
+    if Path(str(error.filename)).name != "lost+found":  # of every ext4 disk, and empty
+        raise UserError(f"cannot read {error.filename}: {error.strerror or error}")
+
+
+def _left_out(files: Folder | Archive) -> list[str]:
+    """A note of each kind of file that is not read."""
+    endings = Counter(PurePosixPath(name).suffix.lower() or "no ending" for name in files.names if not _is_image(name))
+    counts = [f"{n} {ending}" for ending, n in endings.most_common() if ending not in TEXTS]
+    read = " ".join(ENDINGS)
+    notes = [f"{', '.join(counts)}: these files are left out, only {read} are read"] if counts else []
+    if files.hidden:
+        notes.append(f"{files.hidden} hidden images and thumbnails are left out")
+    return notes
 
 
 class ImageSource:
@@ -148,9 +212,10 @@ class ImageSource:
 
     def __init__(self, path: Path, files: Folder | Archive, data: DataConfig) -> None:
         self.path, self.files = path, files
-        images = [name for name in files.names if name.lower().endswith(ENDINGS)]
+        images = [name for name in files.names if _is_image(name)]
+        left_out = _left_out(files)
         if not images:
-            raise UserError(f"{path} holds no images (looked for {' '.join(ENDINGS)})")
+            raise UserError("; ".join([f"{path} holds no images (looked for {' '.join(ENDINGS)})", *left_out]))
         indices = [name for name in files.names if PurePosixPath(name).name == INDEX]
         top = min(indices, key=lambda name: name.count("/"), default=None)
         if top is None:
@@ -162,6 +227,7 @@ class ImageSource:
                 raise UserError(f"{path} holds {len(rivals)} files {INDEX} ({shown}); give the folder of one")
             self.kind = INDEX
             self.manifest, self.notes = self._indexed(top, images, data)
+        self.notes = self.notes + left_out
 
     def _indexed(self, index: str, images: list[str], data: DataConfig) -> tuple[Manifest, list[str]]:
         context = f"{self.path}/{index}"
@@ -203,10 +269,15 @@ class ImageSource:
         try:
             return self.files.read(name)
         except OSError as error:
-            raise BadImage(name, f"cannot be read: {error.strerror or error}") from None
+            raise BadImage(name, f"cannot be read: {error.strerror or error}", passing=True) from None
+        except MemoryError:
+            raise BadImage(name, "not enough memory to read it", passing=True) from None
 
     def fingerprint(self) -> str:
         return digest(self.kind, self.files.keys(self.manifest.image))
+
+    def old_fingerprint(self) -> str:
+        return digest(self.kind, self.files.old_keys(self.manifest.image))
 
 
 def _line_of(content: bytes, name: str) -> int:

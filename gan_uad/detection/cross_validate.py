@@ -21,7 +21,7 @@ from gan_uad.detection.patch_sets import SPLIT_SETTINGS
 from gan_uad.detection.score import score
 from gan_uad.detection.score_file import SCORES, description_of
 from gan_uad.errors import UserError
-from gan_uad.files import alone, claim, make_folder
+from gan_uad.files import alone, claim, known_key, make_folder
 from gan_uad.model import load_model
 from gan_uad.run import Run
 from gan_uad.training.train import train
@@ -49,7 +49,7 @@ def cross_validate(
     _check(overrides)
     config = _configured(source, overrides, data, folds, 1)
     folder = out or Path("folds") / config.name
-    about = _about(config, folds)
+    about = _about(config, folds, folder)
     if external is not None:
         _check_external(config, external)
     claim(folder, "folds.json", about, "a cross-validation")
@@ -86,7 +86,7 @@ def _check(overrides: tuple[str, ...]) -> None:
             raise UserError(f"-o {override}: leave it out, --folds sets it")
 
 
-def _about(config: RunConfig, folds: int) -> dict[str, Any]:
+def _about(config: RunConfig, folds: int, folder: Path) -> dict[str, Any]:
     """What identifies these folds. Raises `UserError` where some fold could not be tested."""
     path = str(config.data.path)
     opened = open_source(path, config.data)
@@ -96,8 +96,11 @@ def _about(config: RunConfig, folds: int) -> dict[str, Any]:
     settings = config.model_dump(mode="json")
     settings["training"] = {key: value for key, value in settings["training"].items() if key not in MAY_DIFFER}
     rows = opened.manifest
-    data = digest(opened.fingerprint(), rows.image, rows.label.tolist(), rows.group)
-    return {"folds": folds, "config": settings, "data": data}
+    keys = [
+        digest(files, rows.image, rows.label.tolist(), rows.group)
+        for files in (opened.fingerprint(), opened.old_fingerprint())
+    ]
+    return {"folds": folds, "config": settings, "data": known_key(folder, "folds.json", "data", *keys)}
 
 
 def _check_labels(manifest: Manifest, split: str | None, context: str, advice: str) -> None:

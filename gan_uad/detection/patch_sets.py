@@ -102,7 +102,7 @@ def _warnings(model: Model, trained_on: DataConfig, target: PatchSet, chosen: st
         found.append("the model was trained on some of the scored images: its metrics are better than on new ones")
     if chosen in {"val", "all"}:
         found.append("the threshold was set on some of the scored images themselves")
-    unchanged = target.fingerprint == model.train_data or model.config.data != trained_on
+    unchanged = target.is_set(model.train_data) or model.config.data != trained_on
     if not (target.brings_splits or unchanged):
         found.append(
             f"{target.source} has changed since the training: its splits may differ, and training images may be among those scored"

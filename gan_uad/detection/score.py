@@ -22,7 +22,7 @@ from gan_uad.detection.patch_sets import ScoreSets, choose_sets, overridden_conf
 from gan_uad.detection.rows import CHUNK, Row, as_rows, name_skipped, read_back, resumed, write_csv, written_numbers
 from gan_uad.device import prepare
 from gan_uad.errors import UserError
-from gan_uad.files import claim, one_writer, write_json
+from gan_uad.files import claim, known_key, one_writer, write_json
 from gan_uad.metrics import tails
 from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold, strict_json
 from gan_uad.model import load_model, make_scorer
@@ -76,7 +76,9 @@ def score(
     folder = out or _default_folder(run, data or str(config.data.path), method, split)
     normals = _normals(scorer, sets, config.scoring.scorer)
     _check_normals(scorer, sets)
-    key = _key(run, [scorer.spec, None if found_by is None else found_by.spec], sets, normals, scorer.rests_on)
+    spec = [scorer.spec, None if found_by is None else found_by.spec]
+    keys = [_key(run, spec, sets, normals, scorer.rests_on, old) for old in (False, True)]
+    key = known_key(folder, "scores.json", "key", *keys)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
         "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"],
@@ -166,10 +168,15 @@ def _normals(scorer: Scorer, sets: ScoreSets, name: str) -> PatchSet | None:
     return sets.learnt_from
 
 
-def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str) -> str:
+def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None, rests_on: str, old: bool) -> str:
+    """What the scores depend on. old: as version 0.2 and before wrote it."""
+
+    def of(patches: PatchSet) -> str:
+        return patches.old_fingerprint if old else patches.fingerprint
+
     hashed = hashlib.sha256(model_file(run).read_bytes())
-    keyed: list[Any] = [method, sets.target.fingerprint, sets.validation.fingerprint if sets.validation else None]
-    keyed += [] if normals is None else [normals.fingerprint]
+    keyed: list[Any] = [method, of(sets.target), of(sets.validation) if sets.validation else None]
+    keyed += [] if normals is None else [of(normals)]
     keyed += [rests_on] if rests_on else []
     hashed.update(json.dumps(keyed, sort_keys=True).encode())
     return hashed.hexdigest()

@@ -141,7 +141,7 @@ def choose_real(candidate: Candidate, split: str | None, label: str | None) -> R
     wanted = label or settings.label
     crop = f"center crop of {settings.crop_size or candidate.resolution} px, " if settings.crop == "center" else ""
     notes = [f"image files: {crop}resized to {candidate.resolution} px ({settings.resize}), 8 bits", *patches.notes]
-    if model and trained_on and not patches.brings_splits and patches.fingerprint != model.train_data:
+    if model and trained_on and not patches.brings_splits and not patches.is_set(model.train_data):
         notes.append("the real images have changed since the training: the splits may have changed too")
     of_label = patches
     if set(patches.manifest.label.tolist()) == {UNKNOWN}:
@@ -190,7 +190,7 @@ def choose_compared(patches: PatchSet, label: str, context: str) -> tuple[PatchS
 
 def _is_training_set(model: Model, settings: DataConfig, patches: PatchSet) -> bool:
     """Whether the generator was trained on these images, here or at another path."""
-    if model.train_data and model.train_data == patches.fingerprint:
+    if model.train_data and patches.is_set(model.train_data):
         return True
     path = model.config.data.path
     return path is not None and Path(path).resolve() == Path(str(settings.path)).resolve()

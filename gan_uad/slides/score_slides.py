@@ -20,7 +20,7 @@ from gan_uad.detection.rows import CHUNK, write_csv
 from gan_uad.detection.score import calibrate
 from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
-from gan_uad.files import claim, csv_text, write_json, write_text
+from gan_uad.files import claim, csv_text, known_key, write_json, write_text
 from gan_uad.metrics import tails
 from gan_uad.metrics.detection import fit_threshold
 from gan_uad.metrics.tails import MIN_NORMALS, Tail
@@ -71,13 +71,18 @@ def score_slides(
     found_by = getattr(scorer, "inverter", None)
     inverter_spec = None if found_by is None else found_by.spec
     label = f"{model.name}/{(inverter_spec or scorer.spec)['name']}"
-    depends_on = [
-        [scorer.spec, inverter_spec, scorer.rests_on], held_out.fingerprint, None if train is None else train.fingerprint,
-        [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k, tails.VERSION,
-    ]  # fmt: skip
-    hashed = hashlib.sha256(model_file(run).read_bytes())
-    hashed.update(json.dumps(depends_on, sort_keys=True).encode())
-    key = hashed.hexdigest()
+    of_model = model_file(run).read_bytes()
+
+    def key_of(held_out: str, train: str | None) -> str:
+        depends_on = [
+            [scorer.spec, inverter_spec, scorer.rests_on], held_out, train,
+            [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k, tails.VERSION,
+        ]  # fmt: skip
+        return hashlib.sha256(of_model + json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+
+    old_key = key_of(held_out.old_fingerprint, None if train is None else train.old_fingerprint)
+    key = key_of(held_out.fingerprint, None if train is None else train.fingerprint)
+    key = known_key(out, SETTINGS, "key", key, old_key)
     claim(out, SETTINGS, {"key": key}, "slides scored with another model, calibration or setting", SLIDES)
     settings = {
         "key": key, "model": str(run), "label": label, "scorer": config.scoring.scorer, "options": scorer.spec["options"],

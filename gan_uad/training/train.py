@@ -44,12 +44,16 @@ def train(
     out: Path = Path("runs"),
     resume: bool = False,
     dry_run: bool = False,
+    changed_data: bool = False,
 ) -> Run | None:
     """Train by the configuration `source` (preset, YAML file or run folder); returns the run, or None for a dry run.
 
     With `resume`, `source` may be a run folder, or a configuration whose latest run under `out` continues. Under torchrun every process
     calls it: they train together, and rank 0 alone reads the configuration, writes and prints. A run has one writer at a time.
+    `changed_data`: resume although the patches are not those of the run. The run then says so for good.
     """
+    if changed_data and not resume:
+        raise UserError("--changed-data is for a run that continues: add --resume, or leave it out")
     given = [f"data.path={_quoted(_absolute(data))}"] if data else []
     given += [f"generator={_quoted(_absolute(str(trained_model(generator))))}"] if generator else []
     overrides = (*given, *overrides)
@@ -59,7 +63,9 @@ def train(
             if existing is not None:
                 folder = existing.folder
                 distributed.first(lambda: held.enter_context(one_writer(folder)))
-            return _train(config, out, existing, here, held) if config.task else fit(config, out, existing, held)
+            if not config.task:
+                return fit(config, out, existing, held)
+            return _train(config, out, existing, here, held, changed_data)
         if here.rank == 0:
             print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
         return None
@@ -84,7 +90,9 @@ def _configured(
     return config, existing
 
 
-def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed.World, held: ExitStack) -> Run:
+def _train(
+    config: RunConfig, out: Path, existing: Run | None, here: distributed.World, held: ExitStack, changed_data: bool
+) -> Run:
     settings = config.training
     device = distributed.together(lambda: prepare(settings.device, settings.threads, settings.precision))
     several = f", {here.size} processes" if here.size > 1 else ""
@@ -106,8 +114,10 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     _check_enough(config, task, len(chosen))
     stream = task.stream(chosen, settings.batch, settings.seed, config.data.flips, config.data.turns)
     validator = None if settings.eval_kimg is None else _validator(config, task, patches, chosen)
-    run = distributed.first(lambda: open_run(config, out, existing, chosen, held))
     about = description(config, patches, chosen)
+    if existing is not None:
+        about["train_data"] = distributed.first(lambda: _data_of(existing, patches, changed_data))
+    run = distributed.first(lambda: open_run(config, out, existing, chosen, held))
     try:
         ended = run_training(task, stream, run, device, about, existing is not None, validator)
     except Interrupted:
@@ -116,6 +126,25 @@ def _train(config: RunConfig, out: Path, existing: Run | None, here: distributed
     distributed.first(lambda: _draw_curves(task, run))
     console.say(f"done: {run.folder} ({ended})")
     return run
+
+
+def _data_of(run: Run, patches: PatchSet, changed: bool) -> str:
+    """What a resumed run says of its patches. Raises `UserError` where they have changed, unless allowed (`changed`): it then names both,
+    a fingerprint that no patches have, so that scores of such a run are warned of for good.
+    """
+    if not checkpoint.has_state(run.state_path) or not run.model_path.is_file():
+        return patches.fingerprint
+    stored: str = checkpoint.read_model(run.model_path)[0].get("train_data", "")
+    before, _, last = stored.rpartition("+")
+    if not stored or patches.is_set(last):
+        return stored if before else patches.fingerprint
+    if not changed:
+        raise UserError(
+            f"{patches.source} has changed since the training of {run.folder}: its splits may differ, and training images would become "
+            "test images. Restore it, start a new run, or add --changed-data (scores of the run are then warned of for good)"
+        )
+    console.say(f"warning: {patches.source} has changed since the training of {run.folder}: its scores may be too good")
+    return f"{stored}+{patches.fingerprint}"
 
 
 def _begin(task: Task, config: RunConfig) -> None:
