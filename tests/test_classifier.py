@@ -49,11 +49,12 @@ def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
     folder = tmp_path_factory.mktemp("labelled")
     rng = np.random.default_rng(0)
     for label, count in COUNTS.items():
-        (folder / f"{label}").mkdir()
+        place = folder / ("normal", "tumour")[label]
+        place.mkdir()
         for k in range(count):
             picture = rng.integers(0, 200, (16, 16, 3), dtype=np.uint8)
             picture[0, 0], picture[0, 1] = 20 * label + k, label
-            Image.fromarray(picture).save(folder / f"{label}" / f"{k:02d}.png")
+            Image.fromarray(picture).save(place / f"{k:02d}.png")
     return load_patches(DataConfig(path=str(folder), split_fractions=(1.0, 0.0, 0.0)), 16)
 
 
