@@ -137,6 +137,7 @@ def test_resamples_without_a_class_are_drawn_again():
     interval = d.bootstrap_interval(labels, np.linspace(1, 0, 28) + 0.3 * (np.arange(28) % 3), groups, n=500)
     assert interval.n_redrawn > 20  # (20/22)^22 = 12 % of draws hold neither a nor b
     assert math.isfinite(interval.low)
+    assert interval.n_resamples == 500
     assert interval.optimistic
     assert "only 2 groups hold anomalous" in interval.note
 

@@ -140,6 +140,7 @@ def test_images_do_not_mix() -> None:
     ("options", "message"),
     [
         ({"resolution": 48}, "resolution must be a power of two"),
+        ({"num_noise": 0}, r"num_noise must be in \[1, 8\]"),
         ({"num_noise": 9}, r"num_noise must be in \[1, 8\] at 32 px, got 9"),
         ({"num_ws": 0}, "num_ws must be at least 1"),
         ({"space": "z"}, "option space: .*'w' or 'w_plus'"),
@@ -148,6 +149,7 @@ def test_images_do_not_mix() -> None:
 def test_bad_sizes_are_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         encoder(**options)
+    assert len(encoder(num_noise=1)(torch.zeros(1, 3, 32, 32)).noise) == 1
 
 
 # ---------------------------------------------------------------- the losses
