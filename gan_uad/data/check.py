@@ -97,6 +97,10 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
         problems=[],
     )
     report.problems = _problems(report)
+    if not _holds_anomalous(report) and report.labels.get("train", {}).get("normal"):
+        report.notes.append(
+            "no anomalous image: models can be trained on these patches, but detection cannot be evaluated"
+        )
     if data.crop == "none" and (cut := sum(n for size, n in sizes.items() if not _square(size))):
         report.notes.append(f"{cut} images are not square: their centre square is used")
     return report, manifest
@@ -164,9 +168,13 @@ def _problems(report: Report) -> list[str]:
         fix = "" if known else f"; {PUT_NORMALS}"
         found.append(f"no normal image in train: there is nothing to learn normal tissue from{fix}")
     for name in ("normal", "anomalous"):
-        if not report.labels.get("test", {}).get(name):
+        if not report.labels.get("test", {}).get(name) and (name == "normal" or _holds_anomalous(report)):
             found.append(f"no {name} image in test: detection cannot be evaluated")
     return found
+
+
+def _holds_anomalous(report: Report) -> bool:
+    return any(counts.get("anomalous") for counts in report.labels.values())
 
 
 def as_text(report: Report) -> str:
