@@ -13,7 +13,7 @@ import click
 import numpy as np
 
 from gan_uad import console
-from gan_uad.config import DataConfig
+from gan_uad.config import DataConfig, ScoringConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
@@ -21,6 +21,7 @@ from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import Source, open_source
 from gan_uad.device import cores
 from gan_uad.files import make_folder
+from gan_uad.metrics.detection import unmet
 from gan_uad.plotting.pictures import class_samples
 from gan_uad.plotting.plots import class_balance
 
@@ -97,6 +98,9 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
         problems=[],
     )
     report.problems = _problems(report)
+    groups = [manifest.group[i] for i in manifest.where("val", 0)]
+    if report.labels.get("train", {}).get("normal") and (reason := unmet(ScoringConfig().threshold, groups)):
+        report.notes.append(reason)
     if not _holds_anomalous(report) and report.labels.get("train", {}).get("normal"):
         report.notes.append(
             "no anomalous image: models can be trained on these patches, but detection cannot be evaluated"
