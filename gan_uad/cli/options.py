@@ -176,6 +176,11 @@ unannotated_option = click.option(
 )
 
 
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse to start where a slide has no annotation, or an annotation file is unused."
+)
+
+
 def class_option(function: Any) -> Any:
     """What annotated classes mean, as a mapping."""
     help = (

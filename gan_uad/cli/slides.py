@@ -21,6 +21,7 @@ from gan_uad.cli.options import (
     shard_option,
     slide_mpp_option,
     stain_option,
+    strict_option,
     unannotated_option,
     workers_option,
 )
@@ -83,6 +84,7 @@ class _Count(click.ParamType):
     help="Minimum annotated fraction of a tumour tile. A tile with less has no label; with none it is normal.",
 )
 @unannotated_option
+@strict_option
 @click.option(
     "--label", type=click.Choice(["normal", "tumour", "all"]), default="all", help="Keep only tiles of this label."
 )
@@ -98,7 +100,7 @@ class _Count(click.ParamType):
 @workers_option
 def tile(
     slides: tuple[Path, ...], out: Path, annotations: Path | None, shard: str | None, workers: int | None, grid: bool,
-    per_slide: int | str, **settings: Any,
+    per_slide: int | str, strict: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Cut whole slides into a set of patches.
 
@@ -114,7 +116,7 @@ def tile(
     count = None if isinstance(per_slide, str) else per_slide
     cut = TileSettings(per_slide=count, choice="grid" if grid else "random", **settings)
     check_settings(cut)
-    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores()))
+    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), strict))
 
 
 @click.command("score-slide")
@@ -178,6 +180,7 @@ def score_slide(
 @annotations_option
 @class_option
 @unannotated_option
+@strict_option
 @click.option("--labels", type=PATH, metavar="FILE", help="CSV file with columns slide and label (0 normal, 1 tumour).")
 @bootstrap_options
 def evaluate_slides(scores: tuple[Path, ...], **options: Any) -> None:

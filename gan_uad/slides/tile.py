@@ -22,8 +22,8 @@ from gan_uad import console
 from gan_uad.data.sources import INDEX, RECORD
 from gan_uad.errors import UserError
 from gan_uad.files import alone, atomic, claim, explained, read_json, write_json
-from gan_uad.slides.annotations import find_annotation
 from gan_uad.slides.batch import SlideTask, each_slide, finished_slides, read_record
+from gan_uad.slides.matching import Matches, match_annotations
 from gan_uad.slides.tile_slide import COLUMNS, ROWS, TileSettings, cut_slide
 
 SETTINGS = "tile.json"
@@ -32,11 +32,12 @@ KEYS = ("identity", "annotation_hash", "tiles", "labels")  # of a tiled slide's 
 
 def tile(
     slides: Sequence[Path], out: Path, settings: TileSettings, annotations: Path | None = None,
-    shard: tuple[int, int] = (0, 1), workers: int = 1,
+    shard: tuple[int, int] = (0, 1), workers: int = 1, strict: bool = False,
 ) -> Path:  # fmt: skip
     """Cut `slides` into tiles below `out`, and write `index.csv` over all finished slides; returns `out`.
 
-    `annotations`: a folder of annotation files, or one file for a single slide. `shard` (i, n): every n-th slide, starting at the i-th
+    `annotations`: a folder of annotation files (see `match_annotations`), or one file for a single slide. `strict`: refuse to start where
+    a slide has no annotation or a file of the folder is unused. `shard` (i, n): every n-th slide, starting at the i-th
     (from 0); all shards may write into one folder at the same time. `workers`: threads that read and write.
 
     A slide that was cut from the same file and annotation is left as it is. A slide that fails does not stop the others: `JobFailed`
@@ -46,11 +47,15 @@ def tile(
         raise UserError(f"--annotations {annotations}: no such file or folder")
     if annotations is not None and annotations.is_file() and len(slides) > 1:
         raise UserError(f"--annotations {annotations}: one file for {len(slides)} slides; name a folder of annotations")
+    matches: Path | Matches | None = annotations
+    if annotations is not None and annotations.is_dir():
+        matches = match_annotations(annotations, slides)
+        matches.report(strict, settings.unannotated == "normal")
     claim(out, SETTINGS, asdict(settings), "tiles cut", "*")
     records: list[dict[str, Any]] = []
 
     def work(task: SlideTask) -> str:
-        record, message = _cut(task, out, settings, annotations, workers)
+        record, message = _cut(task, out, settings, matches, workers)
         records.append(record)
         return message
 
@@ -84,12 +89,10 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _cut(
-    task: SlideTask, out: Path, settings: TileSettings, annotations: Path | None, workers: int
+    task: SlideTask, out: Path, settings: TileSettings, matches: Path | Matches | None, workers: int
 ) -> tuple[dict[str, Any], str]:
     """Cut one slide, unless it is finished; returns its record and a message."""
-    annotation = annotations
-    if annotations is not None and annotations.is_dir():
-        annotation = find_annotation(annotations, task.path, task.alone)
+    annotation = matches.of(task.path, task.other) if isinstance(matches, Matches) else matches
     digest = None if annotation is None else hashlib.blake2b(annotation.read_bytes(), digest_size=8).hexdigest()
     folder, lock = out / task.name, out / f".{task.name}.lock"
     with alone(lock):
