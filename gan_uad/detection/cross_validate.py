@@ -14,8 +14,8 @@ from gan_uad import console
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.data.manifest import Manifest
-from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import open_source
+from gan_uad.data.splits import split_manifest
 from gan_uad.detection.folds import report
 from gan_uad.detection.patch_sets import SPLIT_SETTINGS
 from gan_uad.detection.score import score

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gan_uad import checkpoint, console, registry
 from gan_uad.config import RunConfig
+from gan_uad.data.findings import untested
 from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.manifest import LABELS, UNKNOWN
 from gan_uad.data.patches import PatchSet, batches, contaminated, some
@@ -68,10 +69,12 @@ def fit(config: RunConfig, out: Path, existing: Run | None, held: ExitStack) -> 
 def train_images(config: RunConfig, patches: PatchSet, most: int | None = None) -> PatchSet:
     """The images to train on: the train images of `data.label`, at most `most`, contaminated as `data.contamination` says.
 
-    Prints the notes of the patches. Raises `UserError` where there are no such images.
+    Prints the notes of the patches, and why a detection could not be evaluated on them. Raises `UserError` where there are no such images.
     """
     for note in patches.notes:
         console.say(f"note: {note}")
+    for problem in untested(patches.manifest):
+        console.say(f"warning: {problem}")
     chosen = patches.select("train", LABELS[config.data.label])
     if most is not None:
         chosen = some(chosen, most, config.training.seed)
