@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from gan_uad.config import DataConfig
 from gan_uad.data.arrays import H5_NAME, H5Source, Handles, NpzSource, digest, h5_siblings
-from gan_uad.data.contents import hashes, problem_of, stats_of
+from gan_uad.data.contents import hash_of, hashes, problem_of, stats_of
 from gan_uad.data.images import ENDINGS, BadImage, Mask, Pixels, decode, decode_mask, inspect
 from gan_uad.data.layouts import labels_of, read_names
 from gan_uad.data.manifest import Manifest
@@ -100,6 +100,7 @@ class Folder:
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root = root
         self._stats: dict[str, os.stat_result | None] = {}
+        self._hashes: dict[str, str] = {}  # of the images, once `keys` was called
         self.names = [only] if only else sorted(self._walk())
 
     def _walk(self) -> list[str]:
@@ -123,11 +124,16 @@ class Folder:
     def read(self, name: str) -> bytes:
         if problem := problem_of(self.root / name):  # a pipe would wait for ever
             raise BadImage(name, problem, passing=problem.startswith("cannot"))
-        return (self.root / name).read_bytes()
+        content = (self.root / name).read_bytes()
+        known = self._hashes.get(name, "")
+        if known and " " not in known and known != hash_of(content):  # else it has the reason why there is none
+            raise BadImage(name, "changed while the set was read", passing=True)
+        return content
 
     def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
         """One tuple per file, of its name and content."""
-        return list(zip(names, hashes(self.root, self._states(names)), strict=True))
+        self._hashes = dict(zip(names, hashes(self.root, self._states(names)), strict=True))
+        return list(self._hashes.items())
 
     def old_keys(self, names: list[str]) -> list[tuple[Any, ...]]:
         """One tuple per file, of its name, size and time."""
