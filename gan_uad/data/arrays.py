@@ -16,9 +16,9 @@ import numpy as np
 
 from gan_uad.config import DataConfig
 from gan_uad.data.catalogue import normal_class
+from gan_uad.data.classes import labels_of
 from gan_uad.data.contents import hashes, problem_of, stats_of
 from gan_uad.data.images import BadImage, Mask, Pixels
-from gan_uad.data.layouts import labels_of
 from gan_uad.data.manifest import SPLIT_NAMES, Manifest
 from gan_uad.errors import UserError
 from gan_uad.files import read_csv

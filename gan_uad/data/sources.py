@@ -18,9 +18,10 @@ from typing import Any, Protocol
 
 from gan_uad.config import DataConfig
 from gan_uad.data.arrays import H5_NAME, H5Source, Handles, NpzSource, digest, h5_siblings
+from gan_uad.data.classes import labels_of
 from gan_uad.data.contents import hash_of, hashes, problem_of, stats_of
 from gan_uad.data.images import ENDINGS, BadImage, Mask, Pixels, decode, decode_mask, inspect
-from gan_uad.data.layouts import labels_of, read_names
+from gan_uad.data.layouts import read_names
 from gan_uad.data.manifest import Manifest
 from gan_uad.errors import UserError
 
