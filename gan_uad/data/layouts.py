@@ -168,7 +168,7 @@ def _folders(
         notes.append(
             f"{len(masks)} files in mask folders ({folders}) are masks; {sum(map(bool, mask))} images have one{left}"
         )
-    notes += _names_not_read([path for _, path, _ in images])
+    notes += _names_not_read([path for _, path, _ in images], any(split for _, _, split in images))
     split_column = [split for _, _, split in images]
     manifest = Manifest.of([name for name, _, _ in images], label=label, klass=klass, mask=mask, split=split_column)
     return Layout(kind, manifest, notes)
@@ -185,16 +185,16 @@ def _refuse_splits_in_classes(classes: set[str], context: str) -> None:
 
 def _instead(paths: list[tuple[str, ...]]) -> str:
     """What else can be done where the folders on top are no classes, as words after an advice."""
+    if {path[0].lower() for path in paths} & SHORT_SPLITS:
+        return ", or rename the folders to train, val and test if they are splits, or write an index.csv"
     below = sorted({path[1] for path in paths if len(path) > 2} - {path[0] for path in paths})
     if any(is_normal_name(name) or DISEASES & set(words_of(name)) for name in below):
         shown = ", ".join(below[:4])
         return f", or move the class folders ({shown}) to the top if these are the classes, or write an index.csv"
-    if {path[0].lower() for path in paths} & SHORT_SPLITS:
-        return ", or rename the folders to train, val and test if they are splits, or write an index.csv"
     return ", or write an index.csv"
 
 
-def _names_not_read(paths: list[tuple[str, ...]]) -> list[str]:
+def _names_not_read(paths: list[tuple[str, ...]], splits: bool) -> list[str]:
     """Notes of names that may say a group or a split, which class folders do not give, and of images of one name."""
     notes = []
     if below := sorted({part for path in paths for part in path[1:-1] if part.lower() not in IMAGE_FOLDERS}):
@@ -202,7 +202,7 @@ def _names_not_read(paths: list[tuple[str, ...]]) -> list[str]:
         notes.append(f"{some} are not read as groups (patients or slides): write an index.csv where they are")
     stems = [PurePosixPath(path[-1]).stem for path in paths]
     named = [SPLIT_NAMES[word] for stem in stems for word in words_of(stem) if word in SPLIT_NAMES]
-    if len(set(named)) > 1:
+    if len(set(named)) > 1 and not splits:
         notes.append(
             f"{len(named)} file names hold train, val or test, which are not read as splits: use folders or an index.csv"
         )
