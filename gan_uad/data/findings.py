@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from gan_uad.config import DataConfig
+from gan_uad.config import DataConfig, ScoringConfig
 from gan_uad.data.cache import Tally
 from gan_uad.data.images import BadImage, Mask
 from gan_uad.data.layouts import PUT_NORMALS
@@ -13,6 +13,7 @@ from gan_uad.data.manifest import ANOMALOUS, LABELS, NORMAL, UNKNOWN, Manifest
 from gan_uad.data.sources import Source
 from gan_uad.device import cores
 from gan_uad.errors import UserError
+from gan_uad.metrics.detection import unmet
 
 LARGEST_BATCH = 64  # of the presets that train a network
 N_SIZES = 3  # that a note names
@@ -83,8 +84,9 @@ def hints(manifest: Manifest, wanted: str) -> list[str]:
     notes = []
     if ANOMALOUS not in manifest.label and len(manifest.where("train", NORMAL)):
         notes.append("no anomalous image: models can be trained on these patches, but detection cannot be evaluated")
-    if NORMAL in manifest.label and not len(manifest.where("val", NORMAL)):
-        notes.append("no normal image in val: no threshold can be set")
+    groups = [manifest.group[i] for i in manifest.where("val", NORMAL)]
+    if len(manifest.where("train", NORMAL)) and (reason := unmet(ScoringConfig().threshold, groups)):
+        notes.append(reason)
     if 0 < (count := len(manifest.where("train", LABELS[wanted]))) < LARGEST_BATCH:
         kind = "" if wanted == "all" else f"{wanted} "
         needed = f"a network needs at least training.batch of them ({LARGEST_BATCH} or less in the presets)"

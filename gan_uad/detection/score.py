@@ -129,6 +129,8 @@ def _score_all(
     console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
     if fitted is None:
         console.say("note: no validation normals are available, so no threshold was set and no decisions were made")
+    elif not fitted.exists:
+        console.say(f"warning: {fitted.note}")
     for warning in sets.warnings:
         console.say(f"warning: {warning}")
     name_skipped(sets.target.skipped, "scores.json")
