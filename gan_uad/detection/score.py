@@ -85,7 +85,7 @@ def score(
         "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "corruption": corruption.model_dump(mode="json") if corruption.words else None,
-        "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
+        "notes": sets.target.notes, "warnings": sets.warnings, "known": sets.known, "skipped": sets.target.skipped,
     }  # fmt: skip
     claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
     truth = _truth(sets) if maps else None  # a mask that is refused should be so before any work
