@@ -20,6 +20,7 @@ from gan_uad.cli.options import (
     seed_option,
     shard_option,
     slide_mpp_option,
+    slides_csv_option,
     stain_option,
     unannotated_option,
     workers_option,
@@ -60,6 +61,7 @@ class _Count(click.ParamType):
 @click.option("--size", type=click.IntRange(16, 4096), default=256, metavar="PX", help="Side of a tile.")
 @mpp_option
 @slide_mpp_option
+@slides_csv_option
 @tissue_option
 @rule_option
 @click.option(
@@ -98,7 +100,7 @@ class _Count(click.ParamType):
 @workers_option
 def tile(
     slides: tuple[Path, ...], out: Path, annotations: Path | None, shard: str | None, workers: int | None, grid: bool,
-    per_slide: int | str, **settings: Any,
+    per_slide: int | str, slides_csv: Path | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Cut whole slides into a set of patches.
 
@@ -114,7 +116,7 @@ def tile(
     count = None if isinstance(per_slide, str) else per_slide
     cut = TileSettings(per_slide=count, choice="grid" if grid else "random", **settings)
     check_settings(cut)
-    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores()))
+    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), slides_csv))
 
 
 @click.command("score-slide")
@@ -132,6 +134,7 @@ def tile(
 )
 @mpp_option
 @slide_mpp_option
+@slides_csv_option
 @click.option(
     "--stride",
     type=click.FloatRange(0.05, 1),
@@ -178,7 +181,12 @@ def score_slide(
 @annotations_option
 @class_option
 @unannotated_option
-@click.option("--labels", type=PATH, metavar="FILE", help="CSV file with columns slide and label (0 normal, 1 tumour).")
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="CSV file with columns slide and label (0 normal, 1 tumour), and patient.",
+)
 @bootstrap_options
 def evaluate_slides(scores: tuple[Path, ...], **options: Any) -> None:
     """Compute AUROC of tiles and slides, and FROC.

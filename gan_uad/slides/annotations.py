@@ -85,8 +85,12 @@ class Annotations:
             )
 
 
-def read_annotations(path: Path, classes: Mapping[str, str] | None = None) -> Annotations:
+def read_annotations(
+    path: Path, classes: Mapping[str, str] | None = None, origin: tuple[int, int] | None = (0, 0)
+) -> Annotations:
     """Read ASAP's XML or QuPath's GeoJSON.
+
+    origin: level-0 px where QuPath's coordinates begin (`Slide.origin`), None where that is not known. ASAP's are of the whole slide.
 
     classes: roles of further or known classes, name -> one of `ROLES`; case does not matter. An ASAP outline is closed whether or not
     its first corner is repeated; a GeoJSON outline must be closed. An outline that crosses itself becomes the areas that it encloses an
@@ -101,7 +105,7 @@ def read_annotations(path: Path, classes: Mapping[str, str] | None = None) -> An
         raise UserError(f"{path} is no annotation: give ASAP's .xml or QuPath's .geojson")
     roles = {**KNOWN, **{name.lower(): role for name, role in (classes or {}).items()}}
     notes: list[str] = []
-    drawn = list(_read_asap(path, notes) if path.suffix.lower() == ".xml" else _read_geojson(path, notes))
+    drawn = list(_read_asap(path, notes) if path.suffix.lower() == ".xml" else _read_geojson(path, notes, origin))
     if unknown := sorted({name for name, _ in drawn if name.lower() not in roles}):
         raise UserError(
             f"{path}: unknown class {unknown[0]!r}; give its role with --class '{unknown[0]}={TUMOUR}', ={EXCLUDED} or ={IGNORED}"
@@ -168,12 +172,19 @@ def _read_asap(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     notes += [f"{path}: {n} annotations of type {kind} have no area and are left out" for kind, n in skipped.items()]
 
 
-def _read_geojson(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
+def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) -> Iterator[tuple[str, Any]]:
     """(class, polygon or multipolygon) of each annotation with an area; detections and tiles are left out."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    if origin is None:
+        raise UserError(
+            f"{path}: QuPath opens each scan region of this slide as an image of its own, so where its outlines lie is not known; draw "
+            "them in ASAP"
+        )
+    if origin != (0, 0):
+        notes.append(f"{path}: bounds {origin[0]}, {origin[1]} px of the slide are added to QuPath's outlines")
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in features):
         raise UserError(f"{path} is JSON, but not GeoJSON: expected a FeatureCollection, as QuPath exports it")
@@ -187,7 +198,8 @@ def _read_geojson(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
             continue
         context = f"{path}, feature {number}"
         try:
-            drawn = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
+            read = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
+            drawn = shapely.transform(read, lambda corners: corners + np.array(origin))
         except shapely.GEOSException as error:
             raise UserError(
                 f"{context}: its outline cannot be read ({' '.join(str(error).split())}); close the outline and export it again"

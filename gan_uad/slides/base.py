@@ -10,6 +10,7 @@ from PIL import Image
 from gan_uad.data.images import Pixels
 
 PLAUSIBLE_MPP = (0.01, 20.0)  # µm/px of a scanner; default resolutions of 72 or 300 dpi are 353 and 85 µm
+BOUNDED = (".scn", ".mrxs", ".avs", ".czi")  # slides on which QuPath's coordinates may begin elsewhere than at (0, 0)
 
 
 class Backend(Protocol):

@@ -73,6 +73,11 @@ class Slide:
             return float(integer)
         return ratio
 
+    def note(self, text: str) -> None:
+        """Say what is unusual about the slide, and keep it in `notes`."""
+        self.notes.append(f"{self.path}: {text}")
+        say(self.notes[-1])
+
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Pixels:
         """uint8 [height, width, 3], RGB, maybe read-only: the region of `width` × `height` px of `mpp` µm with top-left corner (x, y).
 
