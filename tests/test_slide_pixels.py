@@ -171,6 +171,8 @@ REFUSED: dict[str, tuple[Array, dict[str, Any], str]] = {
     "four channels": (np.stack([GREY] * 4), {"photometric": "minisblack", "planarconfig": "separate"}, "4 channels"),
     "12 bits": (IMAGE.astype(np.uint16) * 16, {"photometric": "rgb"}, "12 bits"),
     "10 bits, grey": (GREY.astype(np.uint16) * 4, {"photometric": "minisblack"}, "10 bits"),
+    "turned": (IMAGE, {"photometric": "rgb", "extratags": [(274, 3, 1, 6, True)]}, "Orientation 6"),
+    "mirrored": (GREY, {"photometric": "minisblack", "extratags": [(274, 3, 1, 2, True)]}, "Orientation 2"),
     "unknown compression": (IMAGE, {"photometric": "rgb"}, "65111"),
 }  # fmt: skip
 
@@ -184,6 +186,15 @@ def test_what_is_no_colour_is_refused_in_one_line(tmp_path: Path, name: str, til
         with tifffile.TiffFile(path, mode="r+") as tiff:
             tiff.pages.first.tags["Compression"].overwrite(65111)
     assert word in refusal(path)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("compression", ["jpeg2000", "webp", "zstd"])
+def test_compressions_that_openslide_does_not_know_are_read(tmp_path: Path, compression: str, tiled: bool) -> None:
+    pytest.importorskip("imagecodecs")
+    options = {"rowsperstrip": None, "tile": (64, 64)} if tiled else {}
+    path = write(tmp_path / "a.tif", IMAGE, photometric="rgb", compression=compression, **options)
+    np.testing.assert_array_equal(whole(open_slide(path)), IMAGE)
 
 
 def test_sixteen_bits_in_tiles_keep_their_pyramid_and_values(tmp_path: Path) -> None:

@@ -115,6 +115,41 @@ def test_scan_regions_are_said_and_their_outlines_placed_or_refused(cli: Any, tm
     assert cli(*words).exit_code == 0
 
 
+BOUNDS = {f"openslide.bounds-{key}": str(value) for key, value in (("x", 30), ("y", 40), ("width", 50), ("height", 60))}
+REGIONS = {f"openslide.region[{k}].{key}": "70" for k in (0, 1) for key in ("x", "y", "width", "height")}
+
+
+@pytest.mark.parametrize(
+    ("properties", "origin"),
+    [
+        ({}, (0, 0)),
+        (BOUNDS | {"openslide.vendor": "mirax"}, (30, 40)),
+        (BOUNDS | REGIONS | {"openslide.vendor": "leica"}, None),
+        (BOUNDS | REGIONS | {"openslide.region[1].width": "60", "openslide.vendor": "leica"}, (30, 40)),
+        (REGIONS | {"openslide.region[1].width": "60", "openslide.vendor": "zeiss"}, None),
+        (BOUNDS | {"openslide.vendor": "generic-tiff"}, None),  # cropped from OpenSlide 4.0.1 on
+        (BOUNDS | {"openslide.bounds-x": "0", "openslide.bounds-y": "0", "openslide.vendor": "generic-tiff"}, (0, 0)),
+        ({key: BOUNDS[key] for key in list(BOUNDS)[:3]}, (0, 0)),  # QuPath crops where there are all four
+        (BOUNDS | {"openslide.bounds-x": "30.5"}, (0, 0)),
+    ],
+)
+def test_where_qupath_begins_to_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, properties: dict[str, str], origin: tuple[int, int] | None
+) -> None:
+    """By the source of QuPath's OpenslideImageServer and of OpenSlide's vendors."""
+    path = write_slide(tmp_path / "a.tif", 300, 200, [(0, 0, 300, 200)])
+    monkeypatch.setattr(openslide.OpenSlide, "properties", properties)
+    assert open_slide(path, 1.0).origin == origin
+
+
+def test_fluorescence_of_mrxs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_slide(tmp_path / "a.tif", 300, 200, [(0, 0, 300, 200)])
+    monkeypatch.setattr(openslide.OpenSlide, "properties", {"mirax.GENERAL.SLIDE_TYPE": "SLIDE_TYPE_FLUORESCENCE"})
+    monkeypatch.setattr(openslide.OpenSlide, "detect_format", lambda _: "mirax")
+    with pytest.raises(UserError, match="fluorescence"):
+        open_slide(path, 1.0)
+
+
 def test_tiles_cut_before_bounds_were_known_are_cut_again(cli: Any, tmp_path: Path, scn: Path) -> None:
     geojson(tmp_path / "c.geojson", feature("Tumor", corners(BOX)))
     words = ("tile", scn, "--annotations", tmp_path, *GRID, "--out", tmp_path / "out")
@@ -278,7 +313,7 @@ def test_two_sources_of_one_fact_are_refused(cli: Any, tmp_path: Path, slides: l
         fails(result, option[0], "slides.csv")
 
 
-def test_names_with_folders(tmp_path: Path) -> None:
+def test_names_with_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = tmp_path / "x" / "b.tif", tmp_path / "y" / "b.tif"
     with pytest.raises(UserError, match=r"line 2.*folder"):
         SlideList(table(tmp_path, "slide,mpp\nb,0.5\n")).check([first, second])
@@ -290,6 +325,11 @@ def test_names_with_folders(tmp_path: Path) -> None:
     plain = SlideList(table(tmp_path, "slide,label\nb.tif,1\nb-1a2b3c,0\n"))
     assert plain.of(first, "b", alone=False) == Told()
     assert plain.of(second, "b-1a2b3c", alone=False).label == 0
+    capsys.readouterr()
+    SlideList(table(tmp_path, "slide,label\nb,1\nb-1a2b3c,0\n")).check([first, second], ["b", "b-1a2b3c"])
+    assert capsys.readouterr().err == ""
+    named.check([first, first, second])  # the same slide twice is one
+    assert capsys.readouterr().err == ""
 
 
 def test_patients_of_scored_slides_are_the_groups_of_intervals(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) 
         raise UserError(f"{path} is not valid JSON: {error}") from None
     if origin is None:
         raise UserError(
-            f"{path}: QuPath opens each scan region of this slide as an image of its own, so where its outlines lie is not known; draw "
-            "them in ASAP"
+            f"{path}: where its outlines lie is not known, since QuPath may open this slide cropped, or its regions one by one; draw them "
+            "in ASAP"
         )
     if origin != (0, 0):
         notes.append(f"{path}: bounds {origin[0]}, {origin[1]} px of the slide are added to QuPath's outlines")

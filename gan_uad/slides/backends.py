@@ -140,16 +140,18 @@ def _origin(properties: dict[str, str]) -> tuple[tuple[int, int] | None, list[st
     """Where QuPath's coordinates begin on a slide that OpenSlide reads, and notes.
 
     QuPath crops to OpenSlide's bounds (its preference "Crop to OpenSlide bounds" is on unless changed). Of a TIFF with several largest
-    regions, and of CZI, it opens each as an image of its own, by Bio-Formats.
+    regions, and of CZI, it opens each as an image of its own, by Bio-Formats. A tiled TIFF without its first tiles has bounds for
+    OpenSlide 4.0.1 and later only, so it depends on QuPath's version.
     """
     bounds = [properties.get(f"openslide.bounds-{name}", "") for name in ("x", "y", "width", "height")]
     origin = (int(bounds[0]), int(bounds[1])) if all(re.fullmatch(r"-?\d+", text) for text in bounds) else (0, 0)
     sizes: list[tuple[str, str]] = []
     while (key := f"openslide.region[{len(sizes)}].") + "width" in properties:
         sizes.append((properties[key + "width"], properties[key + "height"]))
+    vendor = properties.get(openslide.PROPERTY_NAME_VENDOR)
     if len(sizes) < 2:
-        return origin, []
+        return (None if vendor == GENERIC and origin != (0, 0) else origin), []
     notes = [f"holds {len(sizes)} scan regions, all of which are read, with white between them"]
     alone = max(sizes, key=lambda size: int(size[0]) * int(size[1]))
-    own = properties.get(openslide.PROPERTY_NAME_VENDOR) == "zeiss" or sizes.count(alone) > 1
+    own = vendor == "zeiss" or sizes.count(alone) > 1
     return (None if own else origin), notes

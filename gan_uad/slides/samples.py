@@ -116,6 +116,8 @@ def meaning(path: Path, page: Any, pages: int, pixels: Element | None) -> Sample
         raise UserError(f"{path}: {what} samples of {bits} bits are not 8 to 16 unsigned bits; {ADVICE}")
     if kind not in COLOURS:
         raise UserError(f"{path}: colours of the kind {_name(tifffile.PHOTOMETRIC, kind)} are not supported; {ADVICE}")
+    if (turned := page.tags.valueof("Orientation", 1)) != 1:  # OpenSlide mirrors each tile
+        raise UserError(f"{path}: it is stored turned or mirrored (Orientation {turned}); save it upright")
     found = [] if pixels is None else ome.channels(pixels)
     _check_channels(path, page, pages, found)
     alpha, notes = _extra_samples(path, page)
@@ -159,7 +161,8 @@ def _check_channels(path: Path, page: Any, pages: int, found: list[Element]) -> 
     kind, named = int(page.photometric), ", ".join(ome.names(found))
     colours, samples = COLOURS[kind], int(page.samplesperpixel)
     several = pages > 1 or (colours == 1 and samples > 1 and not _alphas(page))
-    if ome.fluorescent(found) or (several and not (pages == 3 and kind == GREY and ome.red_green_blue(found))):
+    dyed = ome.fluorescent(found) and (colours == 1 or len(found) > 1)
+    if dyed or (several and not (pages == 3 and kind == GREY and ome.red_green_blue(found))):
         count = max(pages, samples, len(found))
         what = f"{count} channel{'s' if count > 1 else ''}" + (f" ({named})" if named else "")
         raise UserError(

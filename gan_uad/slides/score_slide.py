@@ -121,7 +121,9 @@ def score_slide(task: SlideTask, calibrated: CalibratedScorer, cut: Cut, folder:
 
 def _placed(origin: tuple[int, int] | None) -> str:
     if origin is None:
-        return "QuPath opens each scan region as an image of its own; tiles.geojson is in px of the whole slide and does not fit them"
+        return (
+            "QuPath may open this slide cropped, or its regions one by one; tiles.geojson is in px of the whole slide"
+        )
     return f"bounds {origin[0]}, {origin[1]} px are subtracted in tiles.geojson, as QuPath does"
 
 

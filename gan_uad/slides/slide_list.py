@@ -90,16 +90,16 @@ class SlideList:
         ]
 
     def check(self, slides: Sequence[Path], names: Sequence[str] = ()) -> None:
-        """Say which slides are not in the table, have no patient in it, and which rows are of none of the slides.
+        """Say which slides are not in the table, have no patient in it, and which rows are of none of the slides. `names`: as in `of`.
 
         Raises `UserError` for a row that may be of two of them.
         """
         rows: dict[str, Path] = {}
         missing, unknown = [], []
-        for slide in dict.fromkeys(slides):
-            found = self._naming(slide)
+        for slide, name in dict.fromkeys(zip(slides, names or [""] * len(slides), strict=True)):
+            found = [name] if name in self._rows else self._naming(slide)
             for row in found:
-                if row in rows and row not in names:
+                if rows.get(row, slide) != slide and row not in names:
                     raise UserError(
                         f"{self.path}, line {self._rows[row][0]}: {row} may be {rows[row]} or {slide}; name it with its folder"
                     )
@@ -108,7 +108,7 @@ class SlideList:
                 missing.append(slide.name)
             elif "patient" in self.columns and not self._rows[found[0]][1].patient:
                 unknown.append(slide.name)
-        unused = [row for row in self._rows if row not in rows and row not in names]
+        unused = [row for row in self._rows if row not in rows]
         for what, those in (
             ("slides are not in it", missing),
             ("slides have no patient in it, and each counts as a patient of its own", unknown),

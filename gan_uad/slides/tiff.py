@@ -97,9 +97,8 @@ class TiffBackend:
         alike = [one for one in self._tiff.series if _area(one.levels[0]) >= LIKE * _area(series.levels[0])]
         if len(alike) > 1:
             names = [f"{one.name or 'image'} {_side(one, 'X')} × {_side(one, 'Y')}" for one in alike]
-            which = (
-                "the largest" if _area(alike[0].levels[0]) != _area(alike[1].levels[0]) else "the first of the largest"
-            )
+            areas = [_area(one.levels[0]) for one in alike]
+            which = "the largest" if areas.count(max(areas)) == 1 else "the first of the largest"
             self.notes.append(
                 f"holds {len(alike)} images of like size ({', '.join(names)} px); {which}, number {alike.index(series) + 1}, is read"
             )
