@@ -45,6 +45,19 @@ def scn(tmp_path: Path) -> Path:
     return write_scn(tmp_path / "c.scn", (region(), *OFFSET))
 
 
+@pytest.fixture(scope="module")
+def scorer(cli: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A fitted run, and patches that calibrate it."""
+    root = tmp_path_factory.mktemp("scorer")
+    patches, rng = root / "patches" / "normal", np.random.default_rng(1)
+    patches.mkdir(parents=True)
+    for k in range(60):
+        image = region(64, 64).astype(int) + rng.integers(-9, 10, (64, 64, 3))
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(patches / f"p{k}_0.png")
+    assert cli("train", "mean_color", "--data", patches.parent, "--out", root / "runs").exit_code == 0
+    return root / "runs" / "00000-mean_color", patches.parent
+
+
 def index(out: Path) -> list[dict[str, str]]:
     with open(out / "index.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -343,11 +356,81 @@ def test_patients_of_scored_slides_are_the_groups_of_intervals(tmp_path: Path) -
         assert found["n_units"] == groups
 
 
+def test_scored_slides_have_their_own_scale(
+    cli: Any, tmp_path: Path, slides: list[Path], scorer: tuple[Path, Path]
+) -> None:
+    words = (
+        "score-slide",
+        scorer[0],
+        *slides[:2],
+        "--normals",
+        scorer[1],
+        "--mpp",
+        1,
+        "--tissue",
+        0,
+        "--out",
+        tmp_path / "out",
+    )
+    result = cli(*words, "--slides-csv", table(tmp_path, "wsi,mpp\na.png,1.0\nb,0.25\n"))
+    assert result.exit_code == 0, result.output
+    found = {name: record(tmp_path / "out", name) for name in "ab"}
+    assert {name: (one["mpp"], one["side"], one["tiles"]) for name, one in found.items()} == {
+        "a": (1, 64, 16),
+        "b": (0.25, 256, 1),
+    }
+    (said,) = found["b"]["notes"]
+    assert "states 0.5" in said
+    assert said in result.stderr
+    # another scale for one slide: that one alone is scored again
+    cli(*words, "--slides-csv", table(tmp_path, "wsi,mpp\na.png,0.5\nb,0.25\n"))
+    again = {name: record(tmp_path / "out", name) for name in "ab"}
+    assert (again["a"]["side"], again["a"]["tiles"]) == (128, 4)
+    assert again["b"] == found["b"]
+    result = cli(*words, "--slide-mpp", 1, "--slides-csv", tmp_path / "slides.csv")
+    fails(result, "--slide-mpp", "slides.csv")
+
+
+def test_scored_tiles_lie_in_qupath_where_they_are(
+    cli: Any, tmp_path: Path, scn: Path, scorer: tuple[Path, Path]
+) -> None:
+    words = (
+        "score-slide",
+        scorer[0],
+        scn,
+        "--normals",
+        scorer[1],
+        "--mpp",
+        1,
+        "--tissue",
+        0.9,
+        "--out",
+        tmp_path / "out",
+    )
+    result = cli(*words)
+    assert result.exit_code == 0, result.output
+    with open(tmp_path / "out" / "c" / "tiles.csv", newline="", encoding="utf-8") as file:
+        places = [(int(row["x"]), int(row["y"])) for row in csv.DictReader(file)]
+    features = json.loads((tmp_path / "out" / "c" / "tiles.geojson").read_text())["features"]
+    assert places
+    assert min(places) >= OFFSET
+    shown = [tuple(one["geometry"]["coordinates"][0][0]) for one in features]
+    assert shown == [(x - OFFSET[0], y - OFFSET[1]) for x, y in places]
+    found = record(tmp_path / "out", "c")
+    assert found["origin"] == list(OFFSET)
+    assert "800, 600" in found["notes"][0]
+    assert found["notes"][0] in result.stderr
+    assert cli(*words).exit_code == 0
+    assert record(tmp_path / "out", "c") == found
+
+
 # Stain
 
 
 @pytest.mark.parametrize("command", ["tile", "score-slide"])
-def test_stain_that_cannot_be_fitted_is_said_and_not_recorded(cli: Any, tmp_path: Path, command: str) -> None:
+def test_stain_that_cannot_be_fitted_is_said_and_not_recorded(
+    cli: Any, tmp_path: Path, scorer: tuple[Path, Path], command: str
+) -> None:
     """Eosin alone has no optical density in red: there is tissue, but nothing to fit."""
     eosin = np.array([235, 120, 170]) + np.random.default_rng(0).normal(0, 6, (512, 512, 3))
     pale, both = tmp_path / "eosin.tif", tmp_path / "both.tif"
@@ -357,14 +440,7 @@ def test_stain_that_cannot_be_fitted_is_said_and_not_recorded(cli: Any, tmp_path
     if command == "tile":
         result = cli("tile", pale, both, *words, "--grid", "--out", out)
     else:
-        patches, runs = tmp_path / "patches", tmp_path / "runs"
-        rng = np.random.default_rng(1)
-        for k in range(60):
-            (patches / "normal").mkdir(parents=True, exist_ok=True)
-            image = region(64, 64).astype(int) + rng.integers(-9, 10, (64, 64, 3))
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(patches / "normal" / f"p{k}_0.png")
-        assert cli("train", "mean_color", "--data", patches, "--out", runs).exit_code == 0
-        result = cli("score-slide", runs / "00000-mean_color", pale, both, *words, "--normals", patches, "--out", out)
+        result = cli("score-slide", scorer[0], pale, both, *words, "--normals", scorer[1], "--out", out)
     assert result.exit_code == 0, result.output
     (said,) = [line for line in result.stderr.splitlines() if "macenko" in line and "eosin" in line]
     assert "of tissue" not in said
