@@ -58,6 +58,8 @@ class TiffBackend:
                 self.mpp, self.unclear = self._find_mpp()
             self.samples = meaning(path, first, len(self._levels[0]), pixels)
             self.sizes = [(pages[0].keyframe.imagewidth, pages[0].keyframe.imagelength) for pages in self._levels]
+            if not all(map(all, self.sizes)):
+                raise ValueError("a level of it has no pixels")
         except UserError:
             raise
         except Exception as error:  # a damaged file may raise anything
@@ -128,8 +130,13 @@ class TiffBackend:
         return found
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
-        planes = [self._page_region(level, number, x, y, width, height) for number in self.samples.order]
-        return self.samples.to_rgb(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
+        try:
+            planes = [self._page_region(level, number, x, y, width, height) for number in self.samples.order]
+            return self.samples.to_rgb(planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2))
+        except UserError:
+            raise
+        except Exception as error:  # tags of a damaged file may contradict each other
+            raise UserError(damaged(self._path, error)) from None
 
     def _page_region(self, level: int, number: int, x: int, y: int, width: int, height: int) -> NDArray[Any]:
         """uint8 or uint16 [height, width, samples of the page]; white where the file has nothing."""
