@@ -20,6 +20,7 @@ from gan_uad.cli.options import (
     seed_option,
     shard_option,
     slide_mpp_option,
+    slides_csv_option,
     stain_option,
     strict_option,
     unannotated_option,
@@ -61,6 +62,7 @@ class _Count(click.ParamType):
 @click.option("--size", type=click.IntRange(16, 4096), default=256, metavar="PX", help="Side of a tile.")
 @mpp_option
 @slide_mpp_option
+@slides_csv_option
 @tissue_option
 @rule_option
 @click.option(
@@ -100,7 +102,7 @@ class _Count(click.ParamType):
 @workers_option
 def tile(
     slides: tuple[Path, ...], out: Path, annotations: Path | None, shard: str | None, workers: int | None, grid: bool,
-    per_slide: int | str, strict: bool, **settings: Any,
+    per_slide: int | str, slides_csv: Path | None, strict: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Cut whole slides into a set of patches.
 
@@ -116,7 +118,7 @@ def tile(
     count = None if isinstance(per_slide, str) else per_slide
     cut = TileSettings(per_slide=count, choice="grid" if grid else "random", **settings)
     check_settings(cut)
-    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), strict))
+    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), slides_csv, strict))
 
 
 @click.command("score-slide")
@@ -134,6 +136,7 @@ def tile(
 )
 @mpp_option
 @slide_mpp_option
+@slides_csv_option
 @click.option(
     "--stride",
     type=click.FloatRange(0.05, 1),
@@ -181,7 +184,12 @@ def score_slide(
 @class_option
 @unannotated_option
 @strict_option
-@click.option("--labels", type=PATH, metavar="FILE", help="CSV file with columns slide and label (0 normal, 1 tumour).")
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="CSV file with columns slide and label (0 normal, 1 tumour), and patient.",
+)
 @bootstrap_options
 def evaluate_slides(scores: tuple[Path, ...], **options: Any) -> None:
     """Compute AUROC of tiles and slides, and FROC.

@@ -215,7 +215,7 @@ def _left_out(files: Folder | Archive) -> list[str]:
     read = " ".join(ENDINGS)
     notes = [f"{', '.join(counts)}: these files are left out, only {read} are read"] if counts else []
     tables = [name for name in files.names if name.lower().endswith(TABLES) and PurePosixPath(name).name != INDEX]
-    if tables:
+    if tables and INDEX not in files.names:
         more = f" and {len(tables) - 1} more tables are" if len(tables) > 1 else " is"
         notes.append(f"{tables[0]}{more} not read: labels, groups and splits in a table need the name {INDEX}")
     if files.hidden:

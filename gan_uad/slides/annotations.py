@@ -66,6 +66,11 @@ class Annotations:
     def __post_init__(self) -> None:
         object.__setattr__(self, "lesions", list(self.tumour.geoms))
 
+    @property
+    def has_tumour(self) -> bool:
+        """Whether any tumour is annotated, with or without an area."""
+        return not self.tumour.is_empty or self.unplaced > 0
+
     def fraction(self, x: ArrayLike, y: ArrayLike, side: float) -> NDArray[np.float64]:
         """Share of tumour, in [0, 1], in squares of `side` with top-left corners (x, y); in the shape of x and y."""
         squares, shape = _squares(x, y, side)
@@ -98,8 +103,12 @@ class Annotations:
             )
 
 
-def read_annotations(path: Path, classes: Mapping[str, str] | None = None) -> Annotations:
+def read_annotations(
+    path: Path, classes: Mapping[str, str] | None = None, origin: tuple[int, int] | None = (0, 0)
+) -> Annotations:
     """Read ASAP's XML or QuPath's GeoJSON.
+
+    origin: level-0 px where QuPath's coordinates begin (`Slide.origin`), None where that is not known. ASAP's are of the whole slide.
 
     classes: roles of further or known classes, name -> one of `ROLES`; case does not matter. An ASAP outline is closed whether or not
     its first corner is repeated; a GeoJSON outline must be closed. An outline that crosses itself becomes the areas that it encloses an
@@ -117,7 +126,7 @@ def read_annotations(path: Path, classes: Mapping[str, str] | None = None) -> An
     roles = {**KNOWN, **given}
     notes: list[str] = []
     xml = path.suffix.lower() == ".xml"
-    drawn = list(_read_asap(path) if xml else _read_geojson(path, notes))
+    drawn = list(_read_asap(path) if xml else _read_geojson(path, notes, origin))
     if unknown := sorted({name for name, _, _ in drawn if _key(name) not in roles}):
         raise UserError(
             f"{path}: unknown class {unknown[0]!r}; give its role with --class '{unknown[0]}={TUMOUR}', ={EXCLUDED} or ={IGNORED}"
@@ -194,12 +203,19 @@ def _read_asap(path: Path) -> Iterator[tuple[str, str, Any]]:
         yield group, kind, _area([outline], context)
 
 
-def _read_geojson(path: Path, notes: list[str]) -> Iterator[tuple[str, str, Any]]:
+def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) -> Iterator[tuple[str, str, Any]]:
     """(class, shape, polygon or multipolygon; None without an area) of each annotation; detections and tiles are left out."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
+    if origin is None:
+        raise UserError(
+            f"{path}: where its outlines lie is not known, since QuPath may open this slide cropped, or its regions one by one; draw them "
+            "in ASAP"
+        )
+    if origin != (0, 0):
+        notes.append(f"{path}: bounds {origin[0]}, {origin[1]} px of the slide are added to QuPath's outlines")
     features = content.get("features", [content]) if isinstance(content, dict) else content
     if not isinstance(features, list) or not all(isinstance(f, dict) and f.get("type") == "Feature" for f in features):
         raise UserError(f"{path} is JSON, but not GeoJSON: expected a FeatureCollection, as QuPath exports it")
@@ -216,7 +232,8 @@ def _read_geojson(path: Path, notes: list[str]) -> Iterator[tuple[str, str, Any]
             yield _class_of(properties), str(shape), None
             continue
         try:
-            drawn = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
+            read = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
+            drawn = shapely.transform(read, lambda corners: corners + np.array(origin))
         except shapely.GEOSException as error:
             raise UserError(
                 f"{context}: its outline cannot be read ({' '.join(str(error).split())}); close the outline and export it again"

@@ -29,6 +29,7 @@ from gan_uad.run import model_file
 from gan_uad.scoring.base import Scorer
 from gan_uad.slides.batch import SLIDES, SlideTask, each_slide, finished_slides
 from gan_uad.slides.score_slide import KEYS, CalibratedScorer, Cut, score_slide
+from gan_uad.slides.slide_list import slide_list
 from gan_uad.slides.tile import settings_of
 from gan_uad.training.fit import fit_on
 
@@ -49,15 +50,18 @@ def score_slides(
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
     device: str = "auto",
+    slides_csv: Path | None = None,
 ) -> Path:
     """Score slides into a folder each; returns `slides.csv` of all slides in `out` that were scored with the same settings.
 
     `cut.size` 0: the side of the model's images. `normals`: patches whose validation split calibrates, or all of them where they bring
     no splits; default: the patches that the run was trained on. `shard` (i, n): every n-th slide, starting at the i-th (from 0).
+    `slides_csv`: a table of µm/px by slide (`SlideList`).
 
     Resumes when run again; several processes may share the slides of one `out`. Raises `UserError` before any work, and `JobFailed` at
     the end if a slide failed.
     """
+    table = slide_list(slides_csv, slides, cut.slide_mpp)
     model = load_model(run, prepare(device))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
@@ -100,7 +104,9 @@ def score_slides(
     write_json(out / SETTINGS, settings | {"limit": limit})
 
     def work(task: SlideTask) -> str:
-        return _message(score_slide(task, calibrated, cut, out / task.name, workers or cores()), len(scores))
+        told = table and table.of(task.path).mpp
+        own = replace(cut, slide_mpp=told or cut.slide_mpp)
+        return _message(score_slide(task, calibrated, own, out / task.name, workers or cores()), len(scores))
 
     each_slide(slides, shard, out, KEYS, work, lambda: _write_table(out, key), "scored")
     return out / SLIDES
