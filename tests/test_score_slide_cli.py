@@ -77,7 +77,7 @@ class Bench:
     patches: Path
 
 
-OPTIONS = ("--mpp", "1", "--tissue", "0.5")
+OPTIONS = ("--mpp", "1", "--tissue", "0.5", "--threshold", "quantile:0.99")
 
 
 @pytest.fixture(scope="module")

@@ -34,13 +34,7 @@ tissue_option = click.option(
     metavar="FRACTION",
     help="Minimum tissue fraction of a tile. Use the same value for training and scoring.",
 )
-mpp_option = click.option(
-    "--mpp",
-    type=click.FloatRange(0.05, 100),
-    default=0.5,
-    metavar="UM",
-    help="µm/px of the tiles. It must equal the µm/px of the training patches.",
-)
+MPP = click.FloatRange(0.05, 100)
 
 
 class _Count(click.ParamType):
@@ -60,7 +54,7 @@ class _Count(click.ParamType):
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @out_option("tiles", "Folder of the patch set.")
 @click.option("--size", type=click.IntRange(16, 4096), default=256, metavar="PX", help="Side of a tile.")
-@mpp_option
+@click.option("--mpp", type=MPP, default=0.5, metavar="UM", help="µm/px of the tiles.")
 @slide_mpp_option
 @slides_csv_option
 @tissue_option
@@ -132,9 +126,18 @@ def tile(
     "[default: the val split of the patches that RUN was trained on]",
 )
 @click.option(
-    "--size", type=click.IntRange(16, 4096), metavar="PX", help="Side of a tile. [default: the resolution of RUN]"
+    "--size",
+    type=click.IntRange(16, 4096),
+    metavar="PX",
+    help="Side of a tile. [default: that of the patches RUN was trained on; else the resolution of RUN]",
 )
-@mpp_option
+@click.option(
+    "--mpp",
+    type=MPP,
+    metavar="UM",
+    help="µm/px of the tiles. [default: that of the patches RUN was trained on; required where it is unknown]",
+)
+@click.option("--other-mpp", is_flag=True, help="Allow tiles of another µm/px than RUN was trained on.")
 @slide_mpp_option
 @slides_csv_option
 @click.option(
@@ -148,6 +151,11 @@ def tile(
 @rule_option
 @stain_option
 @click.option(
+    "--threshold",
+    metavar="RULE",
+    help="Rule that decides which tiles are anomalous, see `gan-uad score`. [default: that of RUN; fpr:0.05]",
+)
+@click.option(
     "--top-k",
     type=click.IntRange(min=1),
     metavar="N",
@@ -160,8 +168,8 @@ def tile(
 @workers_option
 @device_option
 def score_slide(
-    run: str, slides: tuple[Path, ...], out: Path, size: int | None, mpp: float, slide_mpp: float | None, stride: float, tissue: float,
-    rule: str, stain: str | None, shard: str | None, **options: Any,
+    run: str, slides: tuple[Path, ...], out: Path, size: int | None, mpp: float | None, slide_mpp: float | None, stride: float,
+    tissue: float, rule: str, stain: str | None, shard: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Score the tiles of whole slides, and draw heatmaps.
 
@@ -173,7 +181,7 @@ def score_slide(
     from gan_uad.slides.score_slide import Cut
     from gan_uad.slides.score_slides import score_slides as job
 
-    cut = Cut(size or 0, mpp, stride, rule, tissue, stain or "", slide_mpp)
+    cut = Cut(size or 0, mpp or 0.0, stride, rule, tissue, stain or "", slide_mpp)
     print(job(run, list(slides), out, cut, shard=parse_shard(shard), **options))
 
 

@@ -27,7 +27,7 @@ from gan_uad.slides.tiles import labels as tile_labels
 from gan_uad.tables import format_interval, table, write_tables
 
 AGGREGATES = {
-    "max": "highest tile", "top_k": "mean of the highest tiles", "share": "share of tiles above 99 % of normals",
+    "max": "highest tile", "top_k": "mean of the highest tiles", "share": "share of tiles above the limit",
 }  # fmt: skip
 LABELS = {"normal": 0, "unknown": -1}
 TUMOUR_SHARE = 0.5  # from which a tile counts as anomalous; tiles with less tumour are left out

@@ -22,6 +22,7 @@ from gan_uad.data.patches import to_tensor
 from gan_uad.data.sources import MASK, RECORD
 from gan_uad.detection.rows import CHUNK, Row, as_rows, resumed_values
 from gan_uad.files import alone, csv_text, make_folder, remove_leftovers, write_json, write_text
+from gan_uad.metrics.detection import Threshold, strict_json
 from gan_uad.metrics.tails import Tail
 from gan_uad.plotting.overlay import overlay, thumbnail_mpp
 from gan_uad.scoring.base import Scorer
@@ -55,7 +56,8 @@ class Cut:
 class CalibratedScorer:
     """A scorer, calibrated on held-out normals.
 
-    `preprocess`: from a tile as read to the model's input image. `tail`: of the normals' scores; `limit`: their 99 % quantile. `key`:
+    `preprocess`: from a tile as read to the model's input image. `tail`: of the normals' scores; `limit`: their 99 % quantile, or highest
+    score (`limit_is`, in words). `threshold`: of the tiles' decisions. `key`:
     hash of everything that scores depend on. `label`: name of the model.
     """
 
@@ -63,6 +65,8 @@ class CalibratedScorer:
     preprocess: Callable[[Pixels], Pixels]
     tail: Tail
     limit: float
+    limit_is: str
+    threshold: Threshold
     top_k: int
     key: str
     label: str
@@ -110,7 +114,9 @@ def score_slide(task: SlideTask, calibrated: CalibratedScorer, cut: Cut, folder:
             "key": calibrated.key, "identity": task.identity, "slide": task.name, "file": str(task.path.absolute()), "alone": task.alone,
             "width": slide.width, "height": slide.height, "mpp": slide.mpp, "origin": slide.origin, "tiles": len(tiles),
             "side": tiles[0].side if tiles else cut.size * cut.mpp / slide.mpp, **calibrated.slide_scores(scores),
-            "limit": calibrated.limit, "top_k_is": calibrated.top_k, "model": calibrated.label, "cut": asdict(cut),
+            "limit": calibrated.limit, "limit_is": calibrated.limit_is,
+            "threshold": strict_json(asdict(calibrated.threshold)), "top_k_is": calibrated.top_k,
+            "model": calibrated.label, "cut": asdict(cut),
             "stain": None if stain is None else stain.to_dict(), "notes": slide.notes,
         }  # fmt: skip
         _write(slide, tissue, tiles, rows, calibrated.neg_log10_p(scores), record, folder)
@@ -170,16 +176,17 @@ def _write(
     slide: Slide, tissue: Tissue, tiles: list[Tile], rows: list[Row], neg_log10_p: NDArray[np.float64], record: dict[str, Any],
     folder: Path,
 ) -> None:  # fmt: skip
-    """All files of a slide but `slide.json`. A tile's decision is score > limit."""
+    """All files of a slide but `slide.json`. A tile's decision is score > threshold, as in `scores.csv`; empty without a threshold."""
     name, side = record["slide"], record["side"]
     measured = [{**row, "p": 10.0**-v, "neg_log10_p": v} for row, v in zip(rows, neg_log10_p.tolist(), strict=True)]
-    decisions = [row["score"] > record["limit"] for row in rows]
+    threshold = float(record["threshold"]["value"])
+    decisions = [row["score"] > threshold for row in rows]
     names = list(measured[0]) if measured else ["score", "p", "neg_log10_p"]
     lines = (
         [
             *(name, tile.x, tile.y, f"{tile.side:.9g}", f"{tile.tissue:.6g}"),
             *(f"{number:.9g}" for number in row.values()),
-            int(decision),
+            int(decision) if math.isfinite(threshold) else "",
         ]
         for tile, row, decision in zip(tiles, measured, decisions, strict=True)
     )
