@@ -318,7 +318,9 @@ def test_normals_are_needed(cli: Any, bench: Bench, tmp_path: Path) -> None:
     finally:
         os.rename(moved, bench.patches)
     fails(
-        cli("score-slide", bench.run, slide, "--size", 32, "-o", "data.crop=center", "--out", tmp_path / "c"),
+        cli(
+            "score-slide", bench.run, slide, "--mpp", 1, "--size", 32, "-o", "data.crop=center", "--out", tmp_path / "c"
+        ),
         "--size 32",
     )
 
