@@ -42,6 +42,8 @@ def test_class_folders_are_labelled_and_split(tmp_path: Path) -> None:
         "Normal ",
         "tumor_negative",
         "class 0 negative",
+        "normal mucosa",
+        "mucosa_n",
     ],
 )
 def test_names_of_normal_tissue(name: str) -> None:
@@ -49,7 +51,7 @@ def test_names_of_normal_tissue(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["abnormal", "Ungood", "not_normal", "non_benign", "1", "idc", "nonnormal", "necrosis"]
+    "name", ["abnormal", "Ungood", "not_normal", "non_benign", "1", "idc", "nonnormal", "necrosis", "tumour_stroma"]
 )
 def test_names_that_are_not_normal(name: str) -> None:
     assert not is_normal_name(name)
@@ -58,7 +60,8 @@ def test_names_that_are_not_normal(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["0", "1", "07", "normal_vs_tumour", "benign_malignant", "tumour_and_non_tumour", "non_small_cell_lung_cancer",
              "abnormal_vs_normal", "nonidc_idc", "pathological_normal", "normal-like", "near_normal", "Ab-normal", "normal adjacent",
-     "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches"]
+     "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches", "non_neoplastic", "noncancerous", "none", "tumor_free",
+             "without_tumor", "control", "stroma", "smooth muscle", "adipose tissue"]
 )  # fmt: skip
 def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> None:
     """Beside a class that is known to be normal, too."""
@@ -103,7 +106,8 @@ def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
     [
         (["ADI/1.png", "NORM/1.png", "TUM/1.png"], "[NORM]"),
         (["glioma/1.png", "notumor/1.png"], "[notumor]"),
-        (["tumor/1.png", "tumor_free/1.png"], "[tumor_free]"),
+        (["tumor/1.png", "tumor_free/1.png"], "tumor_free"),
+        (["tumor/1.png", "tumour_bearing/1.png", "unremarkable_norm/1.png"], "[unremarkable_norm]"),
         (["siteA/normal/1.png", "siteB/tumour/1.png"], "(normal, tumour)"),
         (["p1/normal/1.png", "p2/tumour/1.png"], "(normal, tumour)"),
         (["te/normal/1.png", "tr/normal/1.png"], "train, val and test"),

@@ -100,13 +100,27 @@ def open_run(
     run = existing or Run.create(out, config)
     if existing is None:
         held.enter_context(one_writer(run.folder))
-    known.with_others(before).write(run.folder)
+    if (
+        existing is None
+        or before[0] is not None
+        or not existing.model_path.is_file()
+        or patches.is_set(_data(existing))
+    ):
+        known.with_others(before).write(
+            run.folder
+        )  # else an earlier version trained it on patches that nobody has listed
     image_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     share = f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share} -> {run.folder}")
     if existing is None and (seen := known.seen_by(before)):
         console.say(f"warning: {seen} val and test images were train images of the run that this one starts from")
     return run
+
+
+def _data(run: Run) -> str:
+    """The fingerprint of the patches that a run was trained on."""
+    stored: str = checkpoint.read_model(run.model_path)[0].get("train_data", "")
+    return stored
 
 
 def _started_from(config: RunConfig) -> list[str]:
