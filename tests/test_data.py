@@ -60,7 +60,8 @@ def test_names_that_are_not_normal(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["0", "1", "07", "normal_vs_tumour", "benign_malignant", "tumour_and_non_tumour", "non_small_cell_lung_cancer",
              "abnormal_vs_normal", "nonidc_idc", "pathological_normal", "normal-like", "near_normal", "Ab-normal", "normal adjacent",
-     "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches", "non_neoplastic", "noncancerous", "none", "tumor_free",
+             "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches",
+             "non_neoplastic", "noncancerous", "none", "tumor_free",
              "without_tumor", "control", "stroma", "smooth muscle", "adipose tissue"]
 )  # fmt: skip
 def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> None:
