@@ -158,6 +158,19 @@ def test_anomalies_are_not_hidden_below_a_normal_class(tmp_path: Path, split: st
         load(root, tmp_path)
 
 
+@pytest.mark.parametrize("suffix", ["_mask", "_gt", "_Mask", "_mask_1"])
+def test_masks_beside_their_images_are_no_patches(tmp_path: Path, suffix: str) -> None:
+    marked = np.zeros((8, 8), np.uint8)
+    marked[:4] = 255
+    names = {"normal/1.png": png(picture(1)), "tumour/a (1).png": png(picture(2)), f"tumour/a (1){suffix}.png": png(marked),
+             f"tumour/alone{suffix}.png": png(picture(3))}  # fmt: skip
+    patches = load(write(tmp_path / "set", names), tmp_path)
+    assert sorted(patches.manifest.image) == ["normal/1.png", "tumour/a (1).png", f"tumour/alone{suffix}.png"]
+    np.testing.assert_array_equal(patches.take([1]).masks()[0], marked > 0)
+    with refused("a (1)", "one image"):
+        load(write(tmp_path / "set", {"tumour/a (1)_mask_2.png": png(marked)}), tmp_path)
+
+
 def test_splits_below_classes_are_kept(tmp_path: Path) -> None:
     names = ["normal/train/1.png", "normal/val/1.png", "normal/test/1.png", "tumour/test/1.png"]
     found = load(write(tmp_path / "set", names), tmp_path).manifest
@@ -206,7 +219,7 @@ def test_splits_and_masks_that_contradict_each_other(tmp_path: Path, names: list
     [
         (["normal/p1/1.png", "tumour/p2/2.png"], "2 folders below the classes, such as p1,"),
         (["normal/train_1.png", "tumour/test_2.png"], "2 file names hold train, val or test"),
-        (["normal/1.png", "normal/1.jpg", "tumour/2.png"], "1 images have the name of another"),
+        (["normal/1.png", "normal/1.jpg", "tumour/1.png"], "1 images have the name of another"),
         (["normal/1.png", "tumour/2.png", "labels.csv"], "labels.csv is not read"),
         (["train/good/1.png", "test/bad/7.png", "ground_truth/bad/9_mask.png"], "1 masks belong to no image"),
         (["normal/1.png", "tumour/2.png", "thumbnails/2.png"], "1 hidden images and thumbnails"),
@@ -306,6 +319,15 @@ def test_idc_names(tmp_path: Path) -> None:
     assert set(found.split) == {"train", "val", "test"}
     with refused("readme.png", "index.csv"):
         load(write(tmp_path / "set", ["readme.png"]), tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "label"), [("0", 1), ("1", 0), ("normal", 1), ("idc", 0), ("non_idc", 1)])
+def test_idc_names_and_folders_that_contradict_each_other(tmp_path: Path, folder: str, label: int) -> None:
+    fine = [f"8863/{label}/8863_idx5_x1_y1_class{label}.png", f"8863/x/8863_idx5_x2_y1_class{label}.png"]
+    assert len(load(write(tmp_path / "set", fine), tmp_path)) == 2
+    wrong = f"8864/{folder}/8864_idx5_x1_y1_class{label}.png"
+    with refused(wrong, "index.csv"):
+        load(write(tmp_path / "set", [wrong]), tmp_path)
 
 
 @pytest.mark.parametrize("wrapper", ["", "IDC/", "a/IDC/"])
