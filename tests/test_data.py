@@ -259,6 +259,7 @@ def test_split_folders_keep_their_splits(tmp_path: Path) -> None:
     )
     found = load(root, tmp_path).manifest
     by_name = dict(zip(found.image, zip(found.split, found.label.tolist(), strict=True), strict=True))
+    assert not any("name of another" in note for note in load(root, tmp_path).notes)
     assert by_name == {
         "train/good/1.png": ("train", 0), "valid/good/2.png": ("val", 0), "valid/bad/3.png": ("val", 1),
         "test/good/4.png": ("test", 0), "test/bad/5.png": ("test", 1),
@@ -466,6 +467,14 @@ def test_a_group_that_is_no_name(tmp_path: Path, group: str, column: str) -> Non
     cells = f"{group}," if column == "group" else f",{group}"
     with refused("line 2", repr(group), column):
         load(index(tmp_path, f"a.png,{cells},0,train", header="image,group,slide,label,split"), tmp_path)
+
+
+def test_normal_classes_that_replace_the_labels_are_counted(tmp_path: Path) -> None:
+    lines = ["a.png,p,0,train,x", "b.png,q,1,test,y", "c.png,r,,test,y"]
+    root = index(tmp_path, *lines, header="image,group,label,split,class")
+    patches = load(root, tmp_path, normal_classes=["y"])
+    assert patches.manifest.label.tolist() == [1, 0, 0]
+    assert any(note.startswith("2 images have another label") for note in patches.notes)
 
 
 def test_tables_of_another_name_and_masks_that_are_images(tmp_path: Path) -> None:
