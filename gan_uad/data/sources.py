@@ -220,8 +220,8 @@ def _left_out(files: Folder | Archive) -> list[str]:
     counts = [f"{n} {ending}" for ending, n in endings.most_common() if ending not in TEXTS]
     read = " ".join(ENDINGS)
     notes = [f"{', '.join(counts)}: these files are left out, only {read} are read"] if counts else []
-    tables = [name for name in files.names if name.lower().endswith(TABLES) and PurePosixPath(name).name != INDEX]
-    if tables:
+    tables = [name for name in files.names if name.lower().endswith(TABLES)]
+    if tables and not any(PurePosixPath(name).name == INDEX for name in tables):
         more = f" and {len(tables) - 1} more tables are" if len(tables) > 1 else " is"
         notes.append(f"{tables[0]}{more} not read: labels, groups and splits in a table need the name {INDEX}")
     if files.repeated:
