@@ -129,7 +129,13 @@ slide_mpp_option = click.option(
     "--slide-mpp",
     type=click.FloatRange(0.01, 1000),
     metavar="UM",
-    help="µm/px of the slides. Overrides the value in the slide file.",
+    help="µm/px of the slides. Replaces the value in the slide file, with a note.",
+)
+slides_csv_option = click.option(
+    "--slides-csv",
+    type=PATH,
+    metavar="FILE",
+    help="CSV file with a column slide (or wsi), and mpp, patient or label (normal, tumour, unknown) of each slide.",
 )
 rule_option = click.option(
     "--rule", type=click.Choice(["mask", "keep_tile", "otsu"]), default="mask", help="Tissue detection method."
@@ -173,6 +179,11 @@ unannotated_option = click.option(
     type=click.Choice(["normal", "unknown"]),
     default="unknown",
     help="Label of slides without an annotation.",
+)
+
+
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse to start where a slide has no annotation, or an annotation file is unused."
 )
 
 

@@ -21,6 +21,7 @@ from gan_uad.data.findings import contaminants, mask_of, notes_of
 from gan_uad.data.hed import hed_jitter
 from gan_uad.data.images import BadImage, Mask, Pixels, preprocess, preprocess_mask
 from gan_uad.data.manifest import ANOMALOUS, NORMAL, Manifest
+from gan_uad.data.scale import Scale, scale_of
 from gan_uad.data.sources import Source, open_source
 from gan_uad.data.splits import split_manifest
 from gan_uad.errors import UserError
@@ -92,6 +93,11 @@ class PatchSet:
         if self._hashes is None:
             self._hashes = np.fromiter((int(text, 16) for text in self._all.hashes), np.uint64, len(self._all.hashes))
         return self._hashes[self._index]
+
+    @property
+    def scale(self) -> Scale:
+        """µm/px and side of the patches as they are stored. Raises `UserError` where their scales contradict each other."""
+        return scale_of(self._source.manifest.mpp, self._all.sizes, self._data, self.source)
 
     @property
     def brings_splits(self) -> bool:

@@ -63,11 +63,7 @@ def score(
     model = load_model(run, prepare(device))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
-    rule = threshold or config.scoring.threshold
-    try:
-        parsed = parse_threshold(rule)
-    except ValueError as error:
-        raise UserError(f"--threshold {rule}: {error}") from None
+    parsed = parsed_rule(threshold or config.scoring.threshold)
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
     found_by = getattr(scorer, "inverter", None)
@@ -232,10 +228,24 @@ def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps:
     )
 
 
+def parsed_rule(rule: str) -> tuple[str, dict[str, float]]:
+    """`fpr:0.05` as its name and parameters. Raises `UserError`."""
+    try:
+        return parse_threshold(rule)
+    except ValueError as error:
+        raise UserError(f"--threshold {rule}: {error}") from None
+
+
 def _threshold(rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows: list[Row] | None) -> Threshold | None:
-    name, params = rule
+    """The threshold by validation images; None without any, where it is not given by hand."""
     if patches is None or rows is None:
-        return fit_threshold(name, None, **params) if name == "manual" else None
+        return fit_threshold(rule[0], None, **rule[1]) if rule[0] == "manual" else None
+    return threshold_by(rule, patches, rows)
+
+
+def threshold_by(rule: tuple[str, dict[str, float]], patches: PatchSet, rows: list[Row]) -> Threshold:
+    """The threshold that the rule sets on the scores (`rows`) of validation images."""
+    name, params = rule
     labels = patches.manifest.label
     known = labels >= 0
     scores = np.array([row["score"] for row in rows])

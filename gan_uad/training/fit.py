@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch import Tensor
 
 from gan_uad import checkpoint, console, registry
-from gan_uad.config import RunConfig
+from gan_uad.config import RunConfig, resolve
 from gan_uad.data.findings import untested
 from gan_uad.data.known import KnownImages
 from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.manifest import LABELS, UNKNOWN
 from gan_uad.data.patches import PatchSet, batches, contaminated, some
+from gan_uad.data.scale import Scale, differ
 from gan_uad.device import prepare
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import one_writer
@@ -94,24 +96,19 @@ def open_run(
     `held` keeps a new one to this process.
     """
     models = [model_file(path) for path in _started_from(config)] if existing is None else [existing.model_path]
+    scale = _check_scale(config, patches, models if existing is None else [])
     before, known = [KnownImages.beside(model) for model in models], KnownImages.of(patches)
     if existing is not None:
         existing.update_config(config)
     run = existing or Run.create(out, config)
     if existing is None:
         held.enter_context(one_writer(run.folder))
-    if (
-        existing is None
-        or before[0] is not None
-        or not existing.model_path.is_file()
-        or patches.is_set(_data(existing))
-    ):
-        known.with_others(before).write(
-            run.folder
-        )  # else an earlier version trained it on patches that nobody has listed
+    listed = existing is None or before[0] is not None or not existing.model_path.is_file()
+    if listed or (existing and patches.is_set(_data(existing))):  # else nobody has listed what it was trained on
+        known.with_others(before).write(run.folder)
     image_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     share = f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
-    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share} -> {run.folder}")
+    console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share}{scale} -> {run.folder}")
     if existing is None and (seen := known.seen_by(before)):
         console.say(f"warning: {seen} val and test images were train images of the run that this one starts from")
     return run
@@ -123,6 +120,20 @@ def _data(run: Run) -> str:
     return stored
 
 
+def _check_scale(config: RunConfig, patches: PatchSet, models: list[Path]) -> str:
+    """The µm/px of the patches, in words; "" where unknown. Raises `UserError` where a model to start from has learnt another."""
+    seen = patches.scale.seen(config.data, config.resolution)
+    for file in models:
+        about, _ = checkpoint.read_model(file)
+        theirs = resolve(about["config"], default_name=file.stem, context=str(file))
+        other = Scale.read(about.get("patches")).seen(theirs.data, theirs.resolution)
+        if differ(seen, other):
+            raise UserError(
+                f"{patches.source} shows {seen:.4g} µm/px, and {file} was trained on {other:.4g}: use patches of one scale"
+            )
+    return f", {patches.scale.mpp:.4g} µm/px" if patches.scale.mpp else ""
+
+
 def _started_from(config: RunConfig) -> list[str]:
     """The runs and model files whose networks are part of this training."""
     return [str(path) for path in (config.generator, config.init_from, config.optim.get("cnn")) if path]
@@ -130,7 +141,10 @@ def _started_from(config: RunConfig) -> list[str]:
 
 def description(config: RunConfig, patches: PatchSet, chosen: PatchSet) -> dict[str, Any]:
     """What a model file says of its training."""
-    return {"config": config.model_dump(mode="json"), "train_images": len(chosen), "train_data": patches.fingerprint}
+    return {
+        "config": config.model_dump(mode="json"), "train_images": len(chosen), "train_data": patches.fingerprint,
+        "patches": asdict(patches.scale),
+    }  # fmt: skip
 
 
 def _seeded(config: RunConfig) -> RunConfig:
