@@ -42,6 +42,8 @@ def test_class_folders_are_labelled_and_split(tmp_path: Path) -> None:
         "Normal ",
         "tumor_negative",
         "class 0 negative",
+        "normal mucosa",
+        "mucosa_n",
     ],
 )
 def test_names_of_normal_tissue(name: str) -> None:
@@ -49,7 +51,7 @@ def test_names_of_normal_tissue(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["abnormal", "Ungood", "not_normal", "non_benign", "1", "idc", "nonnormal", "necrosis"]
+    "name", ["abnormal", "Ungood", "not_normal", "non_benign", "1", "idc", "nonnormal", "necrosis", "tumour_stroma"]
 )
 def test_names_that_are_not_normal(name: str) -> None:
     assert not is_normal_name(name)
@@ -58,7 +60,9 @@ def test_names_that_are_not_normal(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["0", "1", "07", "normal_vs_tumour", "benign_malignant", "tumour_and_non_tumour", "non_small_cell_lung_cancer",
              "abnormal_vs_normal", "nonidc_idc", "pathological_normal", "normal-like", "near_normal", "Ab-normal", "normal adjacent",
-     "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches"]
+             "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches",
+             "non_neoplastic", "noncancerous", "none", "tumor_free",
+             "without_tumor", "control", "stroma", "smooth muscle", "adipose tissue"]
 )  # fmt: skip
 def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> None:
     """Beside a class that is known to be normal, too."""
@@ -103,7 +107,8 @@ def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
     [
         (["ADI/1.png", "NORM/1.png", "TUM/1.png"], "[NORM]"),
         (["glioma/1.png", "notumor/1.png"], "[notumor]"),
-        (["tumor/1.png", "tumor_free/1.png"], "[tumor_free]"),
+        (["tumor/1.png", "tumor_free/1.png"], "tumor_free"),
+        (["tumor/1.png", "tumour_bearing/1.png", "unremarkable_norm/1.png"], "[unremarkable_norm]"),
         (["siteA/normal/1.png", "siteB/tumour/1.png"], "(normal, tumour)"),
         (["p1/normal/1.png", "p2/tumour/1.png"], "(normal, tumour)"),
         (["te/normal/1.png", "tr/normal/1.png"], "train, val and test"),
@@ -151,6 +156,19 @@ def test_anomalies_are_not_hidden_below_a_normal_class(tmp_path: Path, split: st
     root = write(tmp_path / "set", [f"{split}normal/1.png", f"{split}normal/tumour/2.png", f"{split}other/3.png"])
     with refused(str(root), "normal", "tumour", "-o data.normal_classes"):
         load(root, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["_mask", "_gt", "_Mask", "_mask_1"])
+def test_masks_beside_their_images_are_no_patches(tmp_path: Path, suffix: str) -> None:
+    marked = np.zeros((8, 8), np.uint8)
+    marked[:4] = 255
+    names = {"normal/1.png": png(picture(1)), "tumour/a (1).png": png(picture(2)), f"tumour/a (1){suffix}.png": png(marked),
+             f"tumour/alone{suffix}.png": png(picture(3))}  # fmt: skip
+    patches = load(write(tmp_path / "set", names), tmp_path)
+    assert sorted(patches.manifest.image) == ["normal/1.png", "tumour/a (1).png", f"tumour/alone{suffix}.png"]
+    np.testing.assert_array_equal(patches.take([1]).masks()[0], marked > 0)
+    with refused("a (1)", "one image"):
+        load(write(tmp_path / "set", {"tumour/a (1)_mask_2.png": png(marked)}), tmp_path)
 
 
 def test_splits_below_classes_are_kept(tmp_path: Path) -> None:
@@ -201,7 +219,7 @@ def test_splits_and_masks_that_contradict_each_other(tmp_path: Path, names: list
     [
         (["normal/p1/1.png", "tumour/p2/2.png"], "2 folders below the classes, such as p1,"),
         (["normal/train_1.png", "tumour/test_2.png"], "2 file names hold train, val or test"),
-        (["normal/1.png", "normal/1.jpg", "tumour/2.png"], "1 images have the name of another"),
+        (["normal/1.png", "normal/1.jpg", "tumour/1.png"], "1 images have the name of another"),
         (["normal/1.png", "tumour/2.png", "labels.csv"], "labels.csv is not read"),
         (["train/good/1.png", "test/bad/7.png", "ground_truth/bad/9_mask.png"], "1 masks belong to no image"),
         (["normal/1.png", "tumour/2.png", "thumbnails/2.png"], "1 hidden images and thumbnails"),
@@ -241,6 +259,7 @@ def test_split_folders_keep_their_splits(tmp_path: Path) -> None:
     )
     found = load(root, tmp_path).manifest
     by_name = dict(zip(found.image, zip(found.split, found.label.tolist(), strict=True), strict=True))
+    assert not any("name of another" in note for note in load(root, tmp_path).notes)
     assert by_name == {
         "train/good/1.png": ("train", 0), "valid/good/2.png": ("val", 0), "valid/bad/3.png": ("val", 1),
         "test/good/4.png": ("test", 0), "test/bad/5.png": ("test", 1),
@@ -301,6 +320,15 @@ def test_idc_names(tmp_path: Path) -> None:
     assert set(found.split) == {"train", "val", "test"}
     with refused("readme.png", "index.csv"):
         load(write(tmp_path / "set", ["readme.png"]), tmp_path)
+
+
+@pytest.mark.parametrize(("folder", "label"), [("0", 1), ("1", 0), ("normal", 1), ("idc", 0), ("non_idc", 1)])
+def test_idc_names_and_folders_that_contradict_each_other(tmp_path: Path, folder: str, label: int) -> None:
+    fine = [f"8863/{label}/8863_idx5_x1_y1_class{label}.png", f"8863/x/8863_idx5_x2_y1_class{label}.png"]
+    assert len(load(write(tmp_path / "set", fine), tmp_path)) == 2
+    wrong = f"8864/{folder}/8864_idx5_x1_y1_class{label}.png"
+    with refused(wrong, "index.csv"):
+        load(write(tmp_path / "set", [wrong]), tmp_path)
 
 
 @pytest.mark.parametrize("wrapper", ["", "IDC/", "a/IDC/"])
@@ -439,6 +467,14 @@ def test_a_group_that_is_no_name(tmp_path: Path, group: str, column: str) -> Non
     cells = f"{group}," if column == "group" else f",{group}"
     with refused("line 2", repr(group), column):
         load(index(tmp_path, f"a.png,{cells},0,train", header="image,group,slide,label,split"), tmp_path)
+
+
+def test_normal_classes_that_replace_the_labels_are_counted(tmp_path: Path) -> None:
+    lines = ["a.png,p,0,train,x", "b.png,q,1,test,y", "c.png,r,,test,y"]
+    root = index(tmp_path, *lines, header="image,group,label,split,class")
+    patches = load(root, tmp_path, normal_classes=["y"])
+    assert patches.manifest.label.tolist() == [1, 0, 0]
+    assert any(note.startswith("2 images have another label") for note in patches.notes)
 
 
 def test_tables_of_another_name_and_masks_that_are_images(tmp_path: Path) -> None:

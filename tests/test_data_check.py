@@ -216,6 +216,19 @@ def test_masks_are_opened(tmp_path: Path, cli: Any, kind: str) -> None:
             load(root, tmp_path).masks()
 
 
+def test_masks_that_contradict_the_labels_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path / "set", ROWS)
+    write(root, {"marked.png": MASKS["sound"][0], "empty.png": grey(0)})
+    masks = {"a": "marked.png", "c": "empty.png", "d": "empty.png"}
+    lines = [f"{n}.png,{g},{label},{split},{masks.get(n, '')}" for n, g, label, split in ROWS]
+    (root / "index.csv").write_text("\n".join(["image,group,label,split,mask", *lines]))
+    code, found = check(root, capsys)
+    assert (code, found["masks"]) == (0, [])
+    assert [note for note in found["notes"] if note.startswith("1 masks")] == [
+        "1 masks of anomalous images mark nothing", "1 masks of normal images mark something"
+    ]  # fmt: skip
+
+
 def test_missing_masks_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*ROWS, ("e", "p5", 1, "test"), ("f", "p6", 1, "test")]
     root = make(tmp_path / "set", rows)

@@ -150,6 +150,22 @@ def test_a_zip_that_leads_out_of_itself_is_refused(tmp_path: Path, evil: str) ->
         load(tmp_path / "z.zip", tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_names_of_a_zip_that_say_too_little(tmp_path: Path) -> None:
+    """A name that is there twice, and folders that a program of Windows joined by backslashes."""
+    for name, members in (("twice", ["good/a.png", "good/a.png", "good/b.png"]), ("back", ["set\\good\\a.png"])):
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for k, member in enumerate(members):
+                info = zipfile.ZipInfo("x")
+                info.filename = member
+                archive.writestr(info, png(picture(k)))
+    patches = load(tmp_path / "twice.zip", tmp_path)
+    np.testing.assert_array_equal(patches.images, [picture(1), picture(2)])
+    assert any(note.startswith("1 files of the zip") for note in patches.notes)
+    with refused("back.zip", "good"):
+        load(tmp_path / "back.zip", tmp_path)
+
+
 def test_a_zip_equals_its_folder_and_survives_pickling(tmp_path: Path) -> None:
     root = index(tmp_path, "a.png,p,0,train", "c.png,q,1,test")
     with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as archive:

@@ -315,6 +315,8 @@ def test_normals_are_needed(cli: Any, bench: Bench, tmp_path: Path) -> None:
         result = cli("score-slide", bench.run, slide, *OPTIONS, "--normals", few, "--out", tmp_path / "b")
         assert result.exit_code == 0, result.output
         assert len(rows(tmp_path / "b" / "normals.csv")) == 30  # a plain folder given as normal: all of it
+        learnt = sum(row["split"] == "train" for row in rows(moved / "index.csv")[:30])
+        assert f"was trained on {learnt} of the 30 images" in result.stderr
     finally:
         os.rename(moved, bench.patches)
     fails(

@@ -14,7 +14,7 @@ import numpy as np
 from gan_uad import console
 from gan_uad.config import DataConfig
 from gan_uad.data.cache import Tally, usable
-from gan_uad.data.findings import hints, missing, notes_of, repeated, too_few_contaminants, unfit_masks
+from gan_uad.data.findings import check_masks, hints, missing, notes_of, repeated, too_few_contaminants
 from gan_uad.data.images import Pixels, preprocess
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
 from gan_uad.data.sources import Source, open_source
@@ -84,6 +84,7 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
             pass
     used = manifest.take(tally.rows)
     twice, across = _duplicates(used, tally.hashes)
+    masks, of_masks = check_masks(source, manifest, tally.rows)
     report = Report(
         path=str(source.path),
         kind=source.kind,
@@ -94,11 +95,11 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
         without_group=used.group.count(""),
         sizes=_kinds(source, tally.rows),
         broken=tally.skipped,
-        masks=unfit_masks(source, manifest, tally.rows),
+        masks=masks,
         groups_on_two_sides={group: sorted(sides) for group, sides in sorted(torn.items())},
         duplicates=twice,
         duplicates_across_splits=across,
-        notes=notes + notes_of(used, tally, data, resolution) + hints(used, data.label),
+        notes=notes + notes_of(used, tally, data, resolution) + hints(used, data.label) + of_masks,
         problems=[],
     )
     report.problems = _problems(report) + missing(used, data.label)

@@ -40,6 +40,12 @@ NEITHER = {
     "artefact", "artefacts", "artifact", "artifacts", "background", "blank", "blur", "blurred", "blurry", "discard", "discarded",
     "empty", "exclude", "excluded", "glass", "ignore", "ignored", "misc", "other", "others", "uncertain", "unsure", "white",
 }  # fmt: skip
+# Names of tissue that may be healthy, and words that deny something: beside a class called normal they are not simply anomalous.
+TISSUES = {
+    "adipose", "bone", "cartilage", "connective", "epithelial", "epithelium", "fat", "gland", "glands", "lymphocyte",
+    "lymphocytes", "lymphoid", "mucosa", "muscle", "nerve", "nerves", "stroma", "stromal", "vessel", "vessels",
+}  # fmt: skip
+HEDGES = {"control", "controls", "free", "unaffected", "uninvolved", "without"}
 HINTS = ("norm", "health", "free", "without", "non", "no", "control")  # of the class to name first in an example
 RULE = (
     "a class is normal when its name has the word normal, benign, good, healthy or negative, "
@@ -77,7 +83,10 @@ def is_unclear_name(name: str) -> bool:
         return not set(present) <= (GROWTHS if said_normal == {"benign"} else set())
     if len(words) > 1 and words[-1] == "n":
         return bool(present)
-    return bool(denied and present)
+    if (HEDGES & present_words) or (TISSUES & present_words and not present):
+        return True
+    known = DISEASES | ANOMALOUS_WORDS | NORMAL_WORDS
+    return bool(denied) and (bool(present) or not any(word.removeprefix("non") in known for word in denied))
 
 
 def is_normal_name(name: str) -> bool:
@@ -141,7 +150,7 @@ def _refuse_unclear(names: list[str], context: str, other_fix: str) -> None:
     known = [name for name in names if is_normal_name(name)]
     benign = [name for name in known if "benign" in words_of(name)]
     strictly = [name for name in known if {"normal", "normals", "healthy"} & set(words_of(name))]
-    why = "a number, or a name of both, does not say which"
+    why = "a number, or such a name, does not say which"
     if not unclear and benign and strictly:
         unclear, known, why = benign, strictly, f"beside {strictly[0]} it may be a lesion"
     if not unclear:

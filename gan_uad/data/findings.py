@@ -138,19 +138,26 @@ def mask_of(source: Source, i: int) -> Mask | None:
     return mask
 
 
-def unfit_masks(source: Source, manifest: Manifest, rows: Sequence[int]) -> list[tuple[str, str]]:
-    """The masks of these rows that cannot be used, as (name, reason)."""
+def check_masks(source: Source, manifest: Manifest, rows: Sequence[int]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The masks of these rows that cannot be used, as (name, reason), and notes of those that contradict the labels."""
 
-    def fault(i: int) -> str:
+    def opened(i: int) -> str | bool:
         try:
-            mask_of(source, i)
+            mask = mask_of(source, i)
         except BadImage as error:
             return error.reason
         except UserError as error:
             return error.message
-        return ""
+        return mask is not None and bool(mask.any())
 
     masked = [i for i in rows if manifest.mask[i]]
     with ThreadPoolExecutor(cores()) as pool:
-        faults = list(pool.map(fault, masked))
-    return [(manifest.mask[i], reason) for i, reason in zip(masked, faults, strict=True) if reason]
+        found = list(pool.map(opened, masked))
+    faults = [(manifest.mask[i], reason) for i, reason in zip(masked, found, strict=True) if isinstance(reason, str)]
+    marks = [(int(manifest.label[i]), mark) for i, mark in zip(masked, found, strict=True)]
+    notes = []
+    if empty := sum(label == ANOMALOUS and mark is False for label, mark in marks):
+        notes.append(f"{empty} masks of anomalous images mark nothing")
+    if marked := sum(label == NORMAL and mark is True for label, mark in marks):
+        notes.append(f"{marked} masks of normal images mark something")
+    return faults, notes

@@ -13,14 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan_uad.config import DataConfig
-from gan_uad.data.classes import ANOMALOUS_WORDS, DISEASES, FILLERS, NORMAL_WORDS, is_normal_name, labels_of, words_of
-from gan_uad.data.manifest import ANOMALOUS, SPLIT_NAMES, UNKNOWN, Manifest
+from gan_uad.data.classes import (
+    ANOMALOUS_WORDS,
+    DISEASES,
+    FILLERS,
+    NORMAL_WORDS,
+    is_normal_name,
+    is_unclear_name,
+    labels_of,
+    words_of,
+)
+from gan_uad.data.manifest import ANOMALOUS, NORMAL, SPLIT_NAMES, UNKNOWN, Manifest
 from gan_uad.errors import UserError
 
 IDC = re.compile(r"(?P<patient>.+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])$")
 MASK_FOLDERS = {"ground_truth", "label", "mask", "masks", "anomaly_mask"}
 IMAGE_FOLDERS = {"img", "image", "images"}  # BMAD puts images and masks of a class into folders beside each other
-MASK_SUFFIXES = ("_mask", "_gt")
+MASK_SUFFIX = re.compile(r"(_mask|_gt)(_\d+)?$", re.IGNORECASE)
 SHORT_SPLITS = {"tr", "te", "trn", "tst", "va", "dev", "eval", "holdout"}  # are asked about
 
 PUT_NORMALS = "if all images are normal, move them into a folder `normal` and give its parent folder"
@@ -143,8 +152,12 @@ def _folders(
     """
     images: list[tuple[str, tuple[str, ...], str]] = []
     masks: dict[tuple[str, ...], str] = {}
+    stems = {(split, *path[:-1], PurePosixPath(path[-1]).stem) for split, path in parts}
     for name, (split, path) in zip(names, parts, strict=True):
-        if any(part.lower() in MASK_FOLDERS for part in path[:-1]):
+        stem = PurePosixPath(path[-1]).stem
+        bare = MASK_SUFFIX.sub("", stem)  # x_mask.png beside x.png
+        beside = bare != stem and (split, *path[:-1], bare) in stems
+        if beside or any(part.lower() in MASK_FOLDERS for part in path[:-1]):
             if (other := masks.setdefault(_mask_key(split, path), name)) != name:
                 raise UserError(f"{context}: {other} and {name} are masks of one image: leave one")
         else:
@@ -166,9 +179,9 @@ def _folders(
         unused = len(masks.keys() - set(keys))
         left = f"; {unused} masks belong to no image" if unused else ""
         notes.append(
-            f"{len(masks)} files in mask folders ({folders}) are masks; {sum(map(bool, mask))} images have one{left}"
+            f"{len(masks)} files in mask folders ({folders}) or called _mask or _gt are masks; {sum(map(bool, mask))} images have one{left}"
         )
-    notes += _names_not_read([path for _, path, _ in images], any(split for _, _, split in images))
+    notes += _names_not_read([(split, path) for _, path, split in images])
     split_column = [split for _, _, split in images]
     manifest = Manifest.of([name for name, _, _ in images], label=label, klass=klass, mask=mask, split=split_column)
     return Layout(kind, manifest, notes)
@@ -194,19 +207,21 @@ def _instead(paths: list[tuple[str, ...]]) -> str:
     return ", or write an index.csv"
 
 
-def _names_not_read(paths: list[tuple[str, ...]], splits: bool) -> list[str]:
+def _names_not_read(rows: list[tuple[str, tuple[str, ...]]]) -> list[str]:
     """Notes of names that may say a group or a split, which class folders do not give, and of images of one name."""
-    notes = []
+    notes, paths = [], [path for _, path in rows]
     if below := sorted({part for path in paths for part in path[1:-1] if part.lower() not in IMAGE_FOLDERS}):
         some = f"{len(below)} folders below the classes, such as {below[0]},"
         notes.append(f"{some} are not read as groups (patients or slides): write an index.csv where they are")
     stems = [PurePosixPath(path[-1]).stem for path in paths]
     named = [SPLIT_NAMES[word] for stem in stems for word in words_of(stem) if word in SPLIT_NAMES]
-    if len(set(named)) > 1 and not splits:
+    if len(set(named)) > 1 and not any(split for split, _ in rows):
         notes.append(
             f"{len(named)} file names hold train, val or test, which are not read as splits: use folders or an index.csv"
         )
-    if repeats := len(paths) - len({(*path[:-1], stem) for path, stem in zip(paths, stems, strict=True)}):
+    if repeats := len(paths) - len(
+        {(split, *path[:-1], stem) for (split, path), stem in zip(rows, stems, strict=True)}
+    ):
         notes.append(
             f"{repeats} images have the name of another in their folder but for the ending: they may be copies"
         )
@@ -217,9 +232,16 @@ def _mask_key(split: str, path: tuple[str, ...]) -> tuple[str, ...]:
     """What an image and its mask have in common: split, class and further folders, and the bare file name."""
     folders = [p for p in path[:-1] if p.lower() not in MASK_FOLDERS | IMAGE_FOLDERS]
     stem = PurePosixPath(path[-1]).stem
-    for suffix in MASK_SUFFIXES:
-        stem = stem.removesuffix(suffix)
-    return (split, *folders, stem)
+    return (split, *folders, MASK_SUFFIX.sub("", stem))
+
+
+def _said(folder: str) -> int | None:
+    """The label that the folder of an IDC patch says; None for any other name."""
+    if folder in {"0", "1"}:
+        return int(folder)
+    if is_unclear_name(folder):
+        return None
+    return NORMAL if is_normal_name(folder) else ANOMALOUS if DISEASES & set(words_of(folder)) else None
 
 
 def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig, context: str) -> Layout:
@@ -241,6 +263,11 @@ def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig
                 f"{context}: {name} lies in two splits, by its folders or those of a copy: leave it in one, or write an index.csv"
             )
         side[path.name] = next(iter(splits), side.get(path.name, ""))
+        said = _said(path.parent.name)
+        if (match := matches[i]) and said is not None and said != int(match["label"]):
+            raise UserError(
+                f"{context}: {name} is of class {match['label']} by its name, and not by its folder: correct one, or write an index.csv"
+            )
     rows = [(names[i], match) for i in first.values() if (match := matches[i])]
     copies = len(names) - len(rows)
     notes = [f"{copies} images have the name of another; one of each is used"] if copies else []

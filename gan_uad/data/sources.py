@@ -102,6 +102,7 @@ class Folder:
 
     names: list[str]  # sorted, relative, forward slashes, hidden ones and thumbnails left out
     hidden: int = 0  # images among those left out
+    repeated: int = 0  # members of a zip that have the name of another
 
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root = root
@@ -160,6 +161,7 @@ class Archive:
         self._handles = Handles()
         self._infos = {i.filename: (i.file_size, i.CRC) for i in self._zip().infolist() if self._usable(i)}
         self.names = sorted(self._infos)
+        self.repeated = sum(self._usable(i) for i in self._zip().infolist()) - len(self.names)
         members = [PurePosixPath(i.filename.replace("\\", "/")) for i in self._zip().infolist() if not i.is_dir()]
         left = [path for path in members if any(_hidden(part) for part in path.parts)]
         self.hidden = sum(_is_image(path.name) and not path.name.startswith("._") for path in left)
@@ -168,6 +170,10 @@ class Archive:
         parts = PurePosixPath(info.filename.replace("\\", "/")).parts
         if ".." in parts or info.filename.startswith(("/", "\\")) or re.match("[A-Za-z]:", info.filename):
             raise UserError(f"{self.path} is not opened: its path {info.filename!r} leads out of the archive")
+        if "\\" in info.filename and "/" not in info.filename:
+            raise UserError(
+                f"{self.path}: its path {info.filename!r} has no /, so that its folders are unknown: pack it again"
+            )
         if info.flag_bits & 1:
             raise UserError(f"{self.path} is encrypted; unpack it and give the folder")
         return not info.is_dir() and not any(_hidden(part) for part in parts)
@@ -214,10 +220,12 @@ def _left_out(files: Folder | Archive) -> list[str]:
     counts = [f"{n} {ending}" for ending, n in endings.most_common() if ending not in TEXTS]
     read = " ".join(ENDINGS)
     notes = [f"{', '.join(counts)}: these files are left out, only {read} are read"] if counts else []
-    tables = [name for name in files.names if name.lower().endswith(TABLES) and PurePosixPath(name).name != INDEX]
-    if tables and INDEX not in files.names:
+    tables = [name for name in files.names if name.lower().endswith(TABLES)]
+    if tables and not any(PurePosixPath(name).name == INDEX for name in tables):
         more = f" and {len(tables) - 1} more tables are" if len(tables) > 1 else " is"
         notes.append(f"{tables[0]}{more} not read: labels, groups and splits in a table need the name {INDEX}")
+    if files.repeated:
+        notes.append(f"{files.repeated} files of the zip have the name of another: the last of each is used")
     if files.hidden:
         notes.append(f"{files.hidden} hidden images and thumbnails are left out")
     return notes
@@ -274,6 +282,10 @@ class ImageSource:
                     f"{context} has no class names: leave data.normal_classes out, its label column decides"
                 )
             label, chosen = labels_of(manifest.klass, data, context)
+            if other := int(((label != manifest.label) & (manifest.label >= 0)).sum()):
+                notes.append(
+                    f"{other} images have another label by data.normal_classes than in the label column, which is not used"
+                )
             manifest, notes = manifest.replace(label=label), notes + chosen
         else:
             notes += _contradictions(manifest)

@@ -147,9 +147,10 @@ def in_run_splits(
 
 def _say_seen(path: str, counts: dict[str, int], chosen: str) -> None:
     """How many images of a set that is not the training set the run has seen, and what becomes of them."""
-    seen = [f"{counts[split]} in the {split} split" for split in ("train", "val") if counts.get(split)]
-    what = {"test": "they are left out", "all": "they are scored too"}.get(chosen, f"those of {chosen} are scored")
-    console.say(f"{path}: of {sum(counts.values())} images the run has seen {' and '.join(seen)}: {what}")
+    seen = {split: counts[split] for split in ("train", "val") if counts.get(split)}
+    where = " and ".join(f"{count} in the {split} split" for split, count in seen.items())
+    what = {"test": "these are not scored", "all": "these are scored too"}.get(chosen, f"those of {chosen} are scored")
+    console.say(f"{path}: the run has seen {sum(seen.values())} of {sum(counts.values())} images ({where}): {what}")
 
 
 def _warnings(picked: PatchSet, chosen: str, seen: bool, known: KnownImages | None) -> list[str]:

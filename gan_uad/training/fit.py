@@ -103,13 +103,21 @@ def open_run(
     run = existing or Run.create(out, config)
     if existing is None:
         held.enter_context(one_writer(run.folder))
-    known.with_others(before).write(run.folder)
+    listed = existing is None or before[0] is not None or not existing.model_path.is_file()
+    if listed or (existing and patches.is_set(_data(existing))):  # else nobody has listed what it was trained on
+        known.with_others(before).write(run.folder)
     image_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     share = f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share}{scale} -> {run.folder}")
     if existing is None and (seen := known.seen_by(before)):
         console.say(f"warning: {seen} val and test images were train images of the run that this one starts from")
     return run
+
+
+def _data(run: Run) -> str:
+    """The fingerprint of the patches that a run was trained on."""
+    stored: str = checkpoint.read_model(run.model_path)[0].get("train_data", "")
+    return stored
 
 
 def _check_scale(config: RunConfig, patches: PatchSet, models: list[Path]) -> str:
