@@ -11,7 +11,7 @@ from gan_uad import __version__, old_names
 from gan_uad.benchmark.plan import CLASSIFICATION, DEFAULT_SCORING, GENERATION, Cell, Comparison, Work
 from gan_uad.benchmark.schema import Benchmark
 from gan_uad.files import read_json, write_json, write_text
-from gan_uad.tables import MISSING, format_interval, format_number, table
+from gan_uad.tables import MISSING, format_interval, format_number, table, used_columns
 
 CELL, ERROR, LOG = "cell.json", "error.txt", "log.txt"  # in the folder of a cell
 ENDED = "ended by signal"  # how the reason begins where the cell itself did not fail
@@ -298,11 +298,6 @@ def _metric(found: dict[str, Any] | None, digits: int) -> str | None:
         return format_interval(found["mean"], found["low"], found["high"])
     value = format_number(found["mean"], digits)
     return value if found["sd"] is None else f"{value} ± {format_number(found['sd'], digits)}"
-
-
-def used_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns that have anything in some row."""
-    return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
 
 
 def searches(done: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, str], list[dict[str, Any]]]]:

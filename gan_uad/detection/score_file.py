@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class ScoreFile:
     score: NDArray[np.float64]
     components: dict[str, NDArray[np.float64]]
     threshold: float | None
+    image: list[str]  # each path in its shortest form, by which files are matched
 
     @property
     def normals(self) -> NDArray[np.float64]:
@@ -39,9 +41,10 @@ class ScoreFile:
     def labelled(self) -> ScoreFile:
         """Without the rows whose label is unknown."""
         keep = self.label >= 0
-        groups = [g for g, k in zip(self.group, keep, strict=True) if k]
+        groups, images = ([v for v, k in zip(of, keep, strict=True) if k] for of in (self.group, self.image))
         components = {name: values[keep] for name, values in self.components.items()}
-        return replace(self, label=self.label[keep], group=groups, score=self.score[keep], components=components)
+        labels, scores = self.label[keep], self.score[keep]
+        return replace(self, label=labels, group=groups, score=scores, components=components, image=images)
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -80,7 +83,8 @@ def read_scores(path: Path) -> ScoreFile:
     labels, groups = np.array([LABELS[row["label"]] for row in rows]), [row.get("group", "") for row in rows]
     score, *others = (np.array(values) for values in numbers.values())
     components = dict(zip(names[1:], others, strict=True))
-    return ScoreFile(path, common["model"] or path.stem, labels, groups, score, components, threshold)
+    images = [posixpath.normpath(row["image"]) for row in rows]
+    return ScoreFile(path, common["model"] or path.stem, labels, groups, score, components, threshold, images)
 
 
 def _finite(text: str, name: str) -> float:

@@ -17,13 +17,12 @@ from gan_uad.benchmark.tables import (
     comparison_rows,
     searches,
     todays,
-    used_columns,
 )
 from gan_uad.detection.score_file import BASELINE as MEAN_COLOUR
 from gan_uad.detection.score_file import SCORES, read_scores
 from gan_uad.report.gather import Gathering, ResultFolder, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Folded, Notes, Table, TableCell, interval
-from gan_uad.tables import format_number
+from gan_uad.tables import format_number, used_columns
 
 RESULTS = "results.json"
 CURVES = 7  # in one picture, and mean colour
