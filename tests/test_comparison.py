@@ -369,3 +369,16 @@ def test_metrics_of_an_older_version_get_no_verdict(cli: Any, tmp_path: Path) ->
     assert "not clearly better" not in page
     assert "no paired comparison" in page
     assert f"gan-uad evaluate {folder}" in page
+
+
+@pytest.mark.usefixtures("fast")
+def test_a_page_tells_equal_names_of_folders_apart(cli: Any, tmp_path: Path) -> None:
+    labels, own, _, groups = hard_patients(np.random.default_rng(5), 1.0)
+    folders = [written(tmp_path / parent / "scores", own, labels, groups) for parent in ("first", "second")]
+    for folder in folders:
+        evaluated(cli, folder, folder)
+    assert cli("report", *folders, "--out", tmp_path / "r.html").exit_code == 0
+    page = (tmp_path / "r.html").read_text()
+    assert all(f"{parent}/scores" in page for parent in ("first", "second"))
+    assert cli("report", folders[0], "--out", tmp_path / "r.html").exit_code == 0
+    assert ">first/scores" not in (tmp_path / "r.html").read_text()

@@ -54,8 +54,10 @@ def evaluate(
     `threshold` replaces the rule in the files; it is applied to the validation scores beside them, without scoring again. `baseline`: the
     model that all are compared with (default: mean colour, and the first of several others).
     """
-    files = dict.fromkeys(file for source in sources for file in _files(source))
-    found = _without_repeats([_read(path, threshold) for path in files])
+    files: dict[Path, Path] = {}  # each once, however it is named
+    for file in (file for source in sources for file in _files(source)):
+        files.setdefault(file.resolve(), file)
+    found = _without_repeats([_read(path, threshold) for path in files.values()])
     named = _named(found)
     baselines = {parent: name for name, one in named.items() if one.is_baseline for parent in one.folders}
     differences = _differences(
@@ -138,19 +140,34 @@ def _without_repeats(found: list[Evaluated]) -> list[Evaluated]:
 
 
 def _named(found: list[Evaluated]) -> dict[str, Evaluated]:
-    """Each by its model, after what distinguishes its folder; a single baseline without the folder."""
+    """Each by its model and the settings that differ, after what distinguishes its folder; a single baseline without the folder."""
     named: dict[str, Evaluated] = {}
     prefixes = distinct_names([one.scores.path.parent for one in found])
     alone = sum(one.is_baseline for one in found) == 1
-    for one, prefix in zip(found, prefixes, strict=True):
-        model = one.scores.model
-        base = name = f"{prefix}: {model}" if prefix and not (alone and one.is_baseline) else model
-        count = 1
-        while name in named:
-            count += 1
-            name = f"{base} ({count})"
+    names = [
+        f"{prefix}: {one.scores.model}" if prefix and not (alone and one.is_baseline) else one.scores.model
+        for one, prefix in zip(found, prefixes, strict=True)
+    ]
+    for one, base in zip(found, names, strict=True):
+        settings = _settings_that_differ(one, [other for other in found if other.scores.model == one.scores.model])
+        name = ", ".join([base, *settings])
+        if names.count(base) > 1:  # files of one folder
+            name = f"{name} ({one.scores.path.stem})"
         named[name] = one
     return named
+
+
+def _settings_that_differ(one: Evaluated, all_: list[Evaluated]) -> list[str]:
+    """What tells a file from others of the same model, as `scores.json` has it: `64 px`, `features vgg16`, `seed 1`."""
+
+    def settings(file: Evaluated) -> dict[str, str]:
+        about = description_of(file.scores.path)
+        known = {} if file.is_baseline else {**about.get("options", {}), "seed": about.get("seed")}
+        texts = {key: f"{key} {value}" for key, value in known.items() if value is not None}
+        return {"resolution": f"{about['resolution']} px"} | texts if "resolution" in about else texts
+
+    own, others = settings(one), [settings(file) for file in all_]
+    return [text for key, text in own.items() if any(other.get(key) != text for other in others)]
 
 
 def distinct_names(folders: list[Path]) -> list[str]:
