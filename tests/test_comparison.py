@@ -279,6 +279,25 @@ def test_independent_images_are_compared_by_delong(cli: Any, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("fast")
+def test_few_or_perfect_images_are_no_certainty(cli: Any, tmp_path: Path) -> None:
+    """DeLong's error is 0 where every image is ranked right by one and wrong by the other, or alike by both."""
+    labels = np.tile([0, 1], 3)
+    groups = [f"p{i}" for i in range(6)]
+    for name, other, value in (("wrong", -labels, 1), ("alike", 2 * labels, 0)):
+        folder = written(tmp_path / name, labels, labels, groups)
+        written(folder, other, labels, groups, "mean_color")
+        metrics, _ = evaluated(cli, tmp_path / "out", folder)
+        found = metrics["m"]["differences"]["mean_color"]
+        assert (found["auroc"]["value"], found["auroc"]["low"], found["p"]) == (value, None, None)
+        assert found["auroc"]["optimistic"]
+        assert "only 3 groups hold normal" in found["note"]
+        assert ("alike" in found["note"]) == (name == "alike")
+        assert rows(tmp_path / "out" / "differences.csv")[0].get("verdict", "") == ""
+        assert cli("report", tmp_path / "out", "--out", tmp_path / "r.html").exit_code == 0
+        assert "cannot be told" in (tmp_path / "r.html").read_text()
+
+
+@pytest.mark.usefixtures("fast")
 def test_what_cannot_be_paired_is_refused_or_said(cli: Any, tmp_path: Path) -> None:
     labels, own, other, groups = hard_patients(np.random.default_rng(3), 0.5)
     a = written(tmp_path / "a", own, labels, groups, "a", data="set1")

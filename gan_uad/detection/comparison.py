@@ -12,7 +12,7 @@ import numpy as np
 from gan_uad.detection.score_file import ScoreFile, description_of
 from gan_uad.errors import UserError, near
 from gan_uad.metrics._inputs import group_codes
-from gan_uad.metrics.bootstrap import Interval, paired_interval
+from gan_uad.metrics.bootstrap import FEW_GROUPS, Interval, group_notes, paired_interval
 from gan_uad.metrics.delong import delong
 from gan_uad.metrics.detection import count_images, strict_json
 from gan_uad.tables import MISSING, format_interval, format_number
@@ -81,21 +81,20 @@ def _difference(
         found = paired_interval(labels, own, other, groups, n=resamples, confidence=CONFIDENCE, seed=seed)
         return found, f"paired bootstrap over {n_units} groups", None
     tested = delong(labels, own, other, CONFIDENCE)
-    unknown = n_unknown == len(labels)
-    notes = []
-    if unknown:
+    unknown, per_class = n_unknown == len(labels), np.bincount(labels, minlength=2)
+    notes = group_notes(n_unknown, len(labels), per_class)
+    if np.isnan(tested.low) and per_class.min() > 1:
         notes.append(
-            "slides or patients unknown: images are taken for independent, so that the interval is likely too narrow"
+            "no interval can be given: "
+            + (
+                "both rank alike"
+                if tested.value == 0
+                else "all images weigh the same, which tells nothing of the uncertainty"
+            )
         )
-    elif n_unknown:
-        notes.append(
-            f"{n_unknown} of {len(labels)} images have no group and count as groups of their own: likely too narrow"
-        )
-    if np.isnan(tested.low):
-        notes.append("there is no interval: " + ("both rank alike" if tested.error == 0 else "a label has one image"))
+    optimistic = n_unknown > 0 or bool(per_class.min() < FEW_GROUPS)
     bounds = (tested.value, tested.low, tested.high, CONFIDENCE, 0, 0)
-    interval = Interval(*bounds, "image" if unknown else "group", n_units, bool(n_unknown), "; ".join(notes))
-    return interval, "DeLong", tested.p
+    return Interval(*bounds, "image" if unknown else "group", n_units, optimistic, "; ".join(notes)), "DeLong", tested.p
 
 
 def verdict(difference: Mapping[str, Any]) -> str:

@@ -113,7 +113,7 @@ def _interval(
     per_class = holds.sum(axis=1)
     low = high = float("nan")
     n_redrawn = 0
-    notes = _group_notes(n_unknown, len(classes), per_class)
+    notes = group_notes(n_unknown, len(classes), per_class)
     if per_class.min() >= 2:
         counts, n_redrawn = _draw(holds, n, np.random.default_rng(seed))
         low, high = percentiles(resampled(counts, codes), confidence)
@@ -145,7 +145,8 @@ def percentiles(values: FloatArray, confidence: float) -> tuple[float, float]:
     return (low, high) if low != high else (float("nan"), float("nan"))
 
 
-def _group_notes(n_unknown: int, n: int, per_class: IntArray) -> list[str]:
+def group_notes(n_unknown: int, n: int, per_class: IntArray) -> list[str]:
+    """What limits an interval over groups: `n_unknown` of `n` images have none, `per_class [2]` hold normal and anomalous images."""
     notes = []
     unit = "group"
     if n_unknown == n:
