@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from gan_uad import console, old_names
 from gan_uad.errors import UserError, near
@@ -66,6 +75,9 @@ class DataConfig(_Strict):
         le=0.5,
         description="change the stains of training images at random by up to this share (0.05: light, 0.2: strong)",
     )
+    mpp: float | None = Field(
+        None, gt=0, le=1000, description="µm/px of the patches, where their index.csv does not state it"
+    )
     contamination: float = Field(
         0.0, ge=0, le=0.5, description="share of normal training images to replace by anomalous ones, labelled normal"
     )
@@ -97,10 +109,16 @@ class DataConfig(_Strict):
             raise ValueError("must be three shares that add up to 1")
         return value
 
+    @model_serializer(mode="wrap")
+    def _without_unknown_scale(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `mpp` where it is not given: files of version 0.2 and before do not have it, and are compared with."""
+        found: dict[str, Any] = handler(self)
+        return {key: value for key, value in found.items() if key != "mpp" or value is not None}
+
     def of(self, path: str) -> DataConfig:
-        """The same settings for the patches of `path`. Folds belong to one data set: another has none."""
+        """The same settings for the patches of `path`. Folds and µm/px belong to one data set: another has none."""
         same = self.path is not None and Path(path).resolve() == Path(self.path).resolve()
-        return self.model_copy(update={"path": path} | ({} if same else {"folds": None, "fold": None}))
+        return self.model_copy(update={"path": path} | ({} if same else {"folds": None, "fold": None, "mpp": None}))
 
 
 class TrainingConfig(_Strict):

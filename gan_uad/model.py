@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from gan_uad import old_names, registry
 from gan_uad.checkpoint import build_networks, read_model
 from gan_uad.config import PREPROCESSING, DataConfig, RunConfig, resolve
 from gan_uad.data.patches import preprocess, to_tensor
+from gan_uad.data.scale import Scale
 from gan_uad.errors import UserError, near
 from gan_uad.files import sha256
 from gan_uad.networks.sampling import check_style, draw, from_seeds, to_w
@@ -32,6 +33,7 @@ class Model:
     nimg: int
     device: torch.device
     train_data: str = ""  # fingerprint of the training patches
+    scale: Scale = field(default_factory=Scale)  # of the training patches
     fitted: dict[str, Any] | None = None  # `spec` of the fitted scorer that the file has instead of networks
 
     @property
@@ -85,7 +87,8 @@ def load_model(path: str | Path, device: torch.device | None = None) -> Model:
     for net in networks.values():
         net.to(device).to(memory_format=torch.channels_last)
     fitted = old_names.spec("scorer", description["scorer"]) if description.get("scorer") else None
-    return Model(Path(path), networks, config, description["nimg"], device, description.get("train_data", ""), fitted)
+    scale, trained_on = Scale.read(description.get("patches")), description.get("train_data", "")
+    return Model(Path(path), networks, config, description["nimg"], device, trained_on, scale, fitted)
 
 
 def inverter_of(model: Model) -> str:

@@ -73,3 +73,32 @@ def feature(
 def geojson(path: Path, *features: dict[str, Any]) -> Path:
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}), encoding="utf-8")
     return path
+
+
+def write_scn(path: Path, *parts: tuple[np.ndarray, int, int]) -> Path:
+    """A Leica SCN of 0.5 µm/px with these images, each with its top-left corner at (x, y) px of the whole glass of 3000 × 2400 px."""
+
+    def image(number: int, width: int, height: int, view: tuple[int, int, int, int], power: str) -> str:
+        return (
+            f'<image name="i{number}" uuid="u{number}"><creationDate>2015-01-01T00:00:00Z</creationDate><device model="m" version="1"/>'
+            f'<pixels sizeX="{width}" sizeY="{height}"><dimension sizeX="{width}" sizeY="{height}" r="0" ifd="{number}"/></pixels>'
+            f'<view sizeX="{view[2]}" sizeY="{view[3]}" offsetX="{view[0]}" offsetY="{view[1]}" spacingZ="0"/><scanSettings>'
+            f"<objectiveSettings><objective>{power}</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4"
+            "</numericalAperture><illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
+
+    glass = (1_500_000, 1_200_000)  # nm
+    text = image(0, 500, 400, (0, 0, *glass), "0.6")
+    for number, (pixels, x, y) in enumerate(parts, 1):
+        height, width = pixels.shape[:2]
+        text += image(number, width, height, (500 * x, 500 * y, 500 * width, 500 * height), "20")
+    xml = (
+        '<?xml version="1.0" encoding="UTF-8"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="x">'
+        f'<collection name="c" uuid="y" sizeX="{glass[0]}" sizeY="{glass[1]}"><barcode></barcode>{text}</collection></scn>'
+    )
+    options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "zlib", "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        tiff.write(np.full((400, 500, 3), 240, np.uint8), description=xml, **options)
+        for pixels, _, _ in parts:
+            tiff.write(pixels, resolution=(20000, 20000), resolutionunit="CENTIMETER", **options)
+    return path

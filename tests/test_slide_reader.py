@@ -262,8 +262,9 @@ def test_ome_of_three_pages_in_planes(tmp_path: Path) -> None:
     options = {"tile": (64, 48), "compression": "zlib", "photometric": "minisblack"}
     planes = [np.moveaxis(level, 2, 0) for level in LEVELS]
     with tifffile.TiffWriter(path, ome=True) as tiff:
-        tiff.write(planes[0], subifds=2, metadata={"axes": "CYX", "PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm",
-                   "PhysicalSizeY": 0.0005, "PhysicalSizeYUnit": "mm"}, **options)  # fmt: skip
+        scale = {"PhysicalSizeX": 500, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.0005, "PhysicalSizeYUnit": "mm"}
+        named = {"axes": "CYX", "Channel": {"Name": ["R", "G", "B"]}}
+        tiff.write(planes[0], subifds=2, metadata=named | scale, **options)
         for level in planes[1:]:
             tiff.write(level, subfiletype=1, **options)
     slide = open_slide(path)
@@ -310,8 +311,15 @@ def aperio(path: Path, description: str) -> Path:
 
 def test_scale_that_the_file_states(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert open_slide(aperio(tmp_path / "a.svs", "AppMag = 20|MPP = 0.4990")).mpp == 0.499
-    assert open_slide(tmp_path / "a.svs", 0.25).mpp == 0.25
+    assert open_slide(tmp_path / "a.svs", 0.4991).mpp == 0.4991
     assert capsys.readouterr().err == ""
+    replaced = open_slide(tmp_path / "a.svs", 0.25)
+    assert replaced.mpp == 0.25
+    (note,) = replaced.notes
+    assert "a.svs" in note
+    assert "0.499" in note
+    assert "0.25" in note
+    assert note in capsys.readouterr().err
 
 
 def test_no_scale_is_an_error_that_names_the_option(tmp_path: Path) -> None:
@@ -339,11 +347,12 @@ def test_impossible_scale_is_an_error(tmp_path: Path, given: float) -> None:
         open_slide(tmp_path / "a.tif").read(0, 0, 8, 8, given)
 
 
-def test_pixels_that_are_not_square_are_remarked_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pixels_that_are_not_square_are_refused_unless_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_ome(tmp_path / "a.ome.tif", LEVELS, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.6})
-    slide = open_slide(path)
-    assert slide.mpp == pytest.approx(0.55)
-    assert "not square" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"0\.5 × 0\.6.*--slide-mpp"):
+        open_slide(path)
+    assert open_slide(path, 0.55).mpp == 0.55
+    assert "0.5 × 0.6" in capsys.readouterr().err
     write_ome(path, LEVELS, metadata={"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.502})
     assert open_slide(path).notes == []
     assert capsys.readouterr().err == ""
@@ -363,7 +372,7 @@ def test_many_threads_read_the_same(slide: Slide) -> None:
 
 
 def test_threads_do_not_disturb_each_other_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gan_uad.slides.backends.TIFF_CACHE", 0)  # so that all is read from the file again and again
+    monkeypatch.setattr("gan_uad.slides.tiff.TIFF_CACHE", 0)  # so that all is read from the file again and again
     slide = KINDS["striped"](tmp_path)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -418,15 +427,15 @@ def test_close_and_go_on(slide: Slide) -> None:
 
 
 def test_decoded_strips_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gan_uad.slides import backends
+    from gan_uad.slides import tiff
 
     slide = KINDS["striped"](tmp_path)
     strip = 20 * 331 * 3
-    monkeypatch.setattr(backends, "TIFF_CACHE", 3 * strip)
+    monkeypatch.setattr(tiff, "TIFF_CACHE", 3 * strip)
     np.testing.assert_array_equal(slide.read(0, 0, 331, 203, 0.5), LEVELS[0])
     np.testing.assert_array_equal(slide.read(0, 0, 331, 203, 0.5), LEVELS[0])
     (_, backend) = slide._handle or (0, None)
-    assert isinstance(backend, backends.TiffBackend)
+    assert isinstance(backend, tiff.TiffBackend)
     assert backend._held == sum(part.nbytes for part in backend._decoded.values()) <= 3 * strip
 
 

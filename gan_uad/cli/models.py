@@ -30,7 +30,9 @@ def _card(file: Path) -> str:
     """Networks and training, from the model card."""
     card = file.with_suffix(".md")
     lines = card.read_text(encoding="utf-8").splitlines() if card.is_file() else []
-    return "; ".join(line.removeprefix("- ") for line in lines if line.startswith(("- networks:", "- trained by")))
+    return "; ".join(
+        line.removeprefix("- ") for line in lines if line.startswith(("- networks:", "- trained by", "- scale:"))
+    )
 
 
 def _preset(file: Path) -> str:

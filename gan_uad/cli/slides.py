@@ -20,7 +20,9 @@ from gan_uad.cli.options import (
     seed_option,
     shard_option,
     slide_mpp_option,
+    slides_csv_option,
     stain_option,
+    strict_option,
     unannotated_option,
     workers_option,
 )
@@ -32,13 +34,7 @@ tissue_option = click.option(
     metavar="FRACTION",
     help="Minimum tissue fraction of a tile. Use the same value for training and scoring.",
 )
-mpp_option = click.option(
-    "--mpp",
-    type=click.FloatRange(0.05, 100),
-    default=0.5,
-    metavar="UM",
-    help="µm/px of the tiles. It must equal the µm/px of the training patches.",
-)
+MPP = click.FloatRange(0.05, 100)
 
 
 class _Count(click.ParamType):
@@ -58,8 +54,9 @@ class _Count(click.ParamType):
 @click.argument("slides", nargs=-1, required=True, type=PATH)
 @out_option("tiles", "Folder of the patch set.")
 @click.option("--size", type=click.IntRange(16, 4096), default=256, metavar="PX", help="Side of a tile.")
-@mpp_option
+@click.option("--mpp", type=MPP, default=0.5, metavar="UM", help="µm/px of the tiles.")
 @slide_mpp_option
+@slides_csv_option
 @tissue_option
 @rule_option
 @click.option(
@@ -83,6 +80,7 @@ class _Count(click.ParamType):
     help="Minimum annotated fraction of a tumour tile. A tile with less has no label; with none it is normal.",
 )
 @unannotated_option
+@strict_option
 @click.option(
     "--label", type=click.Choice(["normal", "tumour", "all"]), default="all", help="Keep only tiles of this label."
 )
@@ -98,7 +96,7 @@ class _Count(click.ParamType):
 @workers_option
 def tile(
     slides: tuple[Path, ...], out: Path, annotations: Path | None, shard: str | None, workers: int | None, grid: bool,
-    per_slide: int | str, **settings: Any,
+    per_slide: int | str, slides_csv: Path | None, strict: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Cut whole slides into a set of patches.
 
@@ -114,7 +112,7 @@ def tile(
     count = None if isinstance(per_slide, str) else per_slide
     cut = TileSettings(per_slide=count, choice="grid" if grid else "random", **settings)
     check_settings(cut)
-    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores()))
+    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), slides_csv, strict))
 
 
 @click.command("score-slide")
@@ -128,10 +126,20 @@ def tile(
     "[default: the val split of the patches that RUN was trained on]",
 )
 @click.option(
-    "--size", type=click.IntRange(16, 4096), metavar="PX", help="Side of a tile. [default: the resolution of RUN]"
+    "--size",
+    type=click.IntRange(16, 4096),
+    metavar="PX",
+    help="Side of a tile. [default: that of the patches RUN was trained on; else the resolution of RUN]",
 )
-@mpp_option
+@click.option(
+    "--mpp",
+    type=MPP,
+    metavar="UM",
+    help="µm/px of the tiles. [default: that of the patches RUN was trained on; required where it is unknown]",
+)
+@click.option("--other-mpp", is_flag=True, help="Allow tiles of another µm/px than RUN was trained on.")
 @slide_mpp_option
+@slides_csv_option
 @click.option(
     "--stride",
     type=click.FloatRange(0.05, 1),
@@ -142,6 +150,11 @@ def tile(
 @tissue_option
 @rule_option
 @stain_option
+@click.option(
+    "--threshold",
+    metavar="RULE",
+    help="Rule that decides which tiles are anomalous, see `gan-uad score`. [default: that of RUN; fpr:0.05]",
+)
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -155,8 +168,8 @@ def tile(
 @workers_option
 @device_option
 def score_slide(
-    run: str, slides: tuple[Path, ...], out: Path, size: int | None, mpp: float, slide_mpp: float | None, stride: float, tissue: float,
-    rule: str, stain: str | None, shard: str | None, **options: Any,
+    run: str, slides: tuple[Path, ...], out: Path, size: int | None, mpp: float | None, slide_mpp: float | None, stride: float,
+    tissue: float, rule: str, stain: str | None, shard: str | None, **options: Any,
 ) -> None:  # fmt: skip
     """Score the tiles of whole slides, and draw heatmaps.
 
@@ -168,7 +181,7 @@ def score_slide(
     from gan_uad.slides.score_slide import Cut
     from gan_uad.slides.score_slides import score_slides as job
 
-    cut = Cut(size or 0, mpp, stride, rule, tissue, stain or "", slide_mpp)
+    cut = Cut(size or 0, mpp or 0.0, stride, rule, tissue, stain or "", slide_mpp)
     print(job(run, list(slides), out, cut, shard=parse_shard(shard), **options))
 
 
@@ -178,7 +191,13 @@ def score_slide(
 @annotations_option
 @class_option
 @unannotated_option
-@click.option("--labels", type=PATH, metavar="FILE", help="CSV file with columns slide and label (0 normal, 1 tumour).")
+@strict_option
+@click.option(
+    "--labels",
+    type=PATH,
+    metavar="FILE",
+    help="CSV file with columns slide and label (0 normal, 1 tumour), and patient.",
+)
 @bootstrap_options
 def evaluate_slides(scores: tuple[Path, ...], **options: Any) -> None:
     """Compute AUROC of tiles and slides, and FROC.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from gan_uad.config import DataConfig
 from gan_uad.errors import UserError
@@ -22,7 +23,9 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 64_000_000  # more is a slide, not a patch (and could be a decompression bomb)
 SEEN = 128  # alpha from which a pixel of a mask is marked
 FAINT = 32 / 255  # lossy compression leaves less of what was black; numbers of classes are below it
+DARK = 64  # of 255: what 14 bits reach in an image of 16
 WHITE = 200  # a pixel is white (no tissue) when R, G and B are all above this
+BITS, PHOTOMETRIC, SAMPLES, COLOUR_MAP, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 262, 277, 320, 338, 339  # tags of TIFF
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -49,13 +52,17 @@ def decode(content: bytes, name: str) -> Pixels:
     """Image file content as uint8 [H, W, 3], RGB in [0, 255].
 
     Grey and 1-bit are repeated to three channels, alpha is composited on white, 16-bit is scaled, palettes and CMYK are
-    converted, and the EXIF orientation is applied. Raises `BadImage` for anything else, such as a truncated file.
+    converted, and the EXIF orientation is applied. Raises `BadImage` for anything else, such as a truncated file, and for 16-bit values so
+    small that they may be of fewer bits.
     """
     with _reading(name):
-        image = _opened(content, name)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image, name)
+        image, deep = _loaded(content, name)
+        pixels = _to_rgb(image, name)
+        if deep and 0 < pixels.max() <= DARK:
+            raise BadImage(
+                name, "its 16-bit values use 14 bits or fewer: it may be bright or nearly black; save it with 8 bits"
+            )
+        return pixels
 
 
 def decode_mask(content: bytes, name: str) -> Mask:
@@ -66,9 +73,7 @@ def decode_mask(content: bytes, name: str) -> Mask:
     `UserError` for one that can be read in two ways.
     """
     with _reading(name):
-        image = _opened(content, name)
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        image, _ = _loaded(content, name)
         alpha = np.asarray(image.convert("RGBA").getchannel("A")) if _has_alpha(image) else None
         deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
         values = (
@@ -134,6 +139,37 @@ def _opened(content: bytes, name: str) -> Image.Image:
     # A camera's MPO is a JPEG followed by previews; in any other format a second page is a second image.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise BadImage(name, f"holds {getattr(image, 'n_frames', 1)} pages; a patch is a single image")
+    return image
+
+
+def _loaded(content: bytes, name: str) -> tuple[Image.Image, bool]:
+    """The image as it is to be seen, and whether it is stored with more than 8 bits, of which Pillow keeps the highest 8 of RGB."""
+    image = _opened(content, name)
+    tags = dict(image.tag_v2) if isinstance(image, TiffImageFile) else {}
+    deep = any(bits > 8 for bits in tags.get(BITS, ())) or any(
+        ";16" in str(part[3]) for part in getattr(image, "tile", ())
+    )
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return (_by_tags(image, tags, name) if tags else image), deep
+
+
+def _by_tags(image: Image.Image, tags: dict[int, Any], name: str) -> Image.Image:
+    """A TIFF as its tags say (TIFF 6.0), where Pillow reads them otherwise."""
+    if image.mode == "L" and 2 in tags.get(SAMPLE_FORMAT, ()):
+        raise BadImage(name, "signed samples are not supported; save it as 8- or 16-bit grey or RGB")
+    alpha = any(kind in (1, 2) for kind in tags.get(EXTRA_SAMPLES, ()))
+    if tags.get(SAMPLES) == 2 and not alpha:
+        raise BadImage(name, "two channels that are no colours are not supported; save it as 8- or 16-bit grey or RGB")
+    if image.mode == "RGBA" and not alpha:
+        return Image.merge("RGB", image.split()[:3])
+    if image.mode == "P" and max(tags[COLOUR_MAP]) < 256:
+        image.putpalette(np.array(tags[COLOUR_MAP], np.uint8).reshape(3, -1).T.tobytes())
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.float64) / (2 ** tags[BITS][0] - 1)
+        return Image.fromarray(
+            np.rint(65535 * (1 - values if tags.get(PHOTOMETRIC) == 0 else values)).astype(np.uint16)
+        )
     return image
 
 

@@ -6,6 +6,7 @@ A manifest holds no pixels. A source makes it, it is split by group, and written
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -24,13 +25,17 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
+NO_NAMES = {"nan", "na", "n/a", "none", "null", "unknown", "?"}  # of a group, as programs write it where there is none
+N_NAMED = 3  # that a note names
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
 LABEL_NAMES = {NORMAL: "normal", ANOMALOUS: "anomalous", UNKNOWN: "unknown"}
 LABEL_TEXTS = {
     "0": NORMAL, "normal": NORMAL, "1": ANOMALOUS, "anomalous": ANOMALOUS, "": UNKNOWN, "-1": UNKNOWN, "unknown": UNKNOWN,
 }  # fmt: skip
 
-COLUMNS = ("image", "group", "label", "split", "class", "slide", "x", "y", "tissue", "mask")
+COLUMNS = ("image", "group", "label", "split", "class", "slide", "x", "y", "tissue", "mask", "mpp")
+NUMBERS = ("x", "y", "tissue", "mpp")
+OF_TILES = ("side", "level", "tumour", "stain")  # columns that `gan-uad tile` writes too
 REQUIRED = ("image", "group", "label", "split")
 
 
@@ -48,6 +53,7 @@ class Manifest:
     y: NDArray[np.float64]
     tissue: NDArray[np.float64]  # [N], share of the patch in [0, 1]; nan unknown
     mask: list[str]  # name of the mask image inside the source; '' none
+    mpp: NDArray[np.float64]  # [N], µm/px; nan unknown
 
     def __post_init__(self) -> None:
         lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
@@ -60,8 +66,8 @@ class Manifest:
         n = len(image)
         blank: dict[str, Any] = {name: [""] * n for name in ("group", "split", "klass", "slide", "mask")}
         blank["label"] = [UNKNOWN] * n
-        blank.update({name: [np.nan] * n for name in ("x", "y", "tissue")})
-        types: dict[str, Any] = {"label": np.int8, "x": np.float64, "y": np.float64, "tissue": np.float64}
+        blank.update({name: [np.nan] * n for name in NUMBERS})
+        types: dict[str, Any] = {"label": np.int8, **dict.fromkeys(NUMBERS, np.float64)}
         made: dict[str, Any] = {
             k: np.array(v, types[k]) if k in types else list(v) for k, v in (blank | columns).items()
         }
@@ -106,6 +112,25 @@ class Manifest:
                 sides.setdefault(group, set()).add(split)
         return {group: found for group, found in sides.items() if len(found) > 1}
 
+    def doubts(self) -> list[str]:
+        """Notes of groups, slides and labels that contradict each other, as files written by hand do."""
+        notes, groups = [], dict.fromkeys(self.group)
+        alike: dict[str, list[str]] = {}
+        for group in groups:
+            alike.setdefault(re.sub(r"[.]0+$|[\W_]+|(?<![0-9])0+(?=[0-9])", "", group.casefold()), []).append(group)
+        if same := [" and ".join(names) for key, names in alike.items() if key and len(names) > 1]:
+            shown = "; ".join(same[:N_NAMED])
+            notes.append(f"{len(same)} groups are written in several ways ({shown}): each counts as another patient")
+        of_slide: dict[str, set[str]] = {}
+        for slide, group in zip(self.slide, self.group, strict=True):
+            of_slide.setdefault(slide, set()).add(group)
+        if shared := sorted(slide for slide, found in of_slide.items() if slide and len(found) > 1):
+            shown = ", ".join(shared[:N_NAMED])
+            notes.append(
+                f"{len(shared)} slides lie in several groups ({shown}): give a slide one group, or each its own name"
+            )
+        return notes
+
     def with_splits(self, fractions: tuple[float, float, float], seed: int) -> Manifest:
         """Give every row without a split one: groups stay together, in these shares, with the labels as even as groups allow.
 
@@ -146,9 +171,11 @@ class Manifest:
         rows = []
         for i in range(len(self)):
             label = "" if self.label[i] == UNKNOWN else int(self.label[i])
-            numbers = ["" if np.isnan(c[i]) else f"{c[i]:.10g}" for c in (self.x, self.y, self.tissue)]
+            x, y, tissue, mpp = (
+                "" if np.isnan(getattr(self, c)[i]) else f"{getattr(self, c)[i]:.10g}" for c in NUMBERS
+            )
             texts = (self.image[i], self.group[i], label, self.split[i], self.klass[i], self.slide[i])
-            rows.append([*texts, *numbers, self.mask[i]])
+            rows.append([*texts, x, y, tissue, self.mask[i], mpp])
         write_text(path, csv_text(COLUMNS, rows))
 
     @classmethod
@@ -179,14 +206,17 @@ def _read_row(row: dict[str, str], rows: dict[str, list[Any]], seen: dict[str, i
     if cells["split"].lower() not in {*SPLIT_NAMES, ""}:
         raise UserError(f"{context}: split {cells['split']!r} must be train, val, test or empty")
     for name in COLUMNS:
-        rows[name].append(_number(cells[name], name, context) if name in {"x", "y", "tissue"} else cells[name])
+        rows[name].append(_number(cells[name], name, context) if name in NUMBERS else cells[name])
     rows["label"][-1] = LABEL_TEXTS[cells["label"].lower()]
     rows["split"][-1] = SPLIT_NAMES.get(cells["split"].lower(), "")
+    for name in ("group", "slide"):
+        if cells[name].lower() in NO_NAMES:
+            raise UserError(f"{context}: {name} {cells[name]!r} is no name: leave it empty where it is unknown")
     rows["group"][-1] = cells["group"] or cells["slide"]  # two patches of one slide are never independent
 
 
 def _number(text: str, name: str, context: str) -> float:
-    """A cell of the columns x, y and tissue; NaN where it is empty. Raises `UserError` for what is no such number."""
+    """A cell of the columns of `NUMBERS`; NaN where it is empty. Raises `UserError` for what is no such number."""
     if not text:
         return np.nan
     try:
@@ -195,7 +225,9 @@ def _number(text: str, name: str, context: str) -> float:
         raise UserError(f"{context}: {error}") from None
     if name == "tissue" and not 0 <= value <= 1:
         raise UserError(f"{context}: tissue {text[:60]} is no share from 0 to 1")
-    if name != "tissue" and not value.is_integer():  # also infinite and NaN
+    if name == "mpp" and not 0 < value < np.inf:
+        raise UserError(f"{context}: mpp {text[:60]} is no µm/px")
+    if name in ("x", "y") and not value.is_integer():  # also infinite and NaN
         raise UserError(f"{context}: {name} {text[:60]} is no whole number of pixels")
     return value
 

@@ -28,7 +28,7 @@ from gan_uad.detection.score_file import (
 )
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json
-from gan_uad.metrics.detection import Threshold, auroc, pvalue_calibration, strict_json, tail_probability
+from gan_uad.metrics.detection import Threshold, auroc, class_metrics, pvalue_calibration, strict_json, tail_probability
 from gan_uad.metrics.detection import evaluate as metrics_of
 from gan_uad.metrics.patients import OF_PATCHES, patient_metrics
 from gan_uad.tables import format_interval, format_number, table, used_columns, write_tables
@@ -60,9 +60,8 @@ def evaluate(
     found = _without_repeats([_read(path, threshold) for path in files.values()])
     named = _named(found)
     baselines = {parent: name for name, one in named.items() if one.is_baseline for parent in one.folders}
-    differences = _differences(
-        named, baselines, baseline, resamples, seed
-    )  # files that do not fit are refused before any work
+    # First, so that files that do not fit are refused before any work.
+    differences = _differences(named, baselines, baseline, resamples, seed)
     folder = make_folder(out or (sources[0] if sources[0].is_dir() else sources[0].parent))
     results: dict[str, Any] = {}
     tails = {}
@@ -79,6 +78,10 @@ def evaluate(
     for name, result in results.items():
         for component, value in result["components"].items():
             print(f"{name}, {component} alone: AUROC {value:.3f}")
+        for klass, one in result["classes"].items():
+            area = one["auroc"]
+            shown = format_interval(area["value"], area["low"], area["high"])
+            print(f"{name}, class {klass} ({one['images']} images) against all normals: AUROC {shown}")
         if "pixels" in result:
             print(f"{name}, pixels: " + ", ".join(f"{k} {format_number(v)}" for k, v in result["pixels"].items()))
     _compared(results, folder)
@@ -210,8 +213,7 @@ def _result(one: Evaluated, baselines: Mapping[Path, str], resamples: int, seed:
     """What `metrics.json` holds of one score file."""
     scores, path = one.scores, one.scores.path
     result = metrics_of(scores.label, scores.score, scores.group, one.fitted, n=resamples, seed=seed)
-    if one.fitted.rule == UNSET:
-        result |= {"decisions": None, "decision_intervals": None}
+    result["classes"] = class_metrics(scores.label, scores.score, scores.group, scores.klass, n=resamples, seed=seed)
     result["components"] = {name: auroc(scores.label, values) for name, values in scores.components.items()}
     result["unlabelled"] = one.unlabelled
     if result["groups"]["known"]:
@@ -309,7 +311,9 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
     rates, at = result["decisions"] or {}, result["threshold"]
     return {
         **cells(name, result, ("auroc", "auprc")),
-        "rule": None if at["rule"] == UNSET else f"{at['rule']} {format_number(float(at['value']))}",
+        "rule": None
+        if at["rule"] == UNSET
+        else f"{at['rule']} {format_number(float(at['value'])) if rates else 'none'}",
         **{key: rates.get(key) for key in ("accuracy", "f1", "sensitivity", "specificity")},
     }
 
@@ -317,7 +321,8 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
 def cells(model: str, result: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The cells of a table's row that hold the model, the number of images, and metrics with their intervals."""
     counts = f"{result['images']['normal']} + {result['images']['anomalous']}"
-    shown = {key: format_interval(result[key]["value"], result[key]["low"], result[key]["high"]) for key in names}
+    found = {key: result[key] for key in names}
+    shown = {k: one and format_interval(one["value"], one["low"], one["high"]) for k, one in found.items()}
     return {"model": model, "n": counts, **shown}
 
 

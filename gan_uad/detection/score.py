@@ -63,11 +63,7 @@ def score(
     model = load_model(run, prepare(device))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
-    rule = threshold or config.scoring.threshold
-    try:
-        parsed = parse_threshold(rule)
-    except ValueError as error:
-        raise UserError(f"--threshold {rule}: {error}") from None
+    parsed = parsed_rule(threshold or config.scoring.threshold)
     scorer = make_scorer(model)
     sets = choose_sets(model, trained_on, data, split, max_images, seed)
     found_by = getattr(scorer, "inverter", None)
@@ -86,7 +82,7 @@ def score(
         "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "corruption": corruption.model_dump(mode="json") if corruption.words else None,
-        "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
+        "notes": sets.target.notes, "warnings": sets.warnings, "known": sets.known, "skipped": sets.target.skipped,
     }  # fmt: skip
     claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
     truth = _truth(sets) if maps else None  # a mask that is refused should be so before any work
@@ -130,6 +126,8 @@ def _score_all(
     console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
     if fitted is None:
         console.say("note: no validation normals are available, so no threshold was set and no decisions were made")
+    elif not fitted.exists:
+        console.say(f"warning: {fitted.note}")
     for warning in sets.warnings:
         console.say(f"warning: {warning}")
     name_skipped(sets.target.skipped, "scores.json")
@@ -231,10 +229,24 @@ def _score_set(scorer: Scorer, patches: PatchSet, partial: Path, key: str, maps:
     )
 
 
+def parsed_rule(rule: str) -> tuple[str, dict[str, float]]:
+    """`fpr:0.05` as its name and parameters. Raises `UserError`."""
+    try:
+        return parse_threshold(rule)
+    except ValueError as error:
+        raise UserError(f"--threshold {rule}: {error}") from None
+
+
 def _threshold(rule: tuple[str, dict[str, Any]], patches: PatchSet | None, rows: list[Row] | None) -> Threshold | None:
-    name, params = rule
+    """The threshold by validation images; None without any, where it is not given by hand."""
     if patches is None or rows is None:
-        return fit_threshold(name, None, **params) if name == "manual" else None
+        return fit_threshold(rule[0], None, **rule[1]) if rule[0] == "manual" else None
+    return threshold_by(rule, patches, rows)
+
+
+def threshold_by(rule: tuple[str, dict[str, float]], patches: PatchSet, rows: list[Row]) -> Threshold:
+    """The threshold that the rule sets on the scores (`rows`) of validation images."""
+    name, params = rule
     labels = patches.manifest.label
     known = labels >= 0
     scores = np.array([row["score"] for row in rows])

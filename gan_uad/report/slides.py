@@ -33,7 +33,8 @@ def add_slides(g: Gathering, found: ResultFolder) -> None:
                 else f"{inverter['name']} ({listed(inverter['options'])})",
                 "Tiles": f"{cut['size']} px at {cut['mpp']:g} µm/px, tissue by {cut['rule']}, stain {cut['stain'] or 'as it is'}",
                 "Calibrated on": f"{described['images']:,} held-out normal patches of {described['normals']}",
-                "Limit": f"score {format_number(described['limit'])}, the {described['quantile']:.0%} quantile of held-out normals",
+                "Limit of share": f"score {format_number(described['limit'])}, {described.get('limit_is', '99 % of held-out normals')}",
+                "Decision": described.get("threshold", {}).get("note"),
             }
             g.doc.add("runs", found.name, pairs("Scoring of slides", settings))
             if described["notes"]:

@@ -15,17 +15,20 @@ from gan_uad.errors import UserError
 from gan_uad.files import csv_lines, make_folder, number, write_json
 from gan_uad.metrics.detection import ranking_metrics, strict_json
 from gan_uad.metrics.froc import RATES, FrocCurve, Marks, froc_curve, froc_interval, sensitivity_at
-from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
+from gan_uad.slides.annotations import Annotations, read_annotations
+from gan_uad.slides.backends import open_backend
+from gan_uad.slides.base import BOUNDED
 from gan_uad.slides.batch import SLIDES, read_record
 from gan_uad.slides.detections import MIN_DISTANCE, lesions, marks, peaks
+from gan_uad.slides.matching import Matches, match_annotations
 from gan_uad.slides.score_slide import KEYS
+from gan_uad.slides.slide_list import SlideList, Told
 from gan_uad.slides.tiles import labels as tile_labels
 from gan_uad.tables import format_interval, table, write_tables
 
 AGGREGATES = {
-    "max": "highest tile", "top_k": "mean of the highest tiles", "share": "share of tiles above 99 % of normals",
+    "max": "highest tile", "top_k": "mean of the highest tiles", "share": "share of tiles above the limit",
 }  # fmt: skip
-NAMES = {"0": 0, "normal": 0, "negative": 0, "1": 1, "anomalous": 1, "tumor": 1, "tumour": 1, "positive": 1}
 LABELS = {"normal": 0, "unknown": -1}
 TUMOUR_SHARE = 0.5  # from which a tile counts as anomalous; tiles with less tumour are left out
 COLUMNS = {"model": "model", "what": "score", "n": "normal + anomalous", "auroc": "AUROC", "auprc": "AUPRC"}
@@ -33,12 +36,13 @@ COLUMNS = {"model": "model", "what": "score", "n": "normal + anomalous", "auroc"
 
 @dataclass(frozen=True)
 class Scored:
-    """A scored slide: its `slide.json`, columns of its `tiles.csv`, annotation and label (-1 unknown)."""
+    """A scored slide: its `slide.json`, columns of its `tiles.csv`, annotation, label (-1 unknown) and patient (else its name)."""
 
     record: dict[str, Any]
     tiles: dict[str, NDArray[np.float64]]
     annotation: Annotations | None
     label: int
+    patient: str
 
     @property
     def name(self) -> str:
@@ -48,12 +52,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Truth:
-    """Ground truth: a folder of annotations, roles of their classes, the label of a slide without one, and labels by slide."""
+    """Ground truth: annotations by slide, roles of their classes, the label of a slide without one, and labels by slide."""
 
-    annotations: Path | None
+    annotations: Matches | None
     classes: dict[str, str]
     unannotated: int  # 0 normal, -1 unknown
-    labels: dict[str, int] | None
+    labels: SlideList | None
 
 
 def evaluate_slides(
@@ -65,19 +69,27 @@ def evaluate_slides(
     unannotated: str = "unknown",
     resamples: int = 1000,
     seed: int = 0,
+    strict: bool = False,
 ) -> Path:
     """Metrics of folders of `gan-uad score-slide`; returns the folder with `metrics.json`, tables and plots.
 
-    `labels`: a CSV file with columns `slide` and `label`. `annotations`: a folder of annotation files. Without `labels`, a slide with
-    annotated tumour is anomalous, a slide whose annotation has no tumour is normal, and a slide without annotation is `unannotated`:
-    normal (as in CAMELYON16) or unknown. Intervals are over slides.
+    `labels`: a CSV file with columns `slide` and `label`, and maybe `patient`. `annotations`: a folder of annotation files. Without
+    `labels`, a slide with annotated tumour is anomalous, a slide whose annotation has no tumour is normal, and a slide without
+    annotation is `unannotated`: normal (as in CAMELYON16) or unknown. A slide whose only tumour has no area (a point, a line) is unknown.
+    `strict`: refuse where a slide has no annotation or an annotation file is unused. Intervals are over patients where `labels` names
+    them, else over slides.
     """
     if annotations is None and labels is None:
         raise UserError("no ground truth: name annotations with --annotations DIR, or labels with --labels FILE")
     if annotations is not None and not annotations.is_dir():
         raise UserError(f"--annotations {annotations}: no such folder")
-    known_labels = None if labels is None else read_labels(labels)
-    truth = Truth(annotations, classes or {}, LABELS[unannotated], known_labels)
+    known_labels = None if labels is None else SlideList(labels, ("label",))
+    matches = None
+    if annotations is not None:
+        records = [record for source in sources for record in _records(source)]
+        matches = match_annotations(annotations, [Path(record["file"]) for record in records])
+        matches.report(strict, unannotated == "normal" and labels is None)
+    truth = Truth(matches, classes or {}, LABELS[unannotated], known_labels)
     folder = make_folder(out or sources[0])
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -90,9 +102,15 @@ def evaluate_slides(
         with_tiles = [slide for slide in slides if slide.record["tiles"]]
         result = {"source": str(source), "notes": notes, **_slide_level(source, with_tiles, resamples, seed)}
         if annotations is not None:
-            known = [slide for slide in slides if slide.annotation is not None or slide.label == 0]
+            known = [
+                slide
+                for slide in slides
+                if (slide.label == 0 if slide.annotation is None else not slide.annotation.unplaced)
+            ]
             result |= {"tiles": _tile_level(known, resamples, seed), "froc": None}
             seen = [_marks(slide) for slide in known]
+            if any(slide.patient != slide.name for slide in known):
+                notes.append("the interval of the FROC score is over slides, not over patients")
             if any(len(one.hits) for one in seen):
                 result["froc"] = _froc(seen, resamples, seed)
                 froc_curves[name] = froc_curve(seen)
@@ -104,25 +122,12 @@ def evaluate_slides(
     return folder
 
 
-def read_labels(path: Path) -> dict[str, int]:
-    """`slide` → 0 or 1 from a CSV file with a header. Raises `UserError`, with the line, for an unknown or contradictory label."""
-    found: dict[str, int] = {}
-    for line, row in csv_lines(path, ("slide", "label")):
-        label = NAMES.get(row["label"].strip().lower())
-        if label is None:
-            raise UserError(f"{path}, line {line}: label {row['label']!r} is none of {', '.join(NAMES)}")
-        if found.setdefault(row["slide"], label) != label:
-            raise UserError(f"{path}, line {line}: {row['slide']} has another label above")
-    return found
-
-
 def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
     """The slides of known label in a folder, and notes of what was assumed or left out."""
-    lines, names = csv_lines(source / SLIDES, ("slide",)), dict[str, int]()
-    for line, row in lines:
-        if (before := names.setdefault(row["slide"], line)) != line:
-            raise UserError(f"{source / SLIDES}, line {line}: {row['slide']} is named twice (first in line {before})")
-    found = [_scored(source / row["slide"], truth) for _, row in lines]
+    records = _records(source)
+    found = [_scored(source / record["slide"], record, truth) for record in records]
+    if truth.labels is not None:
+        truth.labels.check([Path(record["file"]) for record in records], [record["slide"] for record in records])
     slides = [slide for slide in found if slide.label >= 0]
     if not slides:
         raise UserError(f"{source}: no scored slide has a label")
@@ -133,6 +138,12 @@ def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
         for names, what in ((unlabelled, "have no label and are left out"), (empty, "have no tissue, so no score"))
         if names
     ]
+    notes += [note for slide in found if slide.annotation is not None for note in slide.annotation.notes]
+    if unplaced := [slide.name for slide in slides if slide.annotation is not None and slide.annotation.unplaced]:
+        shown = ", ".join(unplaced[:5])
+        notes.append(
+            f"{len(unplaced)} slides have tumour without an area, and count for the AUROC of slides only: {shown}"
+        )
     bare = [slide.label for slide in slides if truth.annotations is not None and slide.annotation is None]
     if normal := bare.count(0):
         notes.append(f"{normal} slides without an annotation count as normal")
@@ -141,33 +152,59 @@ def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
     return slides, notes
 
 
-def _scored(folder: Path, truth: Truth) -> Scored:
-    record = read_record(folder, KEYS)
-    if record is None:
-        raise UserError(f"{folder} holds no complete slide.json; score the slide again")
+def _records(source: Path) -> list[dict[str, Any]]:
+    """`slide.json` of each slide in `slides.csv`."""
+    names: dict[str, int] = {}
+    records = []
+    for line, row in csv_lines(source / SLIDES, ("slide",)):
+        if (before := names.setdefault(row["slide"], line)) != line:
+            raise UserError(f"{source / SLIDES}, line {line}: {row['slide']} is named twice (first in line {before})")
+        if (record := read_record(source / row["slide"], KEYS)) is None:
+            raise UserError(f"{source / row['slide']} holds no complete slide.json; score the slide again")
+        records.append(record)
+    return records
+
+
+def _scored(folder: Path, record: dict[str, Any], truth: Truth) -> Scored:
     annotation = _annotation(record, truth)
-    name, file = record["slide"], Path(record["file"]).name
-    tumour = annotation is not None and not annotation.tumour.is_empty
+    name, told = record["slide"], Told()
     if truth.labels is None:
-        label = truth.unannotated if annotation is None else int(tumour)
+        label = truth.unannotated if annotation is None else int(annotation.has_tumour)
+        if annotation is not None and annotation.tumour.is_empty and annotation.unplaced:
+            label = -1
     else:
-        label = truth.labels.get(name, truth.labels.get(file, -1) if record["alone"] else -1)
-        if annotation is not None and label >= 0 and bool(label) != tumour:
+        told = truth.labels.of(Path(record["file"]), name, record["alone"])
+        label = -1 if told.label is None else told.label
+        if annotation is not None and label >= 0 and bool(label) != annotation.has_tumour:
             kind, has = ("anomalous", "no tumour") if label else ("normal", "tumour")
-            raise UserError(
-                f"{name} is labelled {kind}, but its annotation in {truth.annotations} has {has}; correct one of them"
-            )
-    return Scored(record, _columns(folder / "tiles.csv"), annotation, label)
+            raise UserError(f"{name} is labelled {kind}, but {annotation.path} has {has}; correct one of them")
+    return Scored(record, _columns(folder / "tiles.csv"), annotation, label, told.patient or str(name))
 
 
 def _annotation(record: dict[str, Any], truth: Truth) -> Annotations | None:
     path = Path(record["file"])
-    found = truth.annotations and find_annotation(truth.annotations, path, record["alone"])
-    if not found:
+    found = None if truth.annotations is None else truth.annotations.of(path)
+    if found is None:
         return None
-    annotation = read_annotations(found, truth.classes)
+    of_asap = found.suffix.lower() == ".xml"
+    annotation = read_annotations(found, truth.classes, (0, 0) if of_asap else _origin(record))
     annotation.check(path.name, record["width"], record["height"])
     return annotation
+
+
+def _origin(record: dict[str, Any]) -> tuple[int, int] | None:
+    """Where QuPath's coordinates begin on a scored slide. Where that is not recorded (until version 0.2), the slide's file tells."""
+    if "origin" in record:
+        return None if record["origin"] is None else (int(record["origin"][0]), int(record["origin"][1]))
+    path = Path(record["file"])
+    try:
+        backend = open_backend(path)
+    except UserError:
+        if path.suffix.lower() not in BOUNDED:
+            return 0, 0
+        raise UserError(f"{path} is needed to place QuPath's outlines, or score the slide again") from None
+    backend.close()
+    return backend.origin
 
 
 def _columns(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -197,7 +234,7 @@ def _slide_level(source: Path, slides: list[Scored], resamples: int, seed: int) 
             f"{source}: slides of both kinds are needed, with tissue and known label; found {counts['normal']} normal and "
             f"{counts['anomalous']} anomalous. Use --unannotated normal where slides without an annotation are normal, or --labels FILE"
         )
-    names = [slide.name for slide in slides]
+    names = [slide.patient for slide in slides]
     metrics = {
         key: ranking_metrics(labels, np.array([slide.record[key] for slide in slides]), names, resamples, seed=seed)
         for key in AGGREGATES
@@ -219,7 +256,7 @@ def _tile_level(slides: list[Scored], resamples: int, seed: int) -> dict[str, An
             label = tile_labels(slide.annotation, x.astype(np.int64), y.astype(np.int64), float(side[0]), TUMOUR_SHARE)
         labels.append(label[label >= 0])
         scores.append(values[label >= 0])
-        groups += [slide.name] * len(labels[-1])
+        groups += [slide.patient] * len(labels[-1])
     truth = np.concatenate(labels)
     counts = _counts(truth)
     if not all(counts.values()):

@@ -14,10 +14,11 @@ ANOMALOUS = {"name": "Anomalous", "color": [213, 94, 0]}
 
 
 def write_geojson(
-    path: Path, slide: str, tiles: Iterable[tuple[float, float, float, Mapping[str, float], bool]]
-) -> Path:
+    path: Path, slide: str, tiles: Iterable[tuple[float, float, float, Mapping[str, float], bool]],
+    origin: tuple[int, int] = (0, 0),
+) -> Path:  # fmt: skip
     """A FeatureCollection with one tile object for each of `tiles`: x, y (top left) and side in level-0 px, measurements by name, and
-    whether it is classified "Anomalous".
+    whether it is classified "Anomalous". `origin`: level-0 px where QuPath's coordinates begin; it is subtracted.
 
     A tile's id depends on slide, position and side alone, so that importing it twice gives one object. ValueError for a measurement
     that is not finite, which JSON cannot hold.
@@ -25,8 +26,9 @@ def write_geojson(
     with atomic(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [')
         for number, (x, y, side, measurements, anomalous) in enumerate(tiles):
-            right, bottom = x + side, y + side
-            ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
+            left, top = x - origin[0], y - origin[1]
+            right, bottom = left + side, top + side
+            ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
             feature = {
                 "type": "Feature",
                 "id": str(uuid.uuid5(NAMESPACE, f"{slide} {x:g} {y:g} {side:g}")),

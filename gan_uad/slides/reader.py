@@ -14,10 +14,11 @@ from PIL import Image
 from gan_uad.console import say
 from gan_uad.data.images import Pixels
 from gan_uad.errors import UserError
-from gan_uad.slides.backends import Backend, open_backend
+from gan_uad.slides.backends import open_backend
+from gan_uad.slides.base import Backend
 
 SCALE_TOLERANCE = 1e-3  # relative; level sizes are rounded to whole pixels
-SQUARE_TOLERANCE = 0.01  # relative difference of µm/px in x and y without a note
+SQUARE_TOLERANCE = 0.01  # relative difference of µm/px in x and y of pixels that count as square
 SUPPORT = 2.0  # px of the coarser grid that Pillow's bicubic filter reaches to each side
 BLOCK = 16_000_000  # px of a level in memory at once
 
@@ -25,8 +26,9 @@ BLOCK = 16_000_000  # px of a level in memory at once
 class Slide:
     """An open slide. Positions are (x, y) from the top left in level-0 px; sizes of a region are in its own px.
 
-    path, name: the file and its stem. width, height: of level 0. mpp: µm per level-0 px, the mean of x and y. levels: the downsample
-    of each level against level 0, ascending, 1.0 first. notes: what is unusual about the slide, one sentence each.
+    path, name: the file and its stem. width, height: of level 0. mpp: µm per level-0 px, the mean of x and y. levels: the downsample of
+    each level against level 0, ascending, 1.0 first. origin: where QuPath's coordinates begin, None where that is not known. notes: what
+    is unusual about the slide, one sentence each.
 
     Thread-safe. Pickles without its handle; each process opens its own when it first reads.
     """
@@ -37,21 +39,30 @@ class Slide:
         self._handle: tuple[int, Backend] | None = None
         backend = self._backend()
         self.width, self.height = backend.sizes[0]
-        self.notes: list[str] = []
-        self.mpp = self._scale(backend.mpp, mpp)
+        self.origin = backend.origin
+        self.notes = [f"{self.path}: {note}" for note in backend.notes]
+        self.mpp = self._scale(backend, mpp)
         self._sizes = backend.sizes
         self.levels = [self._downsample(size) for size in self._sizes]
 
-    def _scale(self, stated: tuple[float, float] | None, given: float | None) -> float:
+    def _scale(self, backend: Backend, given: float | None) -> float:
         if given is not None:
             if not (math.isfinite(given) and given > 0):
                 raise UserError(f"--slide-mpp {given}: µm/px must be a positive number")
+            if backend.mpp and any(abs(side - given) > SCALE_TOLERANCE * given for side in backend.mpp):
+                self.notes.append(f"{self.path} states {_sides(*backend.mpp)} µm/px; {given:g} is taken, as told")
             return float(given)
-        if stated is None:
-            raise UserError(f"{self.path} does not state its µm/px; give them with --slide-mpp")
-        x, y = stated
+        if backend.mpp is None:
+            unclear = f" (it states {backend.unclear})" if backend.unclear else ""
+            raise UserError(
+                f"{self.path} does not state its µm/px{unclear}; give them with --slide-mpp or --slides-csv"
+            )
+        x, y = backend.mpp
         if abs(x - y) > SQUARE_TOLERANCE * min(x, y):
-            self.notes.append(f"{self.path}: pixels of {x:.4g} × {y:.4g} µm are not square; the mean is used")
+            raise UserError(
+                f"{self.path}: its pixels of {_sides(x, y)} µm are not square; save it with square ones, or give µm/px that fit both sides "
+                "well enough with --slide-mpp"
+            )
         return (x + y) / 2
 
     def _downsample(self, size: tuple[int, int]) -> float:
@@ -61,6 +72,11 @@ class Slide:
         if abs(self.width / integer - size[0]) < 1 and abs(self.height / integer - size[1]) < 1:
             return float(integer)
         return ratio
+
+    def note(self, text: str) -> None:
+        """Say what is unusual about the slide, and keep it in `notes`."""
+        self.notes.append(f"{self.path}: {text}")
+        say(self.notes[-1])
 
     def read(self, x: float, y: float, width: int, height: int, mpp: float) -> Pixels:
         """uint8 [height, width, 3], RGB, maybe read-only: the region of `width` × `height` px of `mpp` µm with top-left corner (x, y).
@@ -163,10 +179,14 @@ class Slide:
 def open_slide(path: Path, mpp: float | None = None) -> Slide:
     """Open a slide: a format of OpenSlide, another TIFF (OME-TIFF, striped), or a plain image.
 
-    mpp: µm per level-0 px, overrides the file. Raises `UserError` for a file that is missing, damaged or no slide, and where neither the
-    file nor `mpp` states the µm/px (objective power does not count).
+    mpp: µm per level-0 px, replaces what the file states, with a note. Raises `UserError` for a file that is missing, damaged or no slide,
+    where neither the file nor `mpp` states the µm/px (objective power does not count), and for pixels that are not square without `mpp`.
     """
     slide = Slide(path, mpp)
     for note in slide.notes:
         say(note)
     return slide
+
+
+def _sides(x: float, y: float) -> str:
+    return f"{x:.4g}" if abs(x - y) <= SCALE_TOLERANCE * x else f"{x:.4g} × {y:.4g}"

@@ -22,6 +22,7 @@ from gan_uad.data.patches import to_tensor
 from gan_uad.data.sources import MASK, RECORD
 from gan_uad.detection.rows import CHUNK, Row, as_rows, resumed_values
 from gan_uad.files import alone, csv_text, make_folder, remove_leftovers, write_json, write_text
+from gan_uad.metrics.detection import Threshold, strict_json
 from gan_uad.metrics.tails import Tail
 from gan_uad.plotting.overlay import overlay, thumbnail_mpp
 from gan_uad.scoring.base import Scorer
@@ -40,7 +41,7 @@ VALUES = "−log10 p of normal tiles"
 @dataclass(frozen=True)
 class Cut:
     """How a slide is cut into tiles: `size` px at `mpp` µm/px, every `stride` sides; `tissue`: smallest share of it, by `rule`;
-    `stain`: normalisation, "" for none; `slide_mpp`: overrides the file's µm/px."""
+    `stain`: normalisation, "" for none; `slide_mpp`: replaces the file's µm/px."""
 
     size: int
     mpp: float
@@ -55,7 +56,8 @@ class Cut:
 class CalibratedScorer:
     """A scorer, calibrated on held-out normals.
 
-    `preprocess`: from a tile as read to the model's input image. `tail`: of the normals' scores; `limit`: their 99 % quantile. `key`:
+    `preprocess`: from a tile as read to the model's input image. `tail`: of the normals' scores; `limit`: their 99 % quantile, or highest
+    score (`limit_is`, in words). `threshold`: of the tiles' decisions. `key`:
     hash of everything that scores depend on. `label`: name of the model.
     """
 
@@ -63,6 +65,8 @@ class CalibratedScorer:
     preprocess: Callable[[Pixels], Pixels]
     tail: Tail
     limit: float
+    limit_is: str
+    threshold: Threshold
     top_k: int
     key: str
     label: str
@@ -93,26 +97,40 @@ def score_slide(task: SlideTask, calibrated: CalibratedScorer, cut: Cut, folder:
         stack.enter_context(alone(lock))
         stack.callback(lock.unlink, missing_ok=True)
         record = read_record(folder, KEYS)
-        if record is not None and (record["key"], record["identity"]) == (calibrated.key, task.identity):
+        known = {"key": calibrated.key, "identity": task.identity, "origin": slide.origin and list(slide.origin)}
+        same_scale = record is not None and record["cut"]["slide_mpp"] == cut.slide_mpp
+        if record is not None and same_scale and {"origin": [0, 0], **record}.items() >= known.items():
             return record
         remove_leftovers(folder)
         tissue = find_tissue(slide, cut.rule)
         tiles = grid_tiles(slide, tissue, cut.size, cut.mpp, cut.tissue, cut.stride)
         stain = fitted_normaliser(cut.stain, tissue, cut.mpp)
+        if slide.origin != (0, 0):
+            slide.note(_placed(slide.origin))
         partial = folder / ".tiles.jsonl"
         rows = _tile_rows(slide, tiles, task, stain, calibrated, cut, partial, workers)
         scores = np.array([row["score"] for row in rows], np.float64)
         record = {
             "key": calibrated.key, "identity": task.identity, "slide": task.name, "file": str(task.path.absolute()), "alone": task.alone,
-            "width": slide.width, "height": slide.height, "mpp": slide.mpp, "tiles": len(tiles),
+            "width": slide.width, "height": slide.height, "mpp": slide.mpp, "origin": slide.origin, "tiles": len(tiles),
             "side": tiles[0].side if tiles else cut.size * cut.mpp / slide.mpp, **calibrated.slide_scores(scores),
-            "limit": calibrated.limit, "top_k_is": calibrated.top_k, "model": calibrated.label, "cut": asdict(cut),
+            "limit": calibrated.limit, "limit_is": calibrated.limit_is,
+            "threshold": strict_json(asdict(calibrated.threshold)), "top_k_is": calibrated.top_k,
+            "model": calibrated.label, "cut": asdict(cut),
             "stain": None if stain is None else stain.to_dict(), "notes": slide.notes,
         }  # fmt: skip
         _write(slide, tissue, tiles, rows, calibrated.neg_log10_p(scores), record, folder)
         write_json(folder / RECORD, record)
         partial.unlink(missing_ok=True)
         return record
+
+
+def _placed(origin: tuple[int, int] | None) -> str:
+    if origin is None:
+        return (
+            "QuPath may open this slide cropped, or its regions one by one; tiles.geojson is in px of the whole slide"
+        )
+    return f"bounds {origin[0]}, {origin[1]} px are subtracted in tiles.geojson, as QuPath does"
 
 
 def _tile_rows(
@@ -134,7 +152,7 @@ def _tile_rows(
         as_rows(measured)  # reports NaN of a broken model before calibration hides it
         return as_rows(scorer.calibrated(measured))
 
-    header = {"key": calibrated.key, "identity": task.identity}
+    header = {"key": calibrated.key, "identity": task.identity, "mpp": slide.mpp}
     return resumed_values(chunks, len(tiles), partial, header, task.name, chunk, rows_of, "tiles")
 
 
@@ -158,23 +176,24 @@ def _write(
     slide: Slide, tissue: Tissue, tiles: list[Tile], rows: list[Row], neg_log10_p: NDArray[np.float64], record: dict[str, Any],
     folder: Path,
 ) -> None:  # fmt: skip
-    """All files of a slide but `slide.json`. A tile's decision is score > limit."""
+    """All files of a slide but `slide.json`. A tile's decision is score > threshold, as in `scores.csv`; empty without a threshold."""
     name, side = record["slide"], record["side"]
     measured = [{**row, "p": 10.0**-v, "neg_log10_p": v} for row, v in zip(rows, neg_log10_p.tolist(), strict=True)]
-    decisions = [row["score"] > record["limit"] for row in rows]
+    threshold = float(record["threshold"]["value"])
+    decisions = [row["score"] > threshold for row in rows]
     names = list(measured[0]) if measured else ["score", "p", "neg_log10_p"]
     lines = (
         [
             *(name, tile.x, tile.y, f"{tile.side:.9g}", f"{tile.tissue:.6g}"),
             *(f"{number:.9g}" for number in row.values()),
-            int(decision),
+            int(decision) if math.isfinite(threshold) else "",
         ]
         for tile, row, decision in zip(tiles, measured, decisions, strict=True)
     )
     tissue.save(folder / MASK)
     write_text(folder / "tiles.csv", csv_text(["slide", "x", "y", "side", "tissue", *names, "decision"], lines))
     objects = ((tile.x, tile.y, tile.side, *rest) for tile, *rest in zip(tiles, measured, decisions, strict=True))
-    write_geojson(folder / "tiles.geojson", name, objects)
+    write_geojson(folder / "tiles.geojson", name, objects, slide.origin or (0, 0))
     step = side * record["cut"]["stride"]
     heat = heatmap(*corners(tiles), neg_log10_p, side, step, slide.width, slide.height, slide.mpp)
     write_ome(folder / "heatmap.ome.tif", heat, name)

@@ -47,7 +47,7 @@ class StainNormaliser(ABC):
             raise UserError(f"the reference of the stain normalisation cannot be used: {found}; choose another image")
         self._target: Colours = np.array(found[0]), np.array(found[1])
         self._source: Colours | None = None
-        self._why = "not fitted"
+        self.why = "not fitted"
 
     def fit(self, pixels: Pixels) -> Self:
         """Fit to pixels of a slide, uint8 [..., 3] (`sample_pixels`); background among them is left out.
@@ -55,8 +55,13 @@ class StainNormaliser(ABC):
         Where they are too few or of one colour, `transform` leaves every image as it is.
         """
         found = self.measured(pixels)
-        self._source, self._why = (None, found) if isinstance(found, str) else (found, "")
+        self._source, self.why = (None, found) if isinstance(found, str) else (found, "")
         return self
+
+    @property
+    def fitted(self) -> bool:
+        """Whether images are changed; else `why` says the reason."""
+        return self._source is not None
 
     def transform(self, image: Pixels) -> Pixels:
         """An image of the fitted slide, uint8 [H, W, 3], in the colours of the reference."""
@@ -68,8 +73,8 @@ class StainNormaliser(ABC):
             colours and {name: array.T.tolist() for name, array in zip(self.statistics, colours, strict=True)}
             for colours in (self._source, self._target)
         )
-        reason = {"reason": self._why} if self._why else {}
-        return {"name": self.name, "fitted": not self._why, **reason, "source": source, "target": target}
+        reason = {"reason": self.why} if self.why else {}
+        return {"name": self.name, "fitted": self.fitted, **reason, "source": source, "target": target}
 
     @staticmethod
     @abstractmethod
@@ -93,8 +98,19 @@ def stain_normaliser(name: str, target: Pixels | None = None) -> StainNormaliser
 
 
 def fitted_normaliser(name: str | None, tissue: Tissue, mpp: float, seed: int = 0) -> StainNormaliser | None:
-    """`stain_normaliser(name)` fitted to the tissue of a slide whose tiles have `mpp` µm/px; None without a name."""
-    return stain_normaliser(name).fit(sample_pixels(tissue, mpp, seed)) if name else None
+    """`stain_normaliser(name)` fitted to the tissue of a slide whose tiles have `mpp` µm/px; None without a name.
+
+    Where it cannot be fitted, the slide's `notes` get a line that says why.
+    """
+    if not name:
+        return None
+    found = stain_normaliser(name).fit(sample_pixels(tissue, mpp, seed))
+    if not found.fitted:
+        slide = tissue.slide
+        slide.note(
+            f"its stain is not normalised: {name} cannot be fitted, since {found.why}; its tiles keep their colours"
+        )
+    return found
 
 
 class Reinhard(StainNormaliser):
@@ -113,7 +129,7 @@ class Reinhard(StainNormaliser):
         """Mean and standard deviation, [3] each."""
         tissue = _tissue_of(pixels)
         if len(tissue) < MIN_PIXELS:
-            return f"only {len(tissue)} pixels of tissue"
+            return _too_few(len(tissue), pixels, "any channel")
         lab = to_lab(tissue)
         deviation = lab.std(0)
         return (lab.mean(0), deviation) if deviation.min() > 1e-6 else "the tissue is of one colour"
@@ -141,7 +157,7 @@ class Macenko(StainNormaliser):
         density = DENSITY[_tissue_of(pixels)]
         dark = density[(density >= BETA).all(axis=1)]
         if len(dark) < MIN_PIXELS:
-            return f"only {len(dark)} pixels of tissue"
+            return _too_few(len(dark), pixels, "each channel")
         values, vectors = np.linalg.eigh(np.cov(dark.T))
         if values[1] <= 1e-9:
             return "the tissue is of one colour"
@@ -206,6 +222,16 @@ def _tissue_of(pixels: Pixels) -> Pixels:
     """[n, 3]: the pixels that absorb light in any channel."""
     flat = np.asarray(pixels).reshape(-1, 3)
     return flat[flat.min(axis=1) <= WHITE * np.exp(-BETA) - 1]
+
+
+def _too_few(count: int, pixels: Pixels, where: str) -> str:
+    sampled = np.asarray(pixels).size // 3
+    if not sampled:
+        return "no tissue was found"
+    return (
+        f"only {count:,} of {sampled:,} pixels sampled from tissue absorb light in {where} (density {BETA}), and {MIN_PIXELS:,} are "
+        "needed"
+    )
 
 
 def _to_uint8(values: FloatArray) -> Pixels:

@@ -22,8 +22,10 @@ from gan_uad import console
 from gan_uad.data.sources import INDEX, RECORD
 from gan_uad.errors import UserError
 from gan_uad.files import alone, atomic, claim, explained, read_json, write_json
-from gan_uad.slides.annotations import find_annotation
+from gan_uad.slides.base import BOUNDED
 from gan_uad.slides.batch import SlideTask, each_slide, finished_slides, read_record
+from gan_uad.slides.matching import Matches, match_annotations
+from gan_uad.slides.slide_list import Told, slide_list
 from gan_uad.slides.tile_slide import COLUMNS, ROWS, TileSettings, cut_slide
 
 SETTINGS = "tile.json"
@@ -32,25 +34,33 @@ KEYS = ("identity", "annotation_hash", "tiles", "labels")  # of a tiled slide's 
 
 def tile(
     slides: Sequence[Path], out: Path, settings: TileSettings, annotations: Path | None = None,
-    shard: tuple[int, int] = (0, 1), workers: int = 1,
+    shard: tuple[int, int] = (0, 1), workers: int = 1, slides_csv: Path | None = None, strict: bool = False,
 ) -> Path:  # fmt: skip
     """Cut `slides` into tiles below `out`, and write `index.csv` over all finished slides; returns `out`.
 
-    `annotations`: a folder of annotation files, or one file for a single slide. `shard` (i, n): every n-th slide, starting at the i-th
-    (from 0); all shards may write into one folder at the same time. `workers`: threads that read and write.
+    `annotations`: a folder of annotation files (see `match_annotations`), or one file for a single slide. `shard` (i, n): every n-th
+    slide, starting at the i-th (from 0); all shards may write into one folder at the same time. `workers`: threads that read and write.
+    `slides_csv`: a table of µm/px, patient and label by slide (`SlideList`). `strict`: refuse to start where a slide has no annotation or
+    a file of the folder is unused.
 
-    A slide that was cut from the same file and annotation is left as it is. A slide that fails does not stop the others: `JobFailed`
-    at the end. Raises `UserError` where `out` holds tiles of other settings.
+    A slide that was cut from the same file, annotation and row of the table is left as it is. A slide that fails does not stop the
+    others: `JobFailed` at the end. Raises `UserError` where `out` holds tiles of other settings.
     """
     if annotations is not None and not annotations.exists():
         raise UserError(f"--annotations {annotations}: no such file or folder")
     if annotations is not None and annotations.is_file() and len(slides) > 1:
         raise UserError(f"--annotations {annotations}: one file for {len(slides)} slides; name a folder of annotations")
+    matches: Path | Matches | None = annotations
+    if annotations is not None and annotations.is_dir():
+        matches = match_annotations(annotations, slides)
+        matches.report(strict, settings.unannotated == "normal")
+    table = slide_list(slides_csv, slides, settings.slide_mpp, settings.group)
     claim(out, SETTINGS, asdict(settings), "tiles cut", "*")
     records: list[dict[str, Any]] = []
 
     def work(task: SlideTask) -> str:
-        record, message = _cut(task, out, settings, annotations, workers)
+        told = Told() if table is None else table.of(task.path)
+        record, message = _cut(task, out, settings, matches, workers, told)
         records.append(record)
         return message
 
@@ -84,17 +94,18 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _cut(
-    task: SlideTask, out: Path, settings: TileSettings, annotations: Path | None, workers: int
+    task: SlideTask, out: Path, settings: TileSettings, matches: Path | Matches | None, workers: int, told: Told
 ) -> tuple[dict[str, Any], str]:
     """Cut one slide, unless it is finished; returns its record and a message."""
-    annotation = annotations
-    if annotations is not None and annotations.is_dir():
-        annotation = find_annotation(annotations, task.path, task.alone)
+    annotation = matches.of(task.path, task.other) if isinstance(matches, Matches) else matches
     digest = None if annotation is None else hashlib.blake2b(annotation.read_bytes(), digest_size=8).hexdigest()
+    of_qupath = annotation is not None and annotation.suffix.lower() != ".xml"
     folder, lock = out / task.name, out / f".{task.name}.lock"
     with alone(lock):
         record = read_record(folder, KEYS)
-        if record is not None and (record["identity"], record["annotation_hash"]) == (task.identity, digest):
+        wanted = {"identity": task.identity, "annotation_hash": digest, "told": asdict(told)}
+        placed = record is not None and ("origin" in record or not (of_qupath and task.path.suffix.lower() in BOUNDED))
+        if record is not None and placed and {"told": asdict(Told()), **record}.items() >= wanted.items():
             lock.unlink(missing_ok=True)
             return record, f"{record['tiles']:,} tiles are there already"
         if record is None and folder.exists():
@@ -104,7 +115,7 @@ def _cut(
         try:
             with explained(temporary):
                 temporary.mkdir()
-            record = cut_slide(task, annotation, temporary, settings, workers) | {"annotation_hash": digest}
+            record = cut_slide(task, annotation, temporary, settings, workers, told) | wanted
             write_json(temporary / RECORD, record)
             with explained(folder):
                 shutil.rmtree(folder, ignore_errors=True)  # of the same slide with another annotation

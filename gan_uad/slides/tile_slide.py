@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gan_uad.slides import tiles
 from gan_uad.slides.annotations import Annotations, read_annotations
 from gan_uad.slides.batch import SlideTask
 from gan_uad.slides.reader import Slide
+from gan_uad.slides.slide_list import Told
 from gan_uad.slides.stain import StainNormaliser, fitted_normaliser
 from gan_uad.slides.tiles import Tile
 from gan_uad.slides.tissue import Tissue, find_tissue
@@ -43,7 +44,7 @@ class TileSettings:
     size: px. mpp: µm/px. tissue: smallest share, by `rule`. per_slide: largest number of tiles, None: all of the grid. choice: "random"
     or "grid". stride: of the grid, in sides. label: which tiles to keep, "normal", "tumour" or "all". tumour: smallest annotated share of
     a tumour tile. unannotated: label of tiles of slides without annotation, "normal" or "unknown". classes: see `read_annotations`.
-    slide_mpp: overrides the file. group: regular expression that finds the patient in the slide's name, None: the name. stain: a
+    slide_mpp: replaces what the files state. group: regular expression that finds the patient in the slide's name, None: the name. stain: a
     normalisation or None. compress: PNG files.
     """
 
@@ -66,34 +67,43 @@ class TileSettings:
 
 
 def cut_slide(
-    task: SlideTask, annotation: Path | None, folder: Path, settings: TileSettings, workers: int
+    task: SlideTask, annotation: Path | None, folder: Path, settings: TileSettings, workers: int, told: Told
 ) -> dict[str, Any]:
-    """Cut one slide into the empty `folder`; returns the content of `slide.json`.
+    """Cut one slide into the empty `folder`; returns the content of `slide.json`. `told`: what the user's table tells of it.
 
     The slide's identity and the seed decide which tiles are drawn, so that tiles depend neither on names nor on other slides. Raises
     `UserError` where the slide or annotation cannot be used.
     """
     s, name = settings, task.name
-    group = group_of(name, s.group)
-    with tiles.open_for_tiles(task.path, s.slide_mpp, s.mpp) as slide:
+    if told.label is not None:  # not all of a tumour slide is tumour
+        s = replace(s, unannotated="normal" if told.label == 0 else "unknown")
+    group = told.patient or group_of(name, s.group)
+    with tiles.open_for_tiles(task.path, told.mpp or s.slide_mpp, s.mpp) as slide:
         drawn = None
         if annotation is not None:
-            drawn = read_annotations(annotation, s.classes)
+            drawn = read_annotations(annotation, s.classes, slide.origin)
             drawn.check(slide.path.name, slide.width, slide.height)
             for note in drawn.notes:
                 console.say(note)
+            if told.label in (0, 1) and bool(told.label) != drawn.has_tumour:
+                kind, has = ("tumour", "no tumour") if told.label else ("normal", "tumour")
+                raise UserError(
+                    f"{name} is labelled {kind}, but its annotation {annotation} has {has}; correct one of them"
+                )
         tissue = find_tissue(slide, s.rule)
         chosen = choose(slide, tissue, drawn, s, task.identity)
         labels = _labels(*tiles.corners(chosen), slide, drawn, s).tolist()
-        classes = ["" if drawn is None and label == UNKNOWN else CLASSES[label] for label in labels]
+        certain = drawn is not None and not drawn.unplaced  # else a tile without a label need not be at a border
+        classes = [CLASSES[label] if certain or label != UNKNOWN else "" for label in labels]
         stain = fitted_normaliser(s.stain, tissue, s.mpp, s.seed)
         examples = write_tiles(slide, chosen, name, folder, s, stain, workers)
         tissue.save(folder / MASK)
-        _write_rows(folder / ROWS, name, group, chosen, labels, classes, slide.level_for(s.mpp), s)
+        _write_rows(folder / ROWS, name, group, chosen, labels, classes, slide.level_for(s.mpp), s, stain)
         _write_sheet(folder / SHEET, slide, tissue, chosen, drawn, examples, name, s)
         return {
             "slide": str(task.path), "identity": task.identity, "width": slide.width, "height": slide.height, "mpp": slide.mpp,
-            "levels": slide.levels, "group": group, "tiles": len(chosen), "labels": Counter(which or "unknown" for which in classes),
+            "origin": slide.origin, "levels": slide.levels, "group": group, "tiles": len(chosen),
+            "labels": Counter(which or "unknown" for which in classes),
             "tissue_share": float(tissue.mask.mean()), "tissue_rule": tissue.rule, "tissue_mpp": tissue.mpp,
             "annotation": None if drawn is None else str(drawn.path), "annotated": None if drawn is None else drawn.counts,
             "stain": None if stain is None else stain.to_dict(), "notes": slide.notes + ([] if drawn is None else drawn.notes),
@@ -169,13 +179,14 @@ def write_tiles(
 
 
 def _write_rows(
-    path: Path, name: str, group: str, chosen: list[Tile], labels: list[int], classes: list[str], level: int, s: TileSettings
+    path: Path, name: str, group: str, chosen: list[Tile], labels: list[int], classes: list[str], level: int, s: TileSettings,
+    stain: StainNormaliser | None,
 ) -> None:  # fmt: skip
     rows = (
         (
             f"{name}/{_file(name, tile)}", group, "" if label == UNKNOWN else label, "", which, name, tile.x, tile.y,
             f"{tile.side:.10g}", level, f"{s.mpp:.10g}", f"{tile.tissue:.6g}", "" if tile.tumour is None else f"{tile.tumour:.6g}",
-            s.stain or "",
+            stain.name if stain is not None and stain.fitted else "",
         )
         for tile, label, which in zip(chosen, labels, classes, strict=True)
     )  # fmt: skip
