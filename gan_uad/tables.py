@@ -49,6 +49,11 @@ def format_interval(value: float | None, low: float | None, high: float | None, 
     return f"{format_number(value, digits)} [{', '.join(shown)}]"
 
 
+def used_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The columns that have anything in some row."""
+    return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
+
+
 def write_tables(stem: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | Mapping[str, str]) -> None:
     """`stem`.md, .csv and .tex of one table; see `table`."""
     for ending, fmt in (("md", "markdown"), ("csv", "csv"), ("tex", "latex")):

@@ -444,6 +444,8 @@ def test_missing_data_is_reported_with_its_origin(cli: Any, name: str, tmp_path:
         ({"data": {"patches": {}}}, ["data.patches:", "path", "phantom"]),
         ({"data": {"patches": {"path": "x", "split": "random"}}}, ["data.patches.split:", "'own'", "'by_patch'", "'random'"]),
         ({"kimg": 0}, ["kimg:", "got 0"]),
+        ({"seeds": [0, 1, 1]}, ["seeds:", "seed 1 "]),
+        ({"methods": {"knn": {"seeds": [3, 3]}}}, ["methods.knn.seeds:", "seed 3 "]),
         ({"data": None}, ["data:"]),
     ],
 )  # fmt: skip

@@ -127,6 +127,33 @@ def test_cells_of_a_benchmark_have_distinct_names_and_one_common_baseline(
 
 
 @pytest.mark.usefixtures("fast")
+def test_rows_are_named_by_what_differs(cli: Any, tmp_path: Path) -> None:
+    """Settings of the same method in two folders; two files of one folder; one file under two names."""
+    for name, settings in (
+        ("a", {"resolution": 32, "seed": 0, "options": {"features": "pixels@4", "k": 1}}),
+        ("b", {"resolution": 64, "seed": 0, "options": {"features": "pixels@8", "k": 1}}),
+        ("c", {"resolution": 32, "seed": 5, "options": {"features": "pixels@4", "k": 1}}),
+    ):
+        folder = table(tmp_path / name, "m", [0, 1, 4, 3, 5, 6])
+        (folder / "scores.json").write_text(json.dumps(settings))
+    out = ("--out", tmp_path / "out", "--resamples", 100)
+    assert cli("evaluate", *(tmp_path / name for name in "abc"), *out).exit_code == 0
+    names = list(json.loads((tmp_path / "out" / "metrics.json").read_text()))
+    assert names == [
+        "a: m, 32 px, features pixels@4, seed 0",
+        "b: m, 64 px, features pixels@8, seed 0",
+        "c: m, 32 px, features pixels@4, seed 5",
+    ]
+    shutil.copy(tmp_path / "a" / "scores.csv", tmp_path / "a" / "again.csv")
+    (tmp_path / "link").symlink_to("a")
+    files = [tmp_path / "a" / "scores.csv", tmp_path / "a" / "again.csv", tmp_path / "link" / "scores.csv"]
+    assert cli("evaluate", *files, *out).exit_code == 0
+    names = list(json.loads((tmp_path / "out" / "metrics.json").read_text()))
+    assert len(names) == 2
+    assert [name.rpartition("(")[2] for name in names] == ["scores)", "again)"]
+
+
+@pytest.mark.usefixtures("fast")
 def test_without_a_threshold_there_are_no_decisions(cli: Any, tmp_path: Path) -> None:
     folder = table(tmp_path / "scores", "m", [0, 1, 4, 3, 5, 6])
     table(folder, "mean_color", [1, 2, 3, 4, 5, 6])

@@ -63,6 +63,33 @@ def test_arrays_and_grid(cli: Any, trained: Any, tmp_path: Path) -> None:
     assert min(pixels(tmp_path / "grid.png").shape[:2]) >= 64
 
 
+def test_a_path_may_return(cli: Any, trained: Any, tmp_path: Path) -> None:
+    words = ("interpolate", trained.generator, "--seeds", "1,2,1", "--frames-between", 1, "--out", tmp_path / "a.png")
+    assert cli(*words).exit_code == 0
+    strip = pixels(tmp_path / "a.png")
+    assert np.array_equal(strip[:32, :32], strip[32:, 64:])
+
+
+def test_arrays_of_another_model_are_not_replaced(cli: Any, trained: Any, tmp_path: Path) -> None:
+    other = rewritten(trained.generator / "model.safetensors", tmp_path / "other.safetensors", lambda t: t * 0.5)
+    out, file = tmp_path / "out", tmp_path / "out" / "images.npz"
+    assert cli("generate", trained.generator, "--seeds", "0-2", "--npz", "--out", out).exit_code == 0
+    before = file.read_bytes()
+    for words in (("--npz",), ()):
+        fails(cli("generate", other, "--seeds", "0-2", *words, "--out", out), str(file), "another model", "--out")
+    assert [path.name for path in out.iterdir()] == ["images.npz"]
+    assert file.read_bytes() == before
+    assert cli("generate", trained.generator, "--seeds", "0-4", "--npz", "--out", out).exit_code == 0
+    with np.load(file) as arrays:
+        assert len(arrays["images"]) == 5
+        told = {name: array for name, array in arrays.items() if name != "model"}
+    np.savez(file, **told)  # as version 0.2 wrote it
+    fails(cli("generate", trained.generator, "--seeds", "0-4", "--npz", "--out", out), str(file), "--out")
+    assert cli("generate", trained.generator, "--seeds", "0-4", "--out", out).exit_code == 0
+    file.write_bytes(b"PK")
+    fails(cli("generate", trained.generator, "--seeds", "0-4", "--npz", "--out", out), str(file), "--out")
+
+
 @pytest.mark.parametrize("seeds", ["", "a", "3-1", "1,,2", "-4", "1.5", "²", "1-2-3", "9" * 30, "0-99999999999"])
 def test_bad_seeds(cli: Any, trained: Any, tmp_path: Path, seeds: str) -> None:
     fails(cli("generate", trained.generator, f"--seeds={seeds}", "--out", tmp_path / "out"), "--seeds ")
@@ -312,6 +339,10 @@ def test_bad_latents(cli: Any, styled: Path, trained: Any, tmp_path: Path) -> No
         ("interpolate --space w", "--space w"),
         ("interpolate --out a.jpg", "--out a.jpg: the name must end in .gif or .png"),
         ("interpolate --seeds 3", "--seeds or --latents"),
+        ("interpolate --seeds 1,1,2", "seed 1 "),
+        ("interpolate --seeds 0-3,3", "seed 3 "),
+        ("interpolate --seeds 5,5", "seed 5 "),
+        ("interpolate --seeds 1,2,1 --loop", "seed 1"),
         ("interpolate --noise random", "--noise random"),
         ("interpolate --frames-between 1000000000", "--frames-between"),
         ("interpolate --latents a.npz --seeds 0-63", "--seeds and --latents"),

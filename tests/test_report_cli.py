@@ -443,10 +443,12 @@ def test_metrics_are_those_of_the_evaluation(full: Page, evaluated: Path) -> Non
         assert row["accuracy"] == f"{found['decisions']['accuracy']:.3f} [{bounds}]"
     name = next(iter(metrics))
     assert f"{name}: AUROC {table[0]['AUROC']} on 20 normal and " in full.sections["glance"]
-    better = metrics[name]["auroc"]["low"] > metrics["mean_color"]["auroc"]["high"]
-    assert better != (
-        "not clearly better" in full.sections["glance"] or "worse than mean colour" in full.sections["glance"]
-    )
+    area = metrics[name]["differences"]["mean_color"]["auroc"]
+    (difference,) = full.table("AUROC difference")
+    assert difference["AUROC difference"].startswith(f"{area['value']:+.3f} [")
+    verdict = "better" if area["low"] > 0 else "worse" if area["high"] < 0 else "no clear difference"
+    assert difference["verdict"] == verdict
+    assert re.search(f"{verdict} (than|from) mean colour", full.sections["glance"], re.I)
 
 
 def test_counts_are_those_of_the_scores_and_the_set(full: Page, evaluated: Path, hostile: Path) -> None:

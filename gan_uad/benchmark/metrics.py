@@ -10,6 +10,7 @@ from gan_uad.benchmark.plan import Training
 from gan_uad.benchmark.tables import RATES
 from gan_uad.checkpoint import read_model
 from gan_uad.config import CorruptionConfig, load_config, presets
+from gan_uad.detection.comparison import compare
 from gan_uad.detection.maps import pixel_metrics
 from gan_uad.detection.score_file import BASELINE, SCORES, description_of, read_scores, threshold_of, validation_of
 from gan_uad.errors import UserError
@@ -20,7 +21,9 @@ RULES = {"fpr5": "fpr:0.05", "youden": "youden"}
 
 
 def metrics_of_scores(folder: Path, resamples: int) -> dict[str, Any]:
-    """Counts, AUROC, AUPRC, decisions at two thresholds, score components and pixel metrics of `scores.csv`; the same of mean colour."""
+    """Counts, AUROC, AUPRC, decisions at two thresholds, score components and pixel metrics of `scores.csv`; the same of mean colour; and
+    the paired difference of the two.
+    """
     described = description_of(folder / SCORES)
     result = _of_file(folder / SCORES, resamples)
     result["warnings"] += described.get("warnings", [])
@@ -29,6 +32,10 @@ def metrics_of_scores(folder: Path, resamples: int) -> dict[str, Any]:
     if described.get("corruption"):
         result["corruption"] = CorruptionConfig(**described["corruption"]).words
     result["baseline"] = _of_file(folder / BASELINE, resamples) if (folder / BASELINE).is_file() else None
+    both = (result["auroc"], result["baseline"] and result["baseline"]["auroc"])
+    if None not in both:
+        own, colour = (read_scores(folder / name).labelled() for name in (SCORES, BASELINE))
+        result["difference"] = compare(own, colour, resamples)
     return result
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gan_uad import old_names
+from gan_uad import old_names, registry
 from gan_uad.benchmark.datasets import BenchmarkData
 from gan_uad.benchmark.schema import Benchmark, Method, Range, Scoring, Search, Trained, preset
-from gan_uad.config import RunConfig, load_config
+from gan_uad.config import DataConfig, RunConfig, load_config
 from gan_uad.data.arrays import digest
+from gan_uad.data.manifest import LABELS
+from gan_uad.data.patches import split_manifest
+from gan_uad.data.sources import open_source
 from gan_uad.errors import UserError, near
 from gan_uad.files import sha256
 from gan_uad.run import model_file
@@ -72,6 +77,7 @@ class Cell(_Planned):
     settings: str = ""  # those of an attempt, in words
     by: str = ""  # what an attempt is chosen by; "" for a row of the table
     attempts: tuple[Cell, ...] = ()
+    instead_of: tuple[str, ...] = ()  # folders of the same with other seeds, where no seed changes it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +120,14 @@ def plan(
     Raises `UserError` for settings that a training does not have.
     """
     found = [_Planner(benchmark, name, data[name], kimg, device, home) for name in benchmark.data if name in data]
-    comparisons = [one for planner in found for seed in benchmark.seeds for one in planner.comparisons(seed)]
-    return [cell for planner in found for cell in planner.cells()], comparisons
+    comparisons: dict[Any, Comparison] = {}
+    for one in (one for planner in found for seed in benchmark.seeds for one in planner.comparisons(seed)):
+        # Images of a finished generator do not depend on the seed, which draws those of a classifier.
+        fixed = one.kind == DISTANCE and one.chain and all(step.run for step in one.chain)
+        comparisons.setdefault(
+            (one.data, one.what, one.features, *(s.key for s in one.chain)) if fixed else one.folder, one
+        )
+    return [cell for planner in found for cell in planner.cells()], list(comparisons.values())
 
 
 @dataclass(frozen=True)
@@ -135,12 +147,43 @@ class _Planner:
                 sets = self.benchmark.overrides if method.overrides is None else method.overrides
                 ways = method.score or {DEFAULT_SCORING: Scoring()}
                 seeds = self.benchmark.seeds if method.seeds is None else method.seeds
-                for overrides, scoring, seed in itertools.product(sets or {"": {}}, ways, seeds):
+                for overrides, scoring in itertools.product(sets or {"": {}}, ways):
+                    layers, way = [method.set, sets[overrides] if sets else {}], ways[scoring]
                     try:
-                        layers = [method.set, sets[overrides] if sets else {}]
-                        yield self._cell(label, method, overrides, layers, scoring, ways[scoring], seed)
+                        found = [self._cell(label, method, overrides, layers, scoring, way, seed) for seed in seeds]
+                        yield from [self._once(found)] if self._seedless(found) else found
                     except UserError as error:
                         raise UserError(f"methods.{label}: {error.message}") from None
+
+    def _seedless(self, cells: Sequence[Cell]) -> bool:
+        """Whether cells that differ in their seed alone have the same result: nothing in them is drawn."""
+        planned = [one for cell in cells for one in (cell, *cell.attempts)]
+        if len({cell.seed for cell in cells}) < 2 or any(one.problem for one in planned):
+            return False
+        steps = zip(*([step for one in (cell, *cell.attempts) for step in one.chain] for cell in cells), strict=True)
+        return all(
+            len({step.key for step in same}) == 1 if same[0].run else self._draws_nothing(same[0]) for same in steps
+        )
+
+    def _draws_nothing(self, step: Training) -> bool:
+        """Whether a training is the fit of a scorer that draws neither images nor anything else by its seed."""
+        config = load_config(step.config, step.overrides)
+        if config.task or config.data.contamination:
+            return False
+        scorer = registry.find("scorer", config.scoring.scorer)
+        if "seed" in inspect.signature(scorer).parameters and "seed" not in config.scoring.options:
+            return False
+        data = config.data.model_copy(update={"path": str(self.data.path)})
+        try:
+            count = _n_train(self.data.key, str(self.data.path), data.model_dump_json())
+        except UserError:  # nothing there yet
+            return False
+        return count <= round(config.training.total_kimg * 1000)
+
+    @staticmethod
+    def _once(cells: Sequence[Cell]) -> Cell:
+        others = dict.fromkeys(cell.folder for cell in cells if cell.folder != cells[0].folder)
+        return replace(cells[0], instead_of=tuple(others))
 
     def _cell(
         self, label: str, method: Method, overrides: str, layers: list[dict[str, Any]], scoring: str, way: Scoring, seed: int
@@ -271,6 +314,14 @@ class _Planner:
                 place = run if run.exists() else file  # a shipped model goes by its name
                 return Training(re.sub(r"^\d{5}-", "", run.stem), sha256(file), run=str(place.resolve()))
         raise Missing(f"no finished run or model file at {text}")
+
+
+@lru_cache
+def _n_train(key: str, path: str, settings: str) -> int:
+    """How many images of a data set are trained on by `settings` (of data, as JSON). `key`: of the content, for the cache."""
+    data = DataConfig.model_validate_json(settings)
+    manifest, _ = split_manifest(open_source(path, data), data)
+    return len(manifest.where("train", LABELS[data.label]))
 
 
 def _joined(by: str, *parts: str) -> str:

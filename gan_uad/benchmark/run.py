@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from gan_uad import console
 from gan_uad.benchmark.datasets import BenchmarkData, prepare_data
-from gan_uad.benchmark.plan import CLASSIFICATION, GENERATION, Work, plan
+from gan_uad.benchmark.plan import CLASSIFICATION, GENERATION, Cell, Work, plan
 from gan_uad.benchmark.schema import Benchmark, load_benchmark
 from gan_uad.benchmark.tables import CELL, ENDED, ERROR, LOG, read_cell, write_tables
 from gan_uad.device import cores
@@ -81,6 +81,7 @@ def benchmark(
     planned: list[Work] = [*cells, *comparisons]
     families = list(dict.fromkeys(_family(cell) for cell in planned))[part::parts]
     mine = [cell for cell in planned if _family(cell) in families and wanted >= {cell.method, cell.data}]
+    _say_seedless(cells, folder)
     if dry_run:
         for cell in mine:
             print(f"{cell.label}: {'finished' if _finished(cell, folder) else cell.problem or 'to do'}")
@@ -102,6 +103,20 @@ def benchmark(
     if failed:
         raise JobFailed(f"{failed} of {len(mine)} cells failed, the others are in the table: see {shown}/results.md")
     return folder
+
+
+def _say_seedless(cells: Sequence[Cell], folder: Path) -> None:
+    """Say which methods run once for several seeds, and which finished cells the table leaves out for that."""
+    once = [cell for cell in cells if cell.instead_of]
+    if once:
+        names = ", ".join(dict.fromkeys(cell.method for cell in once))
+        left = sum((folder / other / CELL).is_file() for cell in once for other in cell.instead_of)
+        also = (
+            f"; {left} finished cells of other seeds have the same results and are left out of the table"
+            if left
+            else ""
+        )
+        console.note(f"no seed changes {names}: one cell instead of one for each seed{also}")
 
 
 def _as_kept(

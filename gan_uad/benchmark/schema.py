@@ -58,6 +58,17 @@ Settings = Annotated[dict[str, Any], AfterValidator(_keys)]
 Values = Annotated[list[Any], Field(min_length=1)]
 
 
+def _once(seeds: list[int]) -> list[int]:
+    """Counted twice, a seed would make the spread over seeds too small."""
+    for seed in seeds:
+        if seeds.count(seed) > 1:
+            raise ValueError(f"seed {seed} is named more than once: name each seed once")
+    return seeds
+
+
+Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_once)]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -189,7 +200,7 @@ class Method(Trained):
 
     score: dict[Name, Scoring] = Field({}, description="ways to score the same run, by name; default: the run's own")
     search: Search | None = None
-    seeds: list[int] | None = Field(None, description="instead of those of the file")
+    seeds: Seeds | None = Field(None, description="instead of those of the file")
     overrides: dict[Name, Settings] | None = Field(None, description="instead of those of the file")
 
 
@@ -236,7 +247,7 @@ class Benchmark(_Strict):
     generators: dict[Name, Trained] = Field({}, description="trained for the two sections below, and not scored")
     generation: Generation | None = None
     classification: list[Classification] = Field([], description="one, or several")
-    seeds: list[int] = [0]
+    seeds: Seeds = [0]
     overrides: dict[Name, Settings] = Field({}, description="sets of settings by name; each multiplies the methods")
     set: Settings = Field({}, description="settings of every training")
     kimg: float | None = Field(None, gt=0, description="largest length of a training")

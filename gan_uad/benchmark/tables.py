@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from gan_uad import __version__, old_names
 from gan_uad.benchmark.plan import CLASSIFICATION, DEFAULT_SCORING, GENERATION, Cell, Comparison, Work
 from gan_uad.benchmark.schema import Benchmark
 from gan_uad.files import read_json, write_json, write_text
-from gan_uad.tables import MISSING, format_interval, format_number, table
+from gan_uad.tables import MISSING, format_interval, format_number, table, used_columns
 
 CELL, ERROR, LOG = "cell.json", "error.txt", "log.txt"  # in the folder of a cell
 ENDED = "ended by signal"  # how the reason begins where the cell itself did not fail
@@ -25,18 +26,22 @@ DECISIONS |= {FALSE_ALARMS: "false alarms (5 %)"}
 PIXELS = {"pixel_auroc": "pixel AUROC", "aupro": "AUPRO", "dice": "Dice", "iou": "IoU"}
 ERRORS = {"reconstruction": "reconstruction", "kl": "KL"}
 ERRORS |= {f"val_{key}": f"{name} (val)" for key, name in ERRORS.items()}  # fmt: skip
-RATE_METRICS = ("auroc", "auprc", *DECISIONS, *PIXELS)  # between 0 and 1
+RATE_METRICS = ("auroc", "auprc", "difference", *DECISIONS, *PIXELS)  # between 0 and 1; differences between -1 and 1
 SPEED = {"train_seconds": "training s"}
 SPEED |= {"train_images_per_s": "images/s in training", "score_images_per_s": "images/s in scoring"}  # fmt: skip
 COLUMNS = (
     "data", "method", "scoring", "overrides", "seed", "settings", "resolution", "normal", "anomalous", "auroc", "auroc_low", "auroc_high",
-    "auprc", "auprc_low", "auprc_high", *DECISIONS, *PIXELS, *ERRORS, "trained_on", "kimg", "training", *SPEED, "runs", "folder",
+    "auprc", "auprc_low", "auprc_high", "difference", "difference_low", "difference_high",
+    *DECISIONS, *PIXELS, *ERRORS, "trained_on", "kimg", "training", *SPEED, "runs", "folder",
 )  # fmt: skip
+OVER = "AUROC over mean colour"
+NAMES = ("method", "scoring", "overrides", "resolution")  # tell the rows of a data set apart
 NAMED = {"data": "data", "method": "method", "px": "px"}
 LENGTH = {"kimg": "kimg", "training": "training"}
 TABLES = {
     "Detection": NAMED | {
-        "n": "normal + anomalous", "seeds": "seeds", "auroc": "AUROC", "auprc": "AUPRC", "pixel_auroc": "pixel AUROC",
+        "n": "normal + anomalous", "seeds": "seeds", "auroc": "AUROC", "difference": OVER, "auprc": "AUPRC",
+        "pixel_auroc": "pixel AUROC",
         "trained_on": "trained on",
     } | LENGTH,
     "Decisions": NAMED | DECISIONS,
@@ -57,10 +62,13 @@ COMPARED = {
     "of each kind (of: classifier-normal-anomalous). Real vs synthetic: a classifier trained to tell them apart; 50 %: it cannot.",
 }
 ABOUT = (
-    "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several "
-    "seeds: mean ± standard deviation. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); false alarms: the "
-    "share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. truncated: trained for less "
-    "than the configuration, as published, says; unknown: a finished encoder, whose file does not say how long its generator was trained."
+    "AUROC and AUPRC of the test split with 95 % intervals by bootstrap over groups (over images where groups are unknown): how much they "
+    "depend on the patients. Over several seeds: mean ± standard deviation, which is how much they depend on the training, and the mean "
+    "of the seeds' bounds. A method that no seed changes runs once. AUROC over mean colour: the difference on the same images, paired; "
+    "where its interval holds 0, it is not clear. (5 %): the threshold that 5 % of validation normals exceed (split-conformal); false "
+    "alarms: the share of test normals above it; (Youden): the largest Youden's J on validation images of both labels. truncated: trained "
+    "for less than the configuration, as published, says; unknown: a finished encoder, whose file does not say how long its generator was "
+    "trained."
 )
 
 
@@ -91,7 +99,8 @@ def collect(cells: Iterable[Work], home: Path) -> tuple[list[dict[str, Any]], li
         folder = home / cell.folder
         if (found := read_cell(folder)) is not None:
             # Under the method's name of today, whatever the name was when it was finished.
-            done.append(found | ({"method": cell.method} if isinstance(cell, Cell) else {}))
+            own = {"method": cell.method, "seedless": bool(cell.instead_of)} if isinstance(cell, Cell) else {}
+            done.append(found | own)
         elif cell.problem or (folder / ERROR).is_file():
             why = cell.problem or (folder / ERROR).read_text(encoding="utf-8").strip()
             log = f"{cell.folder}/{LOG}" if (folder / LOG).is_file() else ""
@@ -223,7 +232,9 @@ def with_baselines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             kept = ("data", "folder", *(("scoring", "overrides") if changes else ()))
             about = {"scoring": DEFAULT_SCORING, "overrides": "", "settings": ""} | {key: cell[key] for key in kept}
             row = about | cell["baseline"] | {"method": BASELINE, "resolution": resolution}
-            baselines.setdefault((resolution, changes), row)
+            if (resolution, changes) not in baselines:
+                same = any(all(other[key] == row[key] for key in NAMES) for other in baselines.values())
+                baselines[resolution, changes] = row | ({"overrides": changes} if same else {})
         result += [*baselines.values(), *cells]
     return result
 
@@ -231,9 +242,13 @@ def with_baselines(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def flat(cell: Mapping[str, Any]) -> dict[str, Any]:
     """A cell as a row of results.csv."""
     row = {key: cell.get(key) for key in COLUMNS} | {"trained_on": "normal", "training": ""}
+    row["seedless"] = bool(cell.get("seedless"))
     row["scoring"] = "" if cell["scoring"] == DEFAULT_SCORING else cell["scoring"]
-    for name in ("auroc", "auprc"):
-        found = cell[name] or {}
+    areas = {name: cell[name] for name in ("auroc", "auprc")} | {
+        "difference": (cell.get("difference") or {}).get("auroc")
+    }
+    for name, area in areas.items():
+        found = area or {}
         row |= {name: found.get("value"), f"{name}_low": found.get("low"), f"{name}_high": found.get("high")}
     for rule in RULES:
         found = cell[rule] or {}
@@ -265,7 +280,7 @@ def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows that differ in their seed alone (and in what a search chose) as one: mean and standard deviation of each metric."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        key = tuple(row[name] for name in ("data", "method", "scoring", "overrides", "resolution"))
+        key = tuple(row[name] for name in ("data", *NAMES))
         groups.setdefault(key, []).append(row)
     return [_mean(members) for members in groups.values()]
 
@@ -274,6 +289,7 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     common = ("data", "method", "scoring", "overrides", "resolution", "normal", "anomalous", "trained_on", "kimg")
     result: dict[str, Any] = {key: first[key] for key in common}
+    result["seedless"] = any(row["seedless"] for row in rows)
     result |= {"seeds": [row["seed"] for row in rows], "settings": [row["settings"] for row in rows]}
     truncated = any(row["training"] == "truncated" for row in rows)
     result["training"] = "truncated" if truncated else first["training"]
@@ -283,21 +299,37 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
             values = []
         sd = statistics.stdev(values) if len(values) > 1 else None
         result[name] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)} if values else None
-        if values and len(rows) == 1 and f"{name}_low" in first:
-            result[name] |= {"low": first[f"{name}_low"], "high": first[f"{name}_high"]}
+        if values and f"{name}_low" in first:
+            for bound in ("low", "high"):
+                bounds = [row[f"{name}_{bound}"] for row in rows]
+                result[name][bound] = None if None in bounds else statistics.fmean(bounds)
     return result
+
+
+def named(summary: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for each row: the method with all that tells it from the other rows of its data set."""
+    names = []
+    for row in summary:
+        chosen = sorted({text for text in row["settings"] if text})
+        names.append(", ".join(part for part in (row["method"], row["scoring"], row["overrides"], *chosen) if part))
+    often = Counter((row["data"], name) for row, name in zip(summary, names, strict=True))
+    return [
+        f"{name}, {row['resolution']} px" if often[row["data"], name] > 1 else name
+        for row, name in zip(summary, names, strict=True)
+    ]
 
 
 def _in_text(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The summary as cells of text; px and the number of seeds where rows differ in them."""
     shown = []
-    for row in summary:
-        details = [row["method"], row["scoring"], row["overrides"], *sorted({text for text in row["settings"] if text})]
+    for row, name in zip(summary, named(summary), strict=True):
         texts = {key: row[key] for key in ("data", "trained_on", "kimg", "training")} | {
-            "method": ", ".join(text for text in details if text), "px": str(row["resolution"]), "seeds": str(len(row["seeds"])),
+            "method": name, "px": str(row["resolution"]), "seeds": "1, whichever" if row["seedless"] else str(len(row["seeds"])),
             "n": f"{row['normal']} + {row['anomalous']}",
         }  # fmt: skip
-        texts |= {name: _metric(row[name], 3 if name in RATE_METRICS else 1) for name in (*RATE_METRICS, *ERRORS, *SPEED)}  # fmt: skip
+        texts |= {key: _metric(row[key], 3 if key in RATE_METRICS else 1) for key in (*RATE_METRICS, *ERRORS, *SPEED)}
+        if row["difference"] is not None and row["difference"]["mean"] >= 0:
+            texts["difference"] = f"+{texts['difference']}"
         shown.append(texts)
     for key in ("px", "seeds"):
         if len({row[key] for row in shown}) == 1:
@@ -309,15 +341,11 @@ def _in_text(summary: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _metric(found: dict[str, Any] | None, digits: int) -> str | None:
     if found is None:
         return None
+    value, bounds = format_number(found["mean"], digits), ""
     if "low" in found:
-        return format_interval(found["mean"], found["low"], found["high"])
-    value = format_number(found["mean"], digits)
-    return value if found["sd"] is None else f"{value} ± {format_number(found['sd'], digits)}"
-
-
-def used_columns(columns: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The columns that have anything in some row."""
-    return {key: name for key, name in columns.items() if any(row.get(key) not in (None, "") for row in rows)}
+        value, _, bounds = format_interval(found["mean"], found["low"], found["high"], digits).partition(" ")
+    spread = "" if found["sd"] is None else f"± {format_number(found['sd'], digits)}"
+    return " ".join(part for part in (value, spread, bounds) if part)
 
 
 def searches(done: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, dict[str, str], list[dict[str, Any]]]]:

@@ -83,12 +83,17 @@ def project(run: str, images: tuple[Path, ...], **options: Any) -> None:
 @click.argument("scores", nargs=-1, required=True, type=PATH)
 @out_option(None, "Output folder. [default: the first of SCORES]")
 @click.option("--threshold", metavar="RULE", help="Set the threshold by another rule, see below.")
+@click.option(
+    "--baseline",
+    metavar="NAME",
+    help="Compare all with this model of the table. [default: mean colour, and the first of several others]",
+)
 @bootstrap_options
 def evaluate(scores: tuple[Path, ...], **options: Any) -> None:
     """Compute AUROC and other metrics, with intervals.
 
-    SCORES are output folders of `gan-uad score`, or scores.csv files with labels. Writes metrics.json, tables and plots. For whole slides
-    use `gan-uad evaluate-slides`.
+    SCORES are output folders of `gan-uad score`, or scores.csv files with labels. Several are compared on the images that they share, with
+    paired intervals of the differences. Writes metrics.json, tables and plots. For whole slides use `gan-uad evaluate-slides`.
     """
     from gan_uad.slides.batch import holds_slides
 
@@ -97,6 +102,7 @@ def evaluate(scores: tuple[Path, ...], **options: Any) -> None:
 
         console.say("note: use gan-uad evaluate-slides; gan-uad evaluate will not take slides from version 0.3 on")
         refuse({"--threshold": options.pop("threshold")}, "does not apply to slides, which are ranked")
+        refuse({"--baseline": options.pop("baseline")}, "does not apply to slides")
         evaluate_slides(list(scores), **options)
         return
     from gan_uad.detection.evaluate import evaluate as job

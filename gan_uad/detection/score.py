@@ -77,6 +77,7 @@ def score(
     key = known_key(folder, "scores.json", "key", *keys)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
+        "resolution": config.resolution, "seed": config.training.seed,
         "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"],
         "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),

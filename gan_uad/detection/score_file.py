@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class ScoreFile:
     score: NDArray[np.float64]
     components: dict[str, NDArray[np.float64]]
     threshold: float | None
+    image: list[str]  # each path in its shortest form, by which files are matched
 
     @property
     def finite_threshold(self) -> float | None:
@@ -54,12 +56,13 @@ class ScoreFile:
     def labelled(self) -> ScoreFile:
         """Without the rows whose label is unknown."""
         keep = self.label >= 0
-        group, klass = (
-            [name for name, kept in zip(names, keep, strict=True) if kept] for names in (self.group, self.klass)
+        group, klass, image = (
+            [name for name, kept in zip(names, keep, strict=True) if kept]
+            for names in (self.group, self.klass, self.image)
         )
         components = {name: values[keep] for name, values in self.components.items()}
         label, score = self.label[keep], self.score[keep]
-        return replace(self, label=label, group=group, klass=klass, score=score, components=components)
+        return replace(self, label=label, group=group, klass=klass, score=score, components=components, image=image)
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -99,7 +102,9 @@ def read_scores(path: Path) -> ScoreFile:
     groups, classes = ([row.get(name, "") for row in rows] for name in ("group", "class"))
     score, *others = (np.array(values) for values in numbers.values())
     components = dict(zip(names[1:], others, strict=True))
-    return ScoreFile(path, common["model"] or path.stem, labels, groups, classes, score, components, threshold)
+    images = [posixpath.normpath(row["image"]) for row in rows]
+    model = common["model"] or path.stem
+    return ScoreFile(path, model, labels, groups, classes, score, components, threshold, images)
 
 
 def _finite(text: str, name: str) -> float:

@@ -113,8 +113,8 @@ def generate(
     """Write a PNG per seed (or row of the file `latents`), or all images to `images.npz` (see `write_npz`); `grid` adds `grid.png`.
 
     An interrupted call can be resumed by calling it again. PNGs of the same seeds by other settings or versions are
-    replaced. Raises `UserError` for a seed that is named twice, for a folder with PNGs of another model, and where PNGs of other settings
-    or latents would stay beside the new ones.
+    replaced, and so is `images.npz` of the same model. Raises `UserError` for a seed that is named twice, for a folder with PNGs or an
+    `images.npz` of another model, and where PNGs of other settings or latents would stay beside the new ones.
     """
     repeated = [seed for seed, count in Counter(seeds).items() if count > 1]
     if repeated:
@@ -126,6 +126,7 @@ def generate(
     if grid and len(source) > limit:
         raise UserError(f"--grid: at most {limit} images of {source.model.resolution} px, not {len(source)}")
     _check_others(source, out)
+    _check_npz(source, out / "images.npz", replaced=npz)
     make_folder(out)
     existing = 0
     if npz:
@@ -179,6 +180,21 @@ def _check_others(source: GeneratorSource, out: Path) -> None:
         stays = file
     if changed and stays is not None:
         raise refused("other --latents", stays)
+
+
+def _check_npz(source: GeneratorSource, file: Path, replaced: bool) -> None:
+    """Raise `UserError` where `file` is of another model, or would be replaced and does not say of which it is."""
+    if not file.exists():
+        return
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            model = str(arrays["model"]) if "model" in arrays else None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        model = None
+    if model == source.digest or (model is None and not replaced):
+        return
+    of = "does not say of which model it is, and would be replaced" if model is None else "is of another model"
+    raise UserError(f"{file} {of}: choose another folder with --out, or move it away")
 
 
 def _read_note(file: Path) -> dict[str, Any] | None:
@@ -239,7 +255,8 @@ def _write_png(path: Path, image: Pixels, note: str) -> None:
 
 
 def write_npz(source: GeneratorSource, path: Path) -> None:
-    """Write `images` uint8 `[N, R, R, 3]`, `truncation`, `noise`, `seeds` `[N]` and `z` if given, `w` or `ws` of style-based nets.
+    """Write `images` uint8 `[N, R, R, 3]`, `truncation`, `noise`, `model` (digest of its file), `seeds` `[N]` and `z` if given, `w` or `ws`
+    of style-based nets.
 
     w and ws are float32, after truncation. Noise maps that were given with latents are included. Images are written chunk by chunk, so
     memory holds only the latents; uncompressed, because deflate saves 5 % on tissue and takes longer than generating.
@@ -255,7 +272,7 @@ def write_npz(source: GeneratorSource, path: Path) -> None:
                 entry.write(source.draw(mapped).tobytes())
                 for each in {latents.space: latents, mapped.space: mapped}.values():
                     kept.setdefault(each.space, []).append(each.values.numpy())
-        others = {"truncation": np.array(source.psi), "noise": np.array(source.noise)}
+        others = {"truncation": np.array(source.psi), "noise": np.array(source.noise), "model": np.array(source.digest)}
         if source.latents is None:
             others["seeds"] = np.array(source.seeds)
         elif source.noise == "const":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,15 @@ def interpolate(
     """Write the images of consecutive seeds (or rows of the file `latents`) with `between` images between each two.
 
     `out`: a .gif file, `duration` ms per frame, or a .png file, one row per pair. `space` None: w where the generator has it, else z.
-    `loop` adds the images between the last and the first. Raises `UserError`.
+    `loop` adds the images between the last and the first. Raises `UserError`, also for a seed that
+    follows itself.
     """
     if out.suffix.lower() not in SUFFIXES:
         raise UserError(f"--out {out}: the name must end in {' or '.join(SUFFIXES)}")
     if noise == "random":
         raise UserError("--noise random differs from frame to frame; use --noise const or none")
+    if latents is None:
+        _check_seeds(seeds, loop)
     source = open_source(run, seeds, latents, psi, noise, device)
     pairs = len(source) if loop else len(source) - 1
     if len(source) < 2:
@@ -59,6 +63,17 @@ def interpolate(
         image_grid(frames[rows.ravel() % len(frames)], out, columns=between + 2)
     console.say(f"{len(frames)} frames -> {out}")
     return out
+
+
+def _check_seeds(seeds: list[int], loop: bool) -> None:
+    """Raise `UserError` for a seed that follows itself: all frames between the two would be one image."""
+    for seed, after in pairwise(seeds):
+        if seed == after:
+            raise UserError(f"--seeds names seed {seed} twice in a row, and nothing lies between: name it once there")
+    if loop and len(seeds) > 1 and seeds[0] == seeds[-1]:
+        raise UserError(
+            f"--seeds begins and ends with seed {seeds[0]}, which --loop adds by itself: leave it out at the end"
+        )
 
 
 def path_of(source: GeneratorSource, between: int, space: str | None, loop: bool) -> Latents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,34 @@ from gan_uad.benchmark.tables import (
     BASELINE,
     COMPARED,
     DECISIONS,
+    OVER,
     PIXELS,
     SPEED,
     TABLES,
     comparison_rows,
     flat,
+    named,
     searches,
     summarised,
     todays,
-    used_columns,
     with_baselines,
     without_threshold,
 )
+from gan_uad.detection.comparison import in_a_sentence
 from gan_uad.detection.score_file import BASELINE as MEAN_COLOUR
 from gan_uad.detection.score_file import SCORES, read_scores
 from gan_uad.report.gather import Gathering, ResultFolder, listed, pairs, read_json, well_formed
 from gan_uad.report.html import Folded, Notes, Table, TableCell, interval
-from gan_uad.tables import format_number
+from gan_uad.tables import format_number, used_columns
 
 RESULTS = "results.json"
 CURVES = 7  # in one picture, and mean colour
 TRIPLETS = 3  # best cells of a data set that have some
 ABOUT = (
     "Test split, with 95 % intervals by bootstrap over groups (over images where groups are unknown); over several seeds: mean ± "
-    "standard deviation. (5 %): at the threshold that 5 % of validation normals exceed; (Youden): at the largest J on validation images."
+    "standard deviation, and the mean of the seeds' bounds. AUROC over mean colour: the difference on the same images, paired; where its "
+    "interval holds 0, it is not clear. (5 %): at the threshold that 5 % of validation normals exceed; (Youden): at the largest J on "
+    "validation images."
 )
 
 
@@ -70,12 +75,14 @@ def add_benchmark(g: Gathering, found: ResultFolder) -> None:
                 found.name,
                 f"{len(left)} cells of the benchmark were not run yet: {'; '.join(left[:8])}{' ...' if len(left) > 8 else ''}",
             )
-        if truncated := [_name(row) for row in summary if row["training"] == "truncated"]:
+        if truncated := [
+            name for name, row in zip(named(summary), summary, strict=True) if row["training"] == "truncated"
+        ]:
             g.doc.missing(
                 found.name,
                 f"TRUNCATED: trained for less than their configurations, as published, say: {'; '.join(truncated)}",
             )
-        if any(len(row["seeds"]) == 1 and row["seeds"] != [None] for row in summary):
+        if any(len(row["seeds"]) == 1 and row["seeds"] != [None] and not row.get("seedless") for row in summary):
             g.doc.missing(found.name, "rows of one seed do not tell how much a training depends on it")
 
 
@@ -84,16 +91,27 @@ def _tables(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) ->
         {key: heading for key, heading in headings.items() if any(row[key] for row in summary)}
         for headings in (PIXELS, DECISIONS)
     )
-    areas, decisions = [], []
-    for row in summary:
+    areas, decisions, names = [], [], named(summary)
+    over = {"difference": OVER} if any(row.get("difference") for row in summary) else {}
+    for name, row in zip(names, summary, strict=True):
         n = TableCell(f"{row['normal']:,} + {row['anomalous']:,}", row["normal"] + row["anomalous"])
-        first_columns = [_name(row), row["data"]]
-        drawn = [_figure(row[key], drawn=key == "auroc") for key in ("auroc", "auprc")]
+        first_columns = [name, row["data"]]
+        drawn = [_figure(row.get(key), drawn=key == "auroc", signed=key in over) for key in ("auroc", *over, "auprc")]
         areas.append(
             [*first_columns, row["trained_on"], len(row["seeds"]), n, *drawn, *(_figure(row[key]) for key in pixels)]
         )
         decisions.append([*first_columns, *(_figure(row[key]) for key in rates)])
-    headings = ("method", "data", "trained on", "seeds", "normal + anomalous", "AUROC", "AUPRC", *pixels.values())
+    headings = (
+        "method",
+        "data",
+        "trained on",
+        "seeds",
+        "normal + anomalous",
+        "AUROC",
+        *over.values(),
+        "AUPRC",
+        *pixels.values(),
+    )
     labels = any(row["trained_on"] == "all" for row in summary)
     seen = " Rows marked `all` learnt from anomalous labels too, the others did not." if labels else ""
     caption = f"Methods compared.{seen} The bar of the AUROC goes from 0 to 1"
@@ -101,8 +119,8 @@ def _tables(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) ->
     if rates:
         g.doc.add("benchmark", found.name, Table("Decisions", ("method", "data", *rates.values()), decisions))
     costs = [
-        [_name(row), row["data"], row["kimg"], row["training"], *(_figure(row[k], 1) for k in SPEED)]
-        for row in summary if row["training"]
+        [name, row["data"], row["kimg"], row["training"], *(_figure(row[k], 1) for k in SPEED)]
+        for name, row in zip(names, summary, strict=True) if row["training"]
     ]  # fmt: skip
     if costs:
         headings = ("method", "data", "kimg", "training", *SPEED.values())
@@ -126,20 +144,18 @@ def _compared(g: Gathering, found: ResultFolder, result: Mapping[str, Any]) -> N
             g.doc.add(title.lower(), found.name, Notes(list(said), warning=True))
 
 
-def _name(row: Mapping[str, Any]) -> str:
-    """A method with all that tells it from others."""
-    settings = sorted({text for text in row["settings"] if text})
-    return ", ".join(part for part in (row["method"], row["scoring"], row["overrides"], *settings) if part)
-
-
-def _figure(found: dict[str, Any] | None, digits: int = 3, drawn: bool = False) -> TableCell | None:
-    """A figure of one seed with its interval, or of several as mean ± standard deviation."""
+def _figure(
+    found: dict[str, Any] | None, digits: int = 3, drawn: bool = False, signed: bool = False
+) -> TableCell | None:
+    """A figure with its interval; of several seeds the mean ± standard deviation, with the interval where there is one."""
     if found is None:
         return None
+    cell = TableCell(format_number(found["mean"], digits), found["mean"])
     if "low" in found:
-        return interval({"value": found["mean"], **found}, drawn=drawn)
+        cell = interval({"value": found["mean"], **found}, drawn=drawn)
     spread = "" if found["sd"] is None else f"± {format_number(found['sd'], digits)}"
-    return TableCell(format_number(found["mean"], digits), found["mean"], spread)
+    plus = "+" if signed and found["mean"] >= 0 else ""
+    return replace(cell, text=plus + cell.text, below=" ".join(part for part in (spread, cell.below) if part))
 
 
 def _pictures(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) -> None:
@@ -216,23 +232,41 @@ def _warnings(g: Gathering, found: ResultFolder, cells: list[dict[str, Any]]) ->
 
 def _results(g: Gathering, found: ResultFolder, summary: list[dict[str, Any]]) -> None:
     """The best method of each data set that saw normal images only, mean colour, and the best that saw labels."""
+    names = named(summary)
     for data in dict.fromkeys(row["data"] for row in summary):
-        known = [row for row in summary if row["data"] == data and row["auroc"]]
-        baseline = next((row for row in known if row["method"] == BASELINE), None)
+        known = [(name, row) for name, row in zip(names, summary, strict=True) if row["data"] == data and row["auroc"]]
+        baseline = next((row for _, row in known if row["method"] == BASELINE), None)
         said = []
         for what, own in (
-            ("trained on normal images", [row for row in known if row["trained_on"] != "all" and row is not baseline]),
-            ("trained with anomalous labels", [row for row in known if row["trained_on"] == "all"]),
+            (
+                "trained on normal images",
+                [one for one in known if one[1]["trained_on"] != "all" and one[1]["method"] != BASELINE],
+            ),
+            ("trained with anomalous labels", [one for one in known if one[1]["trained_on"] == "all"]),
         ):
             if own:
-                best = max(own, key=lambda row: row["auroc"]["mean"])
+                name, best = max(own, key=lambda one: one[1]["auroc"]["mean"])
                 choice = f"the highest AUROC of {len(own)} rows" if len(own) > 1 else "AUROC"
-                said.append(f"{what}, {choice} is {best['auroc']['mean']:.3f} ({_name(best)})")
+                said.append(f"{what}, {choice} is {_in_words(best['auroc'])} ({name}){_over(best.get('difference'))}")
         if baseline is not None:
-            said.append(f"mean colour: {baseline['auroc']['mean']:.3f}")
+            said.append(f"mean colour: {_in_words(baseline['auroc'])}")
         if said:
             flattered = " The best of many is flattered by the choice." if len(known) > 2 else ""
             g.doc.result(found.name, f"{data}: {'; '.join(said)}.{flattered}")
+
+
+def _in_words(figure: Mapping[str, Any]) -> str:
+    cell = _figure(dict(figure))
+    return "" if cell is None else f"{cell.text} {cell.below}".strip()
+
+
+def _over(figure: Mapping[str, Any] | None) -> str:
+    """Whether a row is better than mean colour, by the paired difference."""
+    if figure is None:
+        return ""
+    area = {"value": figure["mean"], "low": figure["low"], "high": figure["high"]}
+    said = in_a_sentence("mean colour", {"auroc": area, "note": ""})
+    return f", {said[0].lower()}{said[1:]}"
 
 
 def _machine(g: Gathering, found: ResultFolder, about: Mapping[str, Any], title: str) -> None:

@@ -6,6 +6,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -110,7 +111,21 @@ def _places(sources: tuple[str, ...]) -> list[tuple[ResultFolder, list[Adder]]]:
             places.setdefault(found.path.resolve(), (found, adders))
     if len(places) > MAX_RESULTS:
         raise UserError(f"{len(places)} results are in these folders; name folders with at most {MAX_RESULTS}")
-    return list(places.values())
+    return _told_apart(list(places.values()))
+
+
+def _told_apart(places: list[tuple[ResultFolder, list[Adder]]]) -> list[tuple[ResultFolder, list[Adder]]]:
+    """The places, those of one name by as much of their paths as tells them apart."""
+    names = [found.name for found, _ in places]
+    result = []
+    for found, adders in places:
+        same = [other.path.resolve().parts for other, _ in places if other.name == found.name]
+        parts, length = found.path.resolve().parts, len(Path(found.name).parts)
+        while len(same) > 1 and [one[-length:] for one in same].count(parts[-length:]) > 1:
+            length += 1
+        new = "/".join(parts[-length:]) if names.count(found.name) > 1 else found.name
+        result.append((replace(found, name=new), adders))
+    return result
 
 
 def _of_file(path: Path) -> tuple[ResultFolder, list[Adder]]:

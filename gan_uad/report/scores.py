@@ -14,6 +14,8 @@ from gan_uad import old_names
 from gan_uad.checkpoint import read_model
 from gan_uad.config import DataConfig, resolve
 from gan_uad.data.sources import Source
+from gan_uad.detection.comparison import ABOUT, COLUMNS, as_row, in_a_sentence, remarks
+from gan_uad.detection.evaluate import BY_PATIENT, PATIENTS, patients_remarks, patients_row
 from gan_uad.detection.score_file import BASELINE, SCORES, ScoreFile, read_scores, validation_of
 from gan_uad.errors import UserError
 from gan_uad.files import read_csv
@@ -31,7 +33,7 @@ from gan_uad.report.gather import (
 )
 from gan_uad.report.html import Gallery, Notes, Table, TableCell, embed, interval, percent
 from gan_uad.run import Run
-from gan_uad.tables import format_number
+from gan_uad.tables import format_number, used_columns
 
 N_PATCHES = 8  # in a row of best and worst
 LABELS = ("normal", "anomalous")
@@ -289,8 +291,7 @@ def add_metrics(g: Gathering, found: ResultFolder) -> None:
             _own_pictures(g, found, name, result, len(results))
         first = next(iter(results.values()))
         rule = first["auroc"]
-        for line in _glance(results):
-            g.doc.result(found.name, line)
+        _glance(g, found, results)
     about = f"intervals: {rule['confidence']:.0%}, bootstrap of {rule['n_resamples']:,} over {rule['unit']}s ({rule['n_units']:,})"
     headings = [
         "model",
@@ -306,6 +307,8 @@ def add_metrics(g: Gathering, found: ResultFolder) -> None:
     g.doc.add("detection", found.name, Table(f"Detection, by image; {about}. The bars go from 0 to 1.", headings, rows))
     if notes:
         g.doc.add("detection", found.name, Notes(notes, warning=True))
+    with well_formed(found.path / "metrics.json"):
+        _more_tables(g, found, results)
     _shared_pictures(g, found, results)
     if classes:
         headings = ["model", "class", "anomalous images", "AUROC"]
@@ -339,36 +342,53 @@ def _row(name: str, result: dict[str, Any]) -> list[Any]:
     ]  # fmt: skip
 
 
-def _glance(results: dict[str, Any]) -> list[str]:
-    """A sentence per model: its AUROC, and whether it beats mean colour."""
-    lines = []
+def _glance(g: Gathering, found: ResultFolder, results: dict[str, Any]) -> None:
+    """Sentences of each model: its AUROC, and by the paired difference whether it beats mean colour and others."""
     first = next((name for name, result in results.items() if Path(result["file"]).name == BASELINE), None)
     for name, result in results.items():
-        if Path(result["file"]).name == BASELINE:
+        if Path(result["file"]).name == BASELINE and not result.get("differences"):
             continue
-        baseline = results.get(result.get("baseline", first))  # older files do not name it
-        area, images = result["auroc"], result["images"]
+        images = result["images"]
         text = (
-            f"{name}: AUROC {in_words(area)} on {images['normal']:,} normal and {images['anomalous']:,} anomalous images "
+            f"{name}: AUROC {in_words(result['auroc'])} on {images['normal']:,} normal and {images['anomalous']:,} anomalous images "
             "(0.5 is chance)"
         )
-        if baseline is not None:
-            other = baseline["auroc"]
-            text += f"; mean colour alone: {in_words(other)}"
-            if None not in (area["low"], other["high"]) and not area["low"] > other["high"]:
-                text += (
-                    ". The intervals overlap: it is not clearly better"
-                    if area["value"] > other["value"]
-                    else ". It is worse than mean colour"
+        baseline = result.get("baseline", first)  # older files do not name it
+        if baseline in results and baseline != name:
+            text += f"; mean colour alone: {in_words(results[baseline]['auroc'])}"
+            if "differences" not in result:
+                command = f"gan-uad evaluate {shlex.quote(str(Path(result['file']).parent))}"
+                g.doc.missing(
+                    found.name,
+                    f"{name}: no paired comparison with mean colour (evaluated by an older version)",
+                    command,
                 )
-        lines.append(text + ".")
+        for other, difference in result.get("differences", {}).items():
+            against = "mean colour" if other in results and Path(results[other]["file"]).name == BASELINE else other
+            text += f". {in_a_sentence(against, difference)}"
+        g.doc.result(found.name, text + ".")
         if "pixels" in result:
-            lines.append(
-                f"{name}, pixels: "
-                + ", ".join(f"{PIXELS.get(k, k)} {format_number(v)}" for k, v in result["pixels"].items())
-                + "."
-            )
-    return lines
+            pixels = ", ".join(f"{PIXELS.get(k, k)} {format_number(v)}" for k, v in result["pixels"].items())
+            g.doc.result(found.name, f"{name}, pixels: {pixels}.")
+
+
+def _more_tables(g: Gathering, found: ResultFolder, results: dict[str, Any]) -> None:
+    """Differences between models, and AUROCs by patient, as `gan-uad evaluate` prints them."""
+    pairs_of = [(name, *pair) for name, result in results.items() for pair in result.get("differences", {}).items()]
+    of_patients = {name: result["patients"] for name, result in results.items() if "patients" in result}
+    tables = (
+        (ABOUT, [as_row(*one) for one in pairs_of], COLUMNS),
+        (BY_PATIENT, [patients_row(*one) for one in of_patients.items() if not one[1]["note"]], PATIENTS),
+    )
+    for caption, rows, columns in tables:
+        if rows:
+            shown = used_columns(columns, rows)
+            cells = [[row[key] for key in shown] for row in rows]
+            g.doc.add("detection", found.name, Table(caption, tuple(shown.values()), cells))
+    notes = [f"{name} against {other}: {text}" for name, other, one in pairs_of for text in remarks(one)]
+    notes += [f"{name}, by patient: {text}" for name, one in of_patients.items() for text in patients_remarks(one)]
+    if notes:
+        g.doc.add("detection", found.name, Notes(notes, warning=True))
 
 
 def _own_pictures(g: Gathering, found: ResultFolder, name: str, result: dict[str, Any], count: int) -> None:
