@@ -23,6 +23,25 @@ FORMAT = 1
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in which weights may be stored
 
 
+def content(path: Path) -> bytes:
+    """A model file as keys of results are made from it: without the scale of its patches, which says nothing of its weights.
+
+    So results of a file of version 0.2 or before stay those of the same file with a scale.
+    """
+    raw = path.read_bytes()
+    try:
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        about = json.loads(header["__metadata__"]["gan_uad"])
+        del about["patches"]
+    except (ValueError, KeyError, TypeError):  # no scale, or damaged, which is for others to report
+        return raw
+    header["__metadata__"]["gan_uad"] = json.dumps(about)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as safetensors aligns it
+    return len(text).to_bytes(8, "little") + text + raw[8 + length :]
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a resumable state atomically; the previous one is kept beside it as `*.prev.pt`.
 

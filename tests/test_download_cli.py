@@ -432,4 +432,4 @@ def test_the_dermoscopic_set_by_hand(cli: Any, tmp_path: Path) -> None:
     assert re.search(r"test +3 normal, 3 anomalous", checked.stdout)
     assert "validation split" in checked.stdout
     shutil.copytree(root, root / "data")  # as the archive may hold it
-    fails(cli("data", "check", root), str(root), "train/val/test")
+    fails(cli("data", "check", root), str(root), "data")

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from score_tools import fails, rows
 from slide_tools import write_slide
 
 import gan_uad
-from gan_uad.checkpoint import read_model
+from gan_uad.checkpoint import content, read_model
 from gan_uad.config import DataConfig, trained_models
 from gan_uad.data.scale import Scale, scale_of
 from gan_uad.errors import UserError
@@ -181,3 +183,14 @@ def test_tiles_and_patches_are_decided_by_one_rule(cli: Any, tmp_path: Path) -> 
         of_patches = {places[row["image"]]: row["decision"] for row in rows(scored / "scores.csv")}
         assert of_tiles == of_patches
         assert set(of_tiles.values()) <= ({"0", "1"} if decided else {""})
+
+
+def test_the_scale_of_a_model_file_changes_no_key_of_results(tmp_path: Path) -> None:
+    file, older = trained_models()["pcam_densenet_64_small"], tmp_path / "old.safetensors"
+    _, tensors = read_model(file)
+    with safe_open(file, "pt") as opened:
+        about = json.loads(opened.metadata()["gan_uad"])
+    save_file(tensors, older, metadata={"gan_uad": json.dumps({k: v for k, v in about.items() if k != "patches"})})
+    assert content(file) == content(older) == older.read_bytes() != file.read_bytes()
+    (tmp_path / "x").write_bytes(b"nothing")
+    assert content(tmp_path / "x") == b"nothing"

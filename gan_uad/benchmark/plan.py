@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import itertools
 import json
@@ -18,13 +19,13 @@ import numpy as np
 from gan_uad import old_names, registry
 from gan_uad.benchmark.datasets import BenchmarkData
 from gan_uad.benchmark.schema import Benchmark, Method, Range, Scoring, Search, Trained, preset
+from gan_uad.checkpoint import content
 from gan_uad.config import DataConfig, RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.data.manifest import LABELS
 from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import open_source
 from gan_uad.errors import UserError, near
-from gan_uad.files import sha256
 from gan_uad.run import model_file
 
 NO_EFFECT = ("device", "threads", "tick_kimg", "snapshot_kimg", "checkpoint_kimg")  # of `training`: on no metric
@@ -312,7 +313,8 @@ class _Planner:
             with suppress(UserError):
                 file = model_file(run)
                 place = run if run.exists() else file  # a shipped model goes by its name
-                return Training(re.sub(r"^\d{5}-", "", run.stem), sha256(file), run=str(place.resolve()))
+                of_file = hashlib.sha256(content(file)).hexdigest()
+                return Training(re.sub(r"^\d{5}-", "", run.stem), of_file, run=str(place.resolve()))
         raise Missing(f"no finished run or model file at {text}")
 
 

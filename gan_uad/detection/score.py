@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gan_uad import console
+from gan_uad.checkpoint import content
 from gan_uad.data.images import BadImage
 from gan_uad.data.patches import PatchSet, batches, to_tensor, to_uint8
 from gan_uad.detection.maps import pixel_threshold, write_maps, write_masks, write_segments
@@ -173,7 +174,7 @@ def _key(run: str, method: list[Any], sets: ScoreSets, normals: PatchSet | None,
     def of(patches: PatchSet) -> str:
         return patches.old_fingerprint if old else patches.fingerprint
 
-    hashed = hashlib.sha256(model_file(run).read_bytes())
+    hashed = hashlib.sha256(content(model_file(run)))
     keyed: list[Any] = [method, of(sets.target), of(sets.validation) if sets.validation else None]
     keyed += [] if normals is None else [of(normals)]
     keyed += [rests_on] if rests_on else []

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gan_uad import console
+from gan_uad.checkpoint import content
 from gan_uad.config import PREPROCESSING, DataConfig
 from gan_uad.data.images import BadImage, preprocess
 from gan_uad.data.patches import PatchSet, load_patches, some
@@ -82,7 +83,7 @@ def score_slides(
     found_by = getattr(scorer, "inverter", None)
     inverter_spec = None if found_by is None else found_by.spec
     label = f"{model.name}/{(inverter_spec or scorer.spec)['name']}"
-    of_model = model_file(run).read_bytes()
+    of_model = content(model_file(run))
 
     def key_of(held_out: str, train: str | None) -> str:
         depends_on = [
