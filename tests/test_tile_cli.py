@@ -444,6 +444,7 @@ def test_two_slides_of_one_name(run: Run, tmp_path: Path) -> None:
     shutil.copy(slides[0], again)
     result = run(*slides, twin, again, "--annotations", tmp_path / "xml", *GRID)
     assert f"{again} is the same slide as {slides[0]}" in result.stderr
+    assert f"{twin} holds the same as {slides[0]}" in result.stderr
     rows = index(tmp_path / "out")
     names = sorted({row["slide"] for row in rows})
     assert len(names) == 3

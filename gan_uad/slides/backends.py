@@ -15,7 +15,7 @@ from PIL import Image
 
 from gan_uad.data.images import MAX_PIXELS, Pixels, decode
 from gan_uad.errors import UserError
-from gan_uad.slides.base import Backend, damaged, line, on_white, plausible
+from gan_uad.slides.base import Backend, damaged, is_smaller, line, on_white, plausible
 from gan_uad.slides.samples import ADVICE
 from gan_uad.slides.tiff import TiffBackend
 
@@ -45,7 +45,7 @@ def open_backend(path: Path) -> Backend:
     if vendor == GENERIC and tiff.samples.plain and not tiff.is_ome:
         with suppress(UserError):  # a compression that OpenSlide does not know
             slide = OpenSlideBackend(path)
-            if slide.sizes[0] == tiff.sizes[0]:
+            if slide.sizes[0] == tiff.sizes[0] and all(is_smaller(slide.sizes[0], size) for size in slide.sizes):
                 slide.notes += tiff.notes
                 tiff.close()
                 return slide
