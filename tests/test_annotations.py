@@ -339,6 +339,20 @@ def test_objects_and_places_that_are_not_of_the_format_are_refused(tmp_path: Pat
     refused(path, f"{path} holds 1 annotations outside")
 
 
+def test_lists_of_corners_and_properties_that_are_not_of_the_format_are_refused(tmp_path: Path) -> None:
+    path = asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Tumor", HOLE))
+    path.write_text(path.read_text().replace("<Coordinates>", "<Coordinates/><Coordinates>", 1))
+    refused(path, f"{path}, annotation 'Annotation 0'", "<Coordinates>")
+    other = geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE) | {"properties": [1]})
+    refused(other, f"{other}, feature 1", "properties")
+
+
+def test_a_tumour_that_is_wholly_excluded_is_said(tmp_path: Path) -> None:
+    found = read_annotations(asap(tmp_path / "a.xml", ("_0", HOLE), ("_2", SQUARE)))
+    assert not found.has_tumour
+    assert "_0, _2" in found.notes[0]
+
+
 def test_a_file_without_tumour_says_what_it_holds(tmp_path: Path) -> None:
     found = read_annotations(geojson(tmp_path / "a.geojson", feature("Region*", SQUARE)))
     assert not found.has_tumour

@@ -65,6 +65,21 @@ def thumbnail_as_level(path: Path, is_ome: bool) -> Path:
     return path
 
 
+@pytest.mark.parametrize(("tags", "right"), [(20000, 0.5), (40000, None), (20400, 0.5), (28.3, 0.5)])
+def test_a_scanner_s_scale_that_the_resolution_tags_contradict_is_refused(
+    tmp_path: Path, tags: float, right: float | None
+) -> None:
+    """As of an SVS that another program resized: it keeps the description, and writes tags of its own."""
+    path, options = tmp_path / "a.svs", TILED | {"resolution": (tags, tags), "compression": "jpeg"}
+    tifffile.imwrite(path, IMAGE, description="Aperio Image Library v1\r\n150x90|AppMag = 20|MPP = 0.5", **options)
+    if right is None:
+        with pytest.raises(UserError, match=r"a\.svs .*0\.5 .*0\.25 .*--slide-mpp"):
+            open_slide(path)
+        assert open_slide(path, 0.25).mpp == 0.25
+    else:
+        assert open_slide(path).mpp == right
+
+
 @pytest.mark.parametrize("is_ome", [True, False])
 def test_a_level_of_another_aspect_is_not_read(tmp_path: Path, is_ome: bool) -> None:
     with open_slide(thumbnail_as_level(tmp_path / "a.tif", is_ome), 0.5) as slide:

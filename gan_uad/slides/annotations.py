@@ -133,17 +133,16 @@ def read_annotations(
         )
     if xml and _key(NO_GROUP) not in given:
         _check_no_group(path, [name for name, _, _ in drawn], notes)
-    if not drawn:
-        notes.append(f"{path} holds no annotation: the slide counts as free of tumour")
-    elif not any(roles[_key(name)] == TUMOUR for name, _, _ in drawn):
-        classes_found = ", ".join(sorted({name for name, _, _ in drawn}))
-        notes.append(
-            f"{path} holds no annotation of tumour, only of {classes_found}: the slide counts as free of tumour"
-        )
     placed = [(name, area) for name, _, area in drawn if area is not None]
     tumour, excluded = (
         shapely.union_all([area for name, area in placed if roles[_key(name)] == role]) for role in (TUMOUR, EXCLUDED)
     )
+    tumour = polygons(tumour - excluded)
+    unplaced = sum(area is None and roles[_key(name)] == TUMOUR for name, _, area in drawn)
+    if tumour.is_empty and not unplaced:
+        held = ", ".join(sorted({name for name, _, _ in drawn}))
+        what = f"leaves no area of tumour (its classes: {held})" if drawn else "holds no annotation"
+        notes.append(f"{path} {what}: the slide counts as free of tumour")
     bounds = tuple(shapely.total_bounds([area for _, area in placed]).tolist()) if placed else None
     counts = dict(Counter(name for name, _ in placed))
     bare = Counter((name, shape) for name, shape, area in drawn if area is None)
@@ -154,8 +153,7 @@ def read_annotations(
         notes.append(
             f"{path}: {n} annotations of class {name} are of type {shape}, without an area, and are left out{unknown_place}"
         )
-    unplaced = sum(n for (name, _), n in bare.items() if roles[_key(name)] == TUMOUR)
-    return Annotations(path, polygons(tumour - excluded), bounds, counts, notes, unplaced)
+    return Annotations(path, tumour, bounds, counts, notes, unplaced)
 
 
 def _key(name: str) -> str:
@@ -202,6 +200,8 @@ def _read_asap(path: Path) -> Iterator[tuple[str, str, Any]]:
             yield group, kind, None
             continue
         context = f"{path}, annotation {annotation.get('Name', '')!r}"
+        if len(annotation.findall("./Coordinates")) > 1:
+            raise UserError(f"{context}: it has several lists of <Coordinates>; make each an annotation of its own")
         try:
             values = [
                 [float(corner.get(key, "")) for key in ("Order", "X", "Y")]
@@ -233,6 +233,8 @@ def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) 
     for number, feature in enumerate(features, 1):
         properties, geometry = feature.get("properties") or {}, feature.get("geometry") or {}
         shape = geometry.get("type") if isinstance(geometry, dict) else None
+        if not isinstance(properties, dict):
+            raise UserError(f"{path}, feature {number}: its properties are no object; export it again from QuPath")
         kind = _kind_of(feature, properties)
         context = f"{path}, feature {number}"
         if kind not in OLD_KINDS.values():

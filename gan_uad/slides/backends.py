@@ -20,6 +20,7 @@ from gan_uad.slides.samples import ADVICE
 from gan_uad.slides.tiff import TiffBackend
 
 GENERIC = "generic-tiff"  # OpenSlide's name of a tiled TIFF of no known scanner
+DISAGREE = 0.05  # relative difference of two statements of µm/px that cannot both be meant
 PIL_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 
@@ -71,6 +72,12 @@ class OpenSlideBackend:
         x, y = properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
         self.mpp = plausible(x, y)
         self.unclear = "" if self.mpp or not (x or y) else f"{x or 'nothing'} × {y or 'nothing'} µm/px"
+        tags = _by_tags(properties)
+        if self.mpp and tags and abs(tags - self.mpp[0]) > DISAGREE * self.mpp[0]:  # resized by another program?
+            self.mpp, self.unclear = (
+                None,
+                f"{self.mpp[0]:.4g} µm/px as its scanner's, and {tags:.4g} in its resolution tags",
+            )
         self.origin, self.notes = _origin(properties)
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
@@ -134,6 +141,16 @@ def _is_ome(path: Path) -> bool:
     if not is_ome and not (bits == 8 and unsigned):
         raise UserError(f"{path}: samples of {bits} bits are not supported in this format; {ADVICE}")
     return is_ome
+
+
+def _by_tags(properties: dict[str, str]) -> float | None:
+    """µm/px along x by the resolution tags of the first page, where they are plausible."""
+    unit = {"inch": 25400.0, "centimeter": 10000.0}.get(properties.get("tiff.ResolutionUnit", ""))
+    try:
+        side = (unit or 0.0) / float(properties.get("tiff.XResolution", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
+    return side if plausible(side, side) else None
 
 
 def _origin(properties: dict[str, str]) -> tuple[tuple[int, int] | None, list[str]]:

@@ -113,6 +113,11 @@ def _tasks(
         record, alone = read_record(out / name, keys), count[name] == 1
         plain = alone if record is None else record["identity"] == identity
         other = None if record is None or plain else str(record.get("file") or record["slide"])
+        if other == str(path):
+            failures.append(
+                (path, f"{out / name} is of an earlier file at this path: delete that folder, or choose another --out")
+            )
+            continue
         tasks.append(
             SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, alone and other is None, other)
         )
