@@ -75,7 +75,9 @@ def test_a_scanner_s_scale_that_the_resolution_tags_contradict_is_refused(
     if right is None:
         with pytest.raises(UserError, match=r"a\.svs .*0\.5 .*0\.25 .*--slide-mpp"):
             open_slide(path)
-        assert open_slide(path, 0.25).mpp == 0.25
+        told = open_slide(path, 0.25)
+        assert told.mpp == 0.25
+        assert "0.5 µm/px" in told.notes[0]
     else:
         assert open_slide(path).mpp == right
 

@@ -72,13 +72,14 @@ class OpenSlideBackend:
         x, y = properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
         self.mpp = plausible(x, y)
         self.unclear = "" if self.mpp or not (x or y) else f"{x or 'nothing'} × {y or 'nothing'} µm/px"
-        tags = _by_tags(properties)
-        if self.mpp and tags and abs(tags - self.mpp[0]) > DISAGREE * self.mpp[0]:  # resized by another program?
+        self.origin, self.notes = _origin(properties)
+        tags, stated = _by_tags(properties), self.mpp
+        if tags and stated and abs(tags - stated[0]) > DISAGREE * stated[0]:  # resized by another program?
             self.mpp, self.unclear = (
                 None,
-                f"{self.mpp[0]:.4g} µm/px as its scanner's, and {tags:.4g} in its resolution tags",
+                f"{stated[0]:.4g} µm/px as its scanner's, and {tags:.4g} in its resolution tags",
             )
-        self.origin, self.notes = _origin(properties)
+            self.notes.append(f"states {self.unclear}")
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
         # OpenSlide takes level-0 px. Where its downsample is no integer it interpolates by up to 1/(2·downsample) of a pixel.
