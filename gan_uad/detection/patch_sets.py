@@ -10,6 +10,7 @@ from gan_uad import console
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.known import KnownImages
 from gan_uad.data.patches import PatchSet, contaminated, load_patches, some
+from gan_uad.data.scale import differ
 from gan_uad.errors import UserError
 from gan_uad.model import Model, inverter_of
 from gan_uad.run import model_file
@@ -94,6 +95,7 @@ def choose_sets(
         warnings.append(
             f"{given.source} has changed since the training: its splits may differ, and training images may be among those scored"
         )
+    warnings += _other_scale(given, model, trained_on)
     if changes := model.config.scoring.corruption.words:
         warnings.append(f"the scored images were corrupted before they were scored: {changes}")
     held_out = len(target.select("val", 0)) > 0
@@ -119,6 +121,20 @@ def choose_sets(
         warnings,
         counts,
     )
+
+
+def _other_scale(given: PatchSet, model: Model, trained_on: DataConfig) -> list[str]:
+    """A warning of patches that show the model another µm/px than it was trained on, where both are known."""
+    try:
+        theirs = given.scale.seen(model.config.data, model.resolution)
+    except UserError as error:  # of several scales
+        return [error.message]
+    learnt = model.scale.seen(trained_on, model.resolution)
+    if not differ(theirs, learnt):
+        return []
+    return [
+        f"{given.source} shows the model {theirs:.4g} µm/px, and it was trained on {learnt:.4g}: scores may be of the scale"
+    ]
 
 
 def known_images(model: Model) -> KnownImages | None:
