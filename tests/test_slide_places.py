@@ -342,6 +342,8 @@ def test_names_with_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     SlideList(table(tmp_path, "slide,label\nb,1\nb-1a2b3c,0\n")).check([first, second], ["b", "b-1a2b3c"])
     assert capsys.readouterr().err == ""
     named.check([first, first, second])  # the same slide twice is one
+    decomposed = SlideList(table(tmp_path, "slide,mpp\npra\u0308parat,0.5\n"))
+    assert decomposed.of(tmp_path / "pr\u00e4parat.tif") == Told(0.5)
     assert capsys.readouterr().err == ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -49,7 +50,7 @@ class SlideList:
         if other := [name for name in header if name not in (*names, *self.columns)]:
             console.say(f"{path}: columns that are not used: {', '.join(other)}")
         for line, row in lines:
-            name = row[names[0]].strip()
+            name = unicodedata.normalize("NFC", row[names[0]].strip())
             if not name:
                 raise UserError(f"{path}, line {line}: no slide is named")
             if name in self._rows:
@@ -77,6 +78,7 @@ class SlideList:
 
         Raises `UserError` where two rows name it.
         """
+        name = unicodedata.normalize("NFC", name)
         found = [name] if name in self._rows else self._naming(slide, alone)
         if len(found) > 1:
             lines = " and ".join(str(self._rows[row][0]) for row in found[:2])
@@ -84,7 +86,7 @@ class SlideList:
         return self._rows[found[0]][1] if found else Told()
 
     def _naming(self, slide: Path, alone: bool = True) -> list[str]:
-        parts = slide.absolute().parts
+        parts = PurePath(unicodedata.normalize("NFC", str(slide.absolute()))).parts  # macOS names files in NFD
         return [
             row for row in self._rows if _names(PurePath(row).parts, parts) and (alone or len(PurePath(row).parts) > 1)
         ]
