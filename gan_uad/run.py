@@ -1,6 +1,6 @@
 """A run folder: create it, describe it, log into it, find it.
 
-runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  fakes/  state.pt  model.safetensors
+runs/00003-wgan_gp_64/  config.yaml  environment.json  log.jsonl  reals.png  images.npz  fakes/  state.pt  model.safetensors
                         metrics.jsonl  best.safetensors  (of a run with validation)
 """
 

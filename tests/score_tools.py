@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 COMPONENTS = ["residual", "features", "l1", "l2", "latent", "z_shell"]
-HEADER = ["image", "group", "label", "score", *COMPONENTS, "model", "threshold", "decision"]
+HEADER = ["image", "group", "label", "class", "score", *COMPONENTS, "model", "threshold", "decision"]
 RULE = ("--threshold", "fpr:0.2")  # four validation groups can promise 0.2
 
 

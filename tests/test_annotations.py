@@ -13,7 +13,8 @@ import shapely
 from slide_tools import asap, corners, feature, geojson
 
 from gan_uad.errors import UserError
-from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
+from gan_uad.slides.annotations import Annotations, read_annotations
+from gan_uad.slides.tiles import labels
 
 SQUARE = corners((100, 100, 300, 300))
 HOLE = corners((150, 150, 200, 250))
@@ -109,7 +110,11 @@ def test_qupath_geojson(tmp_path: Path) -> None:
     assert found.bounds == (0, 0, 950, 950)
     assert len(found.notes) == 2
     assert "1 objects of type tile" in found.notes[0]
-    assert "1 annotations of shape LineString" in found.notes[1]
+    assert "LineString" in found.notes[1]
+    assert found.unplaced == 1
+    assert not (labels(found, np.array([0, 900]), np.array([0, 900]), 10, 0.5) == 0).any(), (
+        "nowhere is known to be normal"
+    )
     # A bare list, as older versions export it, and a single feature.
     for k, content in enumerate(([hollow], hollow)):
         (tmp_path / f"{k}.json").write_text(json.dumps(content))
@@ -153,7 +158,98 @@ def test_an_annotation_without_polygons_says_that_there_is_no_tumour(tmp_path: P
     assert not found.touches(0, 0, 10)
     dots = read_annotations(asap(tmp_path / "b.xml", ("Tumor", SQUARE[:1]), kind="Dot"))
     assert dots.tumour.is_empty
-    assert "1 annotations of type Dot" in dots.notes[0]
+    assert "Dot" in dots.notes[0]
+    assert dots.unplaced == 1
+    assert "no annotation" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("geometry", "area"),
+    [
+        ({"type": "Point", "coordinates": [5, 5]}, None),
+        ({"type": "MultiPoint", "coordinates": [[5, 5], [9, 9]]}, None),
+        ({"type": "LineString", "coordinates": [[0, 0], [5, 5]]}, None),
+        ({"type": "GeometryCollection", "geometries": [{"type": "Point", "coordinates": [5, 5]}]}, None),
+        ({"type": "GeometryCollection", "geometries": []}, None),
+        (None, None),
+        (
+            {
+                "type": "GeometryCollection",
+                "geometries": [
+                    {"type": "LineString", "coordinates": [[0, 0], [5, 5]]},
+                    {"type": "MultiPolygon", "coordinates": [[[[0, 0], [10, 0], [10, 10], [0, 10], [0, 0]]]]},
+                    {"type": "Polygon", "coordinates": [[[20, 0], [25, 0], [25, 5], [20, 5], [20, 0]]]},
+                ],
+            },
+            125,
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", ["Tumor", "Region*"])
+def test_what_has_no_area_is_no_sign_of_normal_tissue(
+    tmp_path: Path, geometry: Any, area: int | None, name: str
+) -> None:
+    found = read_annotations(geojson(tmp_path / "a.geojson", feature(name, SQUARE) | {"geometry": geometry}))
+    tumour = name == "Tumor"
+    assert found.tumour.area == (area or 0) * tumour
+    assert found.unplaced == (area is None and tumour)
+    assert bool(found.notes) == (area is None)
+
+
+def test_an_unknown_class_is_asked_about_without_an_area_too(tmp_path: Path) -> None:
+    point = feature("DCIS", SQUARE) | {"geometry": {"type": "Point", "coordinates": [1, 1]}}
+    with pytest.raises(UserError, match="--class 'DCIS=tumour'"):
+        read_annotations(geojson(tmp_path / "a.geojson", point))
+
+
+def test_group_none_alone_may_be_either(tmp_path: Path) -> None:
+    alone = asap(tmp_path / "a.xml", ("None", SQUARE), ("None", HOLE))
+    with pytest.raises(UserError, match=r"(?s)--class None=tumour.*--class None=excluded"):
+        read_annotations(alone)
+    assert read_annotations(alone, {"none": "tumour"}).tumour.area == 40000
+    assert read_annotations(alone, {"None": "excluded"}).tumour.area == 0
+    beside = read_annotations(asap(tmp_path / "b.xml", ("Tumor", SQUARE), ("None", HOLE)))
+    assert beside.tumour.area == 35000
+    assert "None=tumour" in beside.notes[0]
+
+
+def test_spaces_and_case_of_a_class_do_not_matter(tmp_path: Path) -> None:
+    drawn = geojson(tmp_path / "a.geojson", feature("Tumor ", SQUARE), feature(" EXCLUSION", HOLE))
+    assert read_annotations(drawn).tumour.area == 35000
+    assert read_annotations(asap(tmp_path / "a.xml", (" tumor ", SQUARE))).tumour.area == 40000
+
+
+@pytest.mark.parametrize("where", ["id", "properties id", "objectType", "object_type"])
+def test_kinds_of_objects_that_older_files_have(tmp_path: Path, where: str) -> None:
+    def made(kind: str, new: str) -> dict[str, Any]:
+        one = feature("Tumor", SQUARE)
+        del one["properties"]["objectType"]
+        if where == "id":
+            return one | {"id": kind}
+        one["properties"][where.split()[-1]] = new if where == "object_type" else kind
+        return one
+
+    drawn = made("PathAnnotationObject", "annotation")
+    others = [made(f"Path{kind}Object", kind.lower()) for kind in ("Detection", "Cell", "Tile")]
+    assert read_annotations(geojson(tmp_path / "a.geojson", drawn)).tumour.area == 40000
+    found = read_annotations(geojson(tmp_path / "b.geojson", drawn, *others))
+    assert found.counts == {"Tumor": 1}
+    assert len(found.notes) == 3
+    with pytest.raises(UserError, match="detection"):
+        read_annotations(geojson(tmp_path / "c.geojson", *others))
+
+
+@pytest.mark.parametrize(
+    ("content", "program"),
+    [
+        ('<Annotations MicronsPerPixel="0.25"><Annotation Id="1"/></Annotations>', "ImageScope"),
+        ('<annotations><ndpviewstate id="1"/></annotations>', "NDP.view"),
+    ],
+)
+def test_xml_of_other_programs_is_named(tmp_path: Path, content: str, program: str) -> None:
+    (tmp_path / "a.xml").write_text(content)
+    with pytest.raises(UserError, match=program):
+        read_annotations(tmp_path / "a.xml")
 
 
 ENTITY = '<!DOCTYPE x [<!ENTITY secret SYSTEM "file:///etc/hostname">]>'
@@ -222,22 +318,3 @@ def test_annotation_of_another_slide_is_detected_by_its_bounds(tmp_path: Path) -
     for width, height in ((296, 4000), (4000, 296)):
         with pytest.raises(UserError, match=r"a.xml .*\(100, 100\).*\(300, 300\).* slide.svs \("):
             found.check("slide.svs", width, height)
-
-
-def test_the_file_that_belongs_to_a_slide(tmp_path: Path) -> None:
-    slide, folder = tmp_path / "hospital a" / "tumör 1.svs", tmp_path / "annotations"
-    assert find_annotation(folder, slide) is None
-    own = asap(folder / "tumör 1_annotation.xml")
-    asap(folder / "tumör 10.xml")
-    assert find_annotation(folder, slide) == own
-    with pytest.raises(UserError, match=r"tumör 1_annotation\.xml .*hospital a"):
-        find_annotation(folder, slide, alone=False)
-    assert find_annotation(folder, slide.with_name("other.svs"), alone=False) is None
-    nearer = asap(folder / "hospital a" / "tumör 1.xml")
-    assert find_annotation(folder, slide) == nearer
-    assert find_annotation(folder, slide, alone=False) == nearer
-    geojson(folder / "hospital a" / "tumör 1.geojson")
-    with pytest.raises(UserError, match=r"tumör 1\.xml .*tumör 1\.geojson"):
-        find_annotation(folder, slide)
-    with pytest.raises(UserError, match=r"none\.xml"):
-        read_annotations(folder / "none.xml")

@@ -144,7 +144,9 @@ def test_metrics_are_those_of_the_score_files(made: Path) -> None:
         scored = rows(file)
         hits = [float(one["score"]) > best for one in scored if one["label"] == "1"]
         assert float(row["youden_sensitivity"]) == pytest.approx(np.mean(hits))
-        assert float(row["fpr5_specificity"]) == 1  # four groups cannot promise 5 %
+        assert row["fpr5_specificity"] == row["fpr5_false_alarms"] == "", "four groups cannot promise 5 %"
+    reasons = [line for line in (made / "results.md").read_text().splitlines() if "quantile:0.95" in line]
+    assert len(reasons) == 1, "said once, not for each row"
 
 
 def youden(validation: list[dict[str, str]]) -> float:
@@ -342,6 +344,21 @@ def test_old_names_in_a_file(cli: Any, trained: Any, tmp_path: Path) -> None:
     )
     listed = cli("benchmark", file, "--out", tmp_path / "out", "--dry-run")
     assert [line.rpartition(": ")[2] for line in listed.stdout.splitlines()] == ["to do", "to do"]
+
+
+def test_a_dry_run_leaves_nothing(cli: Any, tmp_path: Path) -> None:
+    """Neither the patches that are generated nor the list of those that are split by patch."""
+    for name in ("normal/1", "normal/2", "normal/3", "tumour/1", "tumour/2", "tumour/3"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(len(name) + int(name[-1])).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "set" / f"{name}.png")
+    phantom = {"resolution": 32, "train": 8, "val": 4, "test": 4}
+    data = {"made": {"phantom": phantom}, "split": {"path": str(tmp_path / "set"), "split": "by_patch"}}
+    file = written(tmp_path / "b.yaml", data=data, methods={"mean_color": None})
+    listed = cli("benchmark", file, "--out", tmp_path / "out", "--dry-run")
+    assert listed.exit_code == 0, listed.output
+    assert [line.rpartition(": ")[2] for line in listed.stdout.splitlines()] == ["to do", "to do"]
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- files

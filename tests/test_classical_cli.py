@@ -57,7 +57,15 @@ def test_a_preset_is_fitted_kept_and_scores(cli: Any, patches: Path, tmp_path: P
     assert result.stderr.startswith(f"{name}: ")
     run = tmp_path / "runs" / f"00000-{name}"
     files = {file.name for file in run.iterdir()}
-    assert files == {"config.yaml", "environment.json", "log.jsonl", "model.safetensors", "reals.png", "fakes"}
+    assert files == {
+        "config.yaml",
+        "environment.json",
+        "log.jsonl",
+        "model.safetensors",
+        "reals.png",
+        "images.npz",
+        "fakes",
+    }
     (line,) = [json.loads(text) for text in (run / "log.jsonl").read_text().splitlines()]
     assert line["nimg"] == 48
 

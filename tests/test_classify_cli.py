@@ -255,6 +255,18 @@ def test_bad_runs_are_refused(
     assert not (tmp_path / "out" / "classify.md").exists()
 
 
+def test_a_model_file_without_patches(
+    cli: Any, classifier: Path, two_generators: dict[str, Path], tmp_path: Path
+) -> None:
+    """As a shipped one: the advice is an option of this command."""
+    with safe_open(classifier / "model.safetensors", framework="pt") as file:
+        about = json.loads(file.metadata()["gan_uad"])
+    about["config"]["data"]["path"] = None
+    alone = tmp_path / "alone.safetensors"
+    save_file(load_file(classifier / "model.safetensors"), alone, {"gan_uad": json.dumps(about)})
+    fails(cli("classify", alone, *both(two_generators), "--out", tmp_path / "out"), str(alone), "--data")
+
+
 def test_a_class_that_is_missing(
     cli: Any, classifier: Path, two_generators: dict[str, Path], labelled_patches: Path, tmp_path: Path
 ) -> None:

@@ -306,6 +306,17 @@ def test_what_cannot_be_cross_validated(cli: Any, labelled_patches: Path, traine
         cli(*words, "--folds", 3, "--data", labelled_patches, "--external", labelled_patches),
         f"--external {labelled_patches}",
     )
+    mixed = tmp_path / "mixed"  # other names and a new image, but images of the folds
+    for k, file in enumerate(sorted(labelled_patches.glob("*.png"))[::9]):
+        folder = mixed / ("tumour" if "_1_" in file.name else "normal")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, folder / f"{k}.png")
+    Image.fromarray(np.random.default_rng(7).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+        mixed / "normal" / "n.png"
+    )
+    seen = len(list(mixed.rglob("*.png"))) - 1
+    repeated = cli(*words, "--folds", 3, "--data", labelled_patches, "--external", mixed)
+    fails(repeated, f"--external {mixed}", f"{seen} of its {seen + 1} images")
     fails(cli(*words, "--folds", 3, "--data", tmp_path / "nowhere"), str(tmp_path / "nowhere"))
     normals = tmp_path / "normals" / "normal"
     normals.mkdir(parents=True)

@@ -28,7 +28,21 @@ def test_class_folders_are_labelled_and_split(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["normal", "Benign", "GOOD", "healthy", "normals", "non_idc", "Non-Tumor", "colon_n", "0_normal", "NEGATIVE"],
+    [
+        "normal",
+        "Benign",
+        "GOOD",
+        "healthy",
+        "normals",
+        "non_idc",
+        "Non-Tumor",
+        "colon_n",
+        "0_normal",
+        "NEGATIVE",
+        "Normal ",
+        "tumor_negative",
+        "class 0 negative",
+    ],
 )
 def test_names_of_normal_tissue(name: str) -> None:
     assert is_normal_name(name)
@@ -43,7 +57,8 @@ def test_names_that_are_not_normal(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name", ["0", "1", "07", "normal_vs_tumour", "benign_malignant", "tumour_and_non_tumour", "non_small_cell_lung_cancer",
-             "abnormal_vs_normal", "nonidc_idc"]
+             "abnormal_vs_normal", "nonidc_idc", "pathological_normal", "normal-like", "near_normal", "Ab-normal", "normal adjacent",
+     "HER2_negative", "triple negative", "node_negative", "background", "other", "artefacts", "tumor_n", "white patches"]
 )  # fmt: skip
 def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> None:
     """Beside a class that is known to be normal, too."""
@@ -54,6 +69,49 @@ def test_names_that_say_nothing_are_never_guessed(tmp_path: Path, name: str) -> 
             load(root, tmp_path)
         found = load(root, tmp_path, normal_classes=[name]).manifest
         assert dict(zip(found.klass, found.label.tolist(), strict=True)) == {name: 0, "normal": 1}
+
+
+def test_benign_beside_normal_is_asked_about(tmp_path: Path) -> None:
+    """A benign lesion beside normal tissue, as in BACH; alone it is the normal class, as of the skin sets."""
+    root = write(tmp_path / "set", [f"{name}/1.png" for name in ("Benign", "InSitu", "Invasive", "Normal")])
+    with refused("Benign", "-o data.normal_classes=[Normal"):
+        load(root, tmp_path)
+    assert load(root, tmp_path, normal_classes=["Normal"]).manifest.label.tolist() == [1, 1, 1, 0]
+
+
+@pytest.mark.parametrize("name", ["unlabeled", "Unknown", "unclassified patches"])
+def test_a_class_of_unlabelled_images_has_no_label(tmp_path: Path, name: str) -> None:
+    patches = load(write(tmp_path / "set", ["normal/1.png", "tumour/2.png", f"{name}/3.png"]), tmp_path)
+    assert dict(zip(patches.manifest.klass, patches.manifest.label.tolist(), strict=True)) == {
+        "normal": 0, "tumour": 1, name: -1
+    }  # fmt: skip
+    assert any(name in note and "without a label" in note for note in patches.notes)
+    told = load(tmp_path / "set", tmp_path, normal_classes=["normal", name])
+    assert sorted(told.manifest.label.tolist()) == [0, 0, 1]
+
+
+def test_names_that_differ_in_case_alone(tmp_path: Path) -> None:
+    root = write(tmp_path / "set", ["Alpha/1.png", "alpha /2.png", "beta/3.png"])
+    with refused("Alpha", "alpha ", "data.normal_classes"):
+        load(root, tmp_path, normal_classes=["Alpha"])
+    told = load(root, tmp_path, normal_classes=["Alpha", "alpha "]).manifest
+    assert dict(zip(told.klass, told.label.tolist(), strict=True)) == {"Alpha": 0, "alpha ": 0, "beta": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "advised"),
+    [
+        (["ADI/1.png", "NORM/1.png", "TUM/1.png"], "[NORM]"),
+        (["glioma/1.png", "notumor/1.png"], "[notumor]"),
+        (["tumor/1.png", "tumor_free/1.png"], "[tumor_free]"),
+        (["siteA/normal/1.png", "siteB/tumour/1.png"], "(normal, tumour)"),
+        (["p1/normal/1.png", "p2/tumour/1.png"], "(normal, tumour)"),
+        (["te/normal/1.png", "tr/normal/1.png"], "train, val and test"),
+    ],
+)
+def test_an_advice_is_no_trap(tmp_path: Path, names: list[str], advised: str) -> None:
+    with refused(advised, "data.normal_classes"):
+        load(write(tmp_path / "set", names), tmp_path)
 
 
 def test_class_numbers_need_no_quotes(tmp_path: Path) -> None:
@@ -104,6 +162,54 @@ def test_splits_below_classes_are_kept(tmp_path: Path) -> None:
     }  # fmt: skip
     with refused("tumour/2.png", "index.csv"):
         load(write(tmp_path / "set", ["tumour/2.png"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train_set/normal", "validation-set/normal", "Test Data/tumour"),
+        ("Training/normal", "valid/normal", "TESTING/tumour"),
+        ("train/train/normal", "val/val/normal", "test/test/tumour"),
+        ("normal/siteA/train", "normal/siteB/val", "tumour/siteA/test"),
+        ("x/normal/a/b/train", "x/normal/a/b/val", "x/tumour/c/d/test"),
+    ],
+)
+def test_splits_are_read_at_any_depth(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    names = [f"{folder}/{k}.png" for k, folder in enumerate(folders)]
+    found = load(write(tmp_path / "set", names), tmp_path).manifest
+    read = dict(zip(found.image, zip(found.split, found.label.tolist(), strict=True), strict=True))
+    assert [read[name] for name in names] == [("train", 0), ("val", 0), ("test", 1)]
+
+
+@pytest.mark.parametrize(
+    ("names", "named"),
+    [
+        (["normal_train/1.png", "normal_test/2.png", "tumour_test/3.png"], ("normal_test", "split")),
+        (["train/normal/test/1.png", "test/tumour/2.png"], ("train/normal/test/1.png", "two splits")),
+        (["normal/a/train/1.png", "tumour/a/2.png"], ("normal/a/train/1.png", "tumour/a/2.png")),
+        (["normal/label/1.png", "tumour/masks/2.png"], ("2 masks",)),
+        (["train/good/1.png", "test/bad/7.png", "ground_truth/bad/7.png", "ground_truth/bad/7_mask.png"], ("7_mask.png", "one image")),
+    ],
+)  # fmt: skip
+def test_splits_and_masks_that_contradict_each_other(tmp_path: Path, names: list[str], named: tuple[str, ...]) -> None:
+    with refused(*named):
+        load(write(tmp_path / "set", names), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["normal/p1/1.png", "tumour/p2/2.png"], "2 folders below the classes, such as p1,"),
+        (["normal/train_1.png", "tumour/test_2.png"], "2 file names hold train, val or test"),
+        (["normal/1.png", "normal/1.jpg", "tumour/2.png"], "1 images have the name of another"),
+        (["normal/1.png", "tumour/2.png", "labels.csv"], "labels.csv is not read"),
+        (["train/good/1.png", "test/bad/7.png", "ground_truth/bad/9_mask.png"], "1 masks belong to no image"),
+        (["normal/1.png", "tumour/2.png", "thumbnails/2.png"], "1 hidden images and thumbnails"),
+    ],
+)
+def test_names_that_are_not_read_are_said(tmp_path: Path, names: list[str], said: str) -> None:
+    notes = load(write(tmp_path / "set", names), tmp_path).notes
+    assert any(said in note for note in notes), notes
 
 
 def test_undecidable_classes_are_asked_for_by_name(tmp_path: Path) -> None:
@@ -299,6 +405,49 @@ def test_index_csv_errors_name_the_line(tmp_path: Path, lines: list[str], named:
     header = "image,group,label,split" + ",x" * (cells > 3) + ",tissue" * (cells > 4)
     with refused("index.csv", *named):
         load(index(tmp_path, *lines, header=header), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "lines", "said"),
+    [
+        ("image,group,label,split", ["a.png,P1,0,train", "b.png,p 01,0,test"], ("P1 and p 01",)),
+        ("image,group,label,split", ["a.png,1,0,train", "b.png,1.0,0,test"], ("1 and 1.0",)),
+        ("image,group,label,split,slide", ["a.png,p,0,train,s7", "b.png,q,0,test,s7"], ("1 slides", "s7")),
+        ("image,group,label,split,class", ["a.png,p,0,,tumour", "b.png,q,1,,normal"], ("1 images of class tumour", "0 (normal)")),
+        ("image,group,label,split,class", ["a.png,p,0,,tumour", "b.png,q,1,,normal"], ("1 images of class normal", "1 (anomalous)")),
+        ("image,group,label,split,patient", ["a.png,,0,train,p1"], ("not read", "patient")),
+    ],
+)  # fmt: skip
+def test_doubts_about_an_index_csv_are_said(
+    tmp_path: Path, header: str, lines: list[str], said: tuple[str, ...]
+) -> None:
+    notes = load(index(tmp_path, *lines, header=header), tmp_path).notes
+    assert any(all(word in note for word in said) for note in notes), notes
+
+
+def test_a_sound_index_csv_raises_no_doubt(tmp_path: Path) -> None:
+    header = "image,group,label,split,class,slide,x,y,side,level,mpp,tissue,tumour,stain,mask"
+    lines = ["a.png,p1,0,train,normal,s1,1,2,8,0,0.5,0.9,0,,", "b.png,p2,1,test,tumour,s2,1,2,8,0,0.5,0.9,1,,c.png"]
+    notes = load(index(tmp_path, *lines, header=header), tmp_path).notes
+    assert not [note for note in notes if "groups are" in note or "not read" in note or "have the label" in note]
+
+
+@pytest.mark.parametrize("group", ["nan", "NA", "None", "unknown"])
+@pytest.mark.parametrize("column", ["group", "slide"])
+def test_a_group_that_is_no_name(tmp_path: Path, group: str, column: str) -> None:
+    """As data frames write what is missing: all these images would count as one patient."""
+    cells = f"{group}," if column == "group" else f",{group}"
+    with refused("line 2", repr(group), column):
+        load(index(tmp_path, f"a.png,{cells},0,train", header="image,group,slide,label,split"), tmp_path)
+
+
+def test_tables_of_another_name_and_masks_that_are_images(tmp_path: Path) -> None:
+    root = index(tmp_path, "a.png,,0,train,b.png", "b.png,,1,test,", header="image,group,label,split,mask")
+    with refused("b.png", "mask"):
+        load(root, tmp_path)
+    (root / "index.csv").rename(root / "Index.CSV")
+    with refused("Index.CSV", "index.csv"):
+        load(root, tmp_path)
 
 
 def test_index_csv_with_a_wrong_header(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from patch_tools import load, picture, png, refused, write
 from PIL import Image
@@ -18,6 +19,7 @@ from gan_uad.config import DataConfig
 from gan_uad.data.check import data_check
 from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.sources import open_source
+from gan_uad.errors import UserError
 
 ROWS = [("a", "p1", 0, "train"), ("b", "p2", 0, "val"), ("c", "p3", 0, "test"), ("d", "p4", 1, "test")]
 
@@ -185,6 +187,106 @@ def test_what_is_left_out_is_counted_by_ending(tmp_path: Path, capsys: pytest.Ca
         assert any(note.startswith("4 hidden") for note in found["notes"])
     with refused("2 .gif", str(tmp_path / "gifs")):
         open_source(write(tmp_path / "gifs", {"a.gif": b"", "b.gif": b""}), DataConfig())
+
+
+MASKS = {
+    "sound": (png(np.pad(np.full((4, 4), 255, np.uint8), ((0, 4), (0, 4)))), ""),
+    "size": (png(np.zeros((8, 6), np.uint8)), "6x8 px"),
+    "classes": (png(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4), "map of classes"),
+    "broken": (b"\x89PNG", "PNG"),
+    "empty": (b"", "empty"),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_are_opened(tmp_path: Path, cli: Any, kind: str) -> None:
+    """What `score --maps` refuses or leaves out is a problem here."""
+    root, (content, named) = make(tmp_path / "set", ROWS), MASKS[kind]
+    write(root, {"m.png": content})
+    lines = [f"{name}.png,{group},{label},{split},{'m.png' if label else ''}" for name, group, label, split in ROWS]
+    (root / "index.csv").write_text("\n".join(["image,group,label,split,mask", *lines]))
+    result = cli("data", "check", root, "--json", "--resolution", 8)
+    found = json.loads(result.stdout)
+    assert result.exit_code == int(bool(named))
+    assert [name for name, _ in found["masks"]] == ["m.png"] * bool(named)
+    if named:
+        assert named in found["masks"][0][1]
+        assert any("1 mask" in problem for problem in found["problems"])
+        with pytest.raises(UserError):
+            load(root, tmp_path).masks()
+
+
+def test_missing_masks_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*ROWS, ("e", "p5", 1, "test"), ("f", "p6", 1, "test")]
+    root = make(tmp_path / "set", rows)
+    write(root, {"m.png": MASKS["sound"][0]})
+    lines = [f"{n}.png,{g},{label},{split},{'m.png' if n == 'd' else ''}" for n, g, label, split in rows]
+    (root / "index.csv").write_text("\n".join(["image,group,label,split,mask", *lines]))
+    code, found = check(root, capsys)
+    assert code == 0
+    assert any("2 of 3 anomalous test images have no mask" in note for note in found["notes"])
+
+
+def grey(value: int) -> bytes:
+    return png(np.full((8, 8, 3), value, np.uint8))
+
+
+def noise(folders: str, n: int = 9, **last: Any) -> dict[str, bytes]:
+    """n images in each of the folders, all different; `last`: other sizes of the last of each."""
+    sizes = [{} for _ in range(n - 1)] + [last]
+    names = [(folder, k) for folder in folders.split() for k in range(n)]
+    return {f"{folder}/{k}.png": png(picture(seed, **sizes[k])) for seed, (folder, k) in enumerate(names)}
+
+
+def plain(folders: str, value: Any) -> dict[str, bytes]:
+    return {f"{folder}/{k}.png": grey(value(folder, k)) for folder in folders.split() for k in range(60)}
+
+
+ODD: dict[str, tuple[dict[str, bytes], dict[str, Any]]] = {
+    "sound": (noise("normal tumour", 12), {}),
+    "broken": (noise("good bad") | {"good/x.png": b"", "bad/x.png": b"\x89PNG"}, {}),
+    "equal in two splits": (noise("train/good val/good test/good test/bad") | {"test/good/1.png": png(picture(1))}, {}),
+    "white": (plain("good tumour", lambda folder, k: 250 if folder == "good" else k), {"min_tissue": 0.5}),
+    "some white": (plain("good tumour", lambda folder, k: 250 - k), {"min_tissue": 0.5}),
+    "normals alone": (noise("normal"), {}),
+    "no test": (noise("train/good train/bad val/good val/bad"), {}),
+    "tumours in test alone": (noise("train/good test/bad"), {}),
+    "anomalies in train alone": (noise("train/bad test/good"), {}),
+    "no label": ({f"{k}.png": png(picture(k)) for k in range(12)}, {}),
+    "number classes": (noise("0 1"), {}),
+    "several sizes": (noise("good bad", width=12), {}),
+    "too small to crop": (noise("good bad", width=6), {"crop": "center"}),
+    "too few contaminants": (noise("good") | noise("bad", 2), {"contamination": 0.4}),
+    "other label": (noise("good bad"), {"label": "anomalous"}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_data_check_and_train_judge_by_the_same_code(cli: Any, tmp_path: Path, name: str) -> None:
+    """What one refuses the other does, what train says data check says too, and without a problem train warns of nothing."""
+    contents, settings = ODD[name]
+    root = write(tmp_path / "set", contents)
+    words = [word for key, value in settings.items() for word in ("-o", f"data.{key}={value}")]
+    checked = cli("data", "check", root, "--resolution", 8, "--json", *words)
+    trained = cli("train", "mean_color", "--data", root, "-o", "resolution=8", "--out", tmp_path / "runs", *words)
+    if checked.exit_code == 2:  # it cannot be read at all
+        assert trained.exit_code == 2
+        assert checked.stderr.splitlines()[-1] == trained.stderr.splitlines()[-1]
+        return
+    found = json.loads(checked.stdout)
+    lines = trained.stderr.splitlines()
+    said = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
+    refused_by_train = trained.exit_code != 0 and settings.get("label") != "anomalous"  # this scorer has no other label
+    if refused_by_train and not any("needs at least" in line for line in lines):
+        assert found["problems"], lines[-1]
+    if found["ok"] and name != "other label":
+        assert "warning" not in trained.stderr
+    assert [note for note in said if note not in found["notes"]] == [], "all that train notes"
+    warned = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+    assert [problem for problem in warned if problem not in found["problems"]] == []
+    if trained.exit_code == 0:
+        lost = [problem for problem in found["problems"] if problem.startswith("no ")]
+        assert warned == lost
 
 
 def test_images_that_are_not_square_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

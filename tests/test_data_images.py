@@ -232,6 +232,7 @@ def test_class_numbers_of_other_files_are_never_guessed(tmp_path: Path, name: st
         ({"train_labels": np.array([{"a": 1}] * 6, dtype=object)}, ("train_labels", "pickled")),
         ({"val_images": np.zeros((6, 8, 8), np.float32)}, ("val_images", "uint8", "float32 [6, 8, 8]")),
         ({"test_labels": np.zeros((6, 14), np.uint8)}, ("test_labels", "[6, 14]")),
+        ({"val_labels": np.array([[0], [1], [2], [0], [1], [-1]], np.int8)}, ("val_labels", "-1")),
         ({"test_images": np.zeros((6, 8, 8, 8), np.uint8)}, ("test_images", "uint8", "[6, 8, 8, 8]")),
     ],
 )
@@ -269,6 +270,24 @@ def test_pcam_hdf5(tmp_path: Path) -> None:
     assert Counter(one.manifest.split) == {"test": 4}
     (root / "camelyonpatch_level_2_split_test_y.h5").unlink()
     with refused("split_test_x.h5", "split_test_y.h5"):
+        load(root, tmp_path)
+
+
+def test_labels_of_another_size_are_not_read(tmp_path: Path) -> None:
+    """They may declare any size: this one would take a terabyte."""
+    import h5py
+
+    root = pcam(tmp_path / "pcam")
+    stem = root / "camelyonpatch_level_2_split_test"
+    with h5py.File(f"{stem}_y.h5", "w") as file:
+        file.create_dataset("y", (10**12, 1, 1, 1), np.uint8, chunks=(10**6, 1, 1, 1))
+    with refused(f"{stem}_y.h5", "4 images", "1000000000000"):
+        load(root, tmp_path)
+    for key in "xy":
+        (root / f"camelyonpatch_level_2_split_train_{key}.h5").rename(root / f"train_test_{key}.h5")
+    for key in "xy":
+        Path(f"{stem}_{key}.h5").unlink()
+    with refused("train_test_x.h5", "test and train"):
         load(root, tmp_path)
 
 

@@ -177,6 +177,52 @@ def test_a_read_that_the_machine_failed_is_tried_again(
     assert reads == []
 
 
+def test_a_file_that_changes_while_the_set_is_read_is_not_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its hash and its decoding: the pixels would be kept under the hash of others."""
+    root, read = make(tmp_path / "set"), sources.Folder.read
+    name, later = "normal/003.png", png(picture(99))
+
+    def changing(self: Any, wanted: str) -> bytes:
+        if wanted == name:
+            (root / name).write_bytes(later)
+        return read(self, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.Folder, "read", changing)
+        patches = load(root, tmp_path / "cache")
+    ((skipped, reason),) = patches.skipped
+    assert (skipped, "changed" in reason) == (name, True)
+    again = load(root, tmp_path / "cache")
+    assert (len(again), again.skipped) == (10, [])
+    np.testing.assert_array_equal(again.images[3], picture(99))
+
+
+def test_a_cache_of_an_earlier_version_is_built_again_and_said_once(tmp_path: Path) -> None:
+    root, cache = make(tmp_path / "set"), tmp_path / "cache"
+    made = load(root, cache)
+    assert not any("earlier" in note for note in made.notes)
+
+    def rebuilt() -> bool:
+        found = load(root, cache)
+        np.testing.assert_array_equal(found.hashes, made.hashes)
+        return any("earlier version" in note for note in found.notes)
+
+    (array,) = cache.glob("*.npy")
+    facts = json.loads(array.with_suffix(".json").read_text())
+    for change in ({"format": 2}, {"format": None, "hashes": ["0" * 16] * 10}):
+        array.with_suffix(".json").write_text(json.dumps(facts | change))
+        assert [rebuilt(), rebuilt()] == [True, False]
+    # Version 0.2 named it by names, sizes and times.
+    data = DataConfig(path=str(root))
+    old = cache_module.cache_key(sources.open_source(root, data), data, 8, old=True)
+    for file in (array, array.with_suffix(".json")):
+        file.rename(cache / f"set-8-{old[:16]}{file.suffix}")
+    assert [rebuilt(), rebuilt()] == [True, False]
+    assert [file.name for file in cache.glob("*.npy")] == [array.name]
+
+
 def test_broken_content_is_kept_in_the_cache(tmp_path: Path) -> None:
     root = make(tmp_path / "set")
     (root / "normal" / "003.png").write_bytes(b"broken")

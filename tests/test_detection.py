@@ -208,10 +208,26 @@ def test_evaluate_is_strict_json_and_complete():
     assert result["auroc"]["value"] == sk.roc_auc_score(labels, scores)
     assert result["auprc"]["chance"] == pytest.approx(labels.mean())
     assert float(result["threshold"]["value"]) == math.inf
-    assert result["decisions"]["precision"] is None
-    assert result["decision_intervals"]["sensitivity"]["low"] is None
-    assert any("INFINITE" in warning for warning in result["warnings"])
+    assert result["decisions"] is result["decision_intervals"] is None
+    assert any("quantile:0.95" in warning for warning in result["warnings"])
     assert not any("below 0.5" in warning for warning in result["warnings"])
+
+
+def test_each_class_of_anomaly_is_compared_with_all_normals():
+    rng = np.random.default_rng(3)
+    labels = np.repeat([0, 1], [60, 90])
+    classes = ["normal"] * 60 + ["mucin"] * 40 + ["necrosis"] * 49 + [""]
+    scores = rng.normal(size=150) + np.repeat([0, 1.5, 0.2], [60, 40, 50])
+    groups = [f"p{i % 10}" for i in range(150)]
+    found = d.class_metrics(labels, scores, groups, classes, n=50)
+    assert {name: one["images"] for name, one in found.items()} == {"mucin": 40, "necrosis": 49}
+    for name, one in found.items():
+        kept = np.array([c in ("normal", name) for c in classes])
+        area = sum((a > b) + (a == b) / 2 for a in scores[kept & (labels == 1)] for b in scores[:60]) / 60
+        assert one["auroc"]["value"] == pytest.approx(area / one["images"])
+        assert one["auroc"]["low"] < one["auroc"]["value"] < one["auroc"]["high"]
+        assert (one["auroc"]["unit"], one["auroc"]["n_units"]) == ("group", 10)
+    assert d.class_metrics(labels, scores, groups, ["normal"] * 60 + ["tumour"] * 90, n=50) == {}
 
 
 def test_evaluate_states_a_wrong_direction_and_flips_nothing():

@@ -177,7 +177,7 @@ def uninterrupted(launch: Launcher, long: Path, tmp_path_factory: pytest.TempPat
 def test_rank_0_alone_writes_and_prints(uninterrupted: tuple[Path, list[str]]) -> None:
     run, lines = uninterrupted
     assert {file.name for file in run.iterdir() if not file.name.startswith("events.out.tfevents")} == {
-        "config.yaml", "environment.json", "log.jsonl", "reals.png", "fakes",
+        "config.yaml", "environment.json", "log.jsonl", "reals.png", "images.npz", "fakes",
         "state.pt", "state.prev.pt", "model.safetensors",
     }  # fmt: skip
     assert len(list(run.glob("events.out.tfevents*"))) == 1

@@ -154,7 +154,7 @@ def test_a_signal_at_the_last_step_is_a_finished_run(tmp_path: Path) -> None:
 def test_a_run_folder_holds_what_it_should(whole: dict[str, Path], tiny: Any, task: str) -> None:
     run = whole[task]
     assert {file.name for file in run.iterdir() if not file.name.startswith("events.out.tfevents")} == {
-        "config.yaml", "environment.json", "log.jsonl", "reals.png", "fakes",
+        "config.yaml", "environment.json", "log.jsonl", "reals.png", "images.npz", "fakes",
         "state.pt", "state.prev.pt", "model.safetensors",
     }  # fmt: skip
     assert len(list(run.glob("events.out.tfevents*"))) == 1

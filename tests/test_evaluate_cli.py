@@ -148,6 +148,87 @@ def test_without_a_threshold_there_are_no_decisions(cli: Any, tmp_path: Path) ->
     assert "mean_color: threshold: no threshold was set" in result.stdout
 
 
+def few_patients(folder: Path, classes: tuple[str, str] = ("tumour", "tumour"), parts: int = 1) -> Path:
+    """Patches of nine patients, four with normals, split by hand: val has normals of two of them. `parts`: each patient is so many."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for k in range(180):
+        patient, label = k % 9, int(k % 9 >= 4)
+        split = ["train", "val", "val", "test", "test", "train", "val", "test", "test"][patient]
+        grey = rng.normal(150 - 25 * label, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(grey).save(folder / f"{k}.png")
+        lines.append(f"{k}.png,p{patient}-{k // 9 % parts},{label},{split},{classes[k % 2] if label else 'normal'}")
+    (folder / "index.csv").write_text("\n".join(["image,group,label,split,class", *lines]) + "\n")
+    return folder
+
+
+def test_a_threshold_that_cannot_be_met_is_said_at_once_and_has_no_decisions(cli: Any, tmp_path: Path) -> None:
+    data = few_patients(tmp_path / "patches", ("mucin", "necrosis"))
+    ways_out = "quantile:0.95", "fpr:0.334"
+
+    def says(*arguments: Any) -> Any:
+        result = cli(*arguments)
+        assert result.exit_code == 0, result.output
+        assert all(way in result.output for way in ways_out), result.output
+        return result
+
+    says("data", "check", data, "--resolution", 16)
+    trained = cli("train", "mean_color", "--data", data, "--out", tmp_path / "runs", "-o", "resolution=16")
+    assert trained.exit_code == 0, trained.output
+    folder = tmp_path / "scores"
+    says("score", tmp_path / "runs" / "00000-mean_color", "--out", folder)
+    assert {row["decision"] for row in rows(folder / "scores.csv")} == {""}
+    assert {row["class"] for row in rows(folder / "scores.csv")} == {"normal", "mucin", "necrosis"}
+    says("evaluate", folder, "--resamples", 100)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for result in metrics.values():
+        assert result["decisions"] is result["decision_intervals"] is None
+        assert set(result["classes"]) == {"mucin", "necrosis"}
+    for row in rows(folder / "metrics.csv"):
+        assert row["threshold"].endswith("none")
+        assert [row[key] for key in ("accuracy", "F1", "sensitivity", "specificity")] == [""] * 4
+    assert not list(folder.glob("*_confusion.png"))
+    page = tmp_path / "r.html"
+    assert cli("report", tmp_path, "--out", page).exit_code == 0
+    assert all(way in page.read_text() for way in ways_out)
+    assert "necrosis" in page.read_text()
+    for way in ways_out:
+        result = cli("evaluate", folder, "--threshold", way, "--resamples", 100, "--out", tmp_path / way[:3])
+        assert result.exit_code == 0, result.output
+        assert all(row["accuracy"] for row in rows(tmp_path / way[:3] / "metrics.csv"))
+
+
+def test_folds_without_a_threshold_are_not_averaged(cli: Any, tmp_path: Path) -> None:
+    data = few_patients(tmp_path / "patches", parts=5)
+    arguments = (
+        "cross-validate",
+        "mean_color",
+        "--folds",
+        2,
+        "--data",
+        data,
+        "-o",
+        "resolution=16",
+        "--resamples",
+        100,
+    )
+    result = cli(*arguments, "--out", tmp_path / "folds")
+    assert result.exit_code == 0, result.output
+    assert "quantile:0.95" in result.stdout
+    found = next(iter(json.loads((tmp_path / "folds" / "metrics.json").read_text())["models"].values()))
+    assert len(found["without_threshold"]) == 2
+    for one in (*found["folds"], found["mean"], found["pooled"]):
+        assert one["sensitivity"] is one["accuracy"] is None
+        assert one["auroc"] is not None
+    assert not (tmp_path / "folds" / "confusion.png").exists()
+    result = cli(*arguments, "--out", tmp_path / "folds", "--threshold", "quantile:0.95")
+    assert result.exit_code == 0, result.output
+    found = next(iter(json.loads((tmp_path / "folds" / "metrics.json").read_text())["models"].values()))
+    assert not found["without_threshold"]
+    assert found["mean"]["sensitivity"]["mean"] == np.mean([one["sensitivity"]["value"] for one in found["folds"]])
+
+
 @pytest.mark.parametrize(
     ("folders", "names"),
     [

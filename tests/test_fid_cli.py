@@ -252,6 +252,21 @@ def test_two_sets_of_images(cli: Any, trained: Any, tmp_path: Path) -> None:
     assert (cell["precision"], cell["recall"]) == (1, 1)
 
 
+def test_a_copy_of_the_training_images(cli: Any, table1: Path, trained: Any, tmp_path: Path) -> None:
+    """Known by their pixels, below other names: compared with the training images alone, as at their own place."""
+    for row in index(trained.patches):
+        folder = tmp_path / "copy" / row["class"]
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained.patches / row["image"], folder / f"x{Path(row['image']).name}")
+    command = ("fid", trained.generator, "--real", tmp_path / "copy", *QUICK, "--num", NUM, "--out", tmp_path / "out")
+    result = cli(*command)
+    assert result.exit_code == 0, result.output
+    known, found = (cells(out)["tiny_wgan_gp"] for out in (table1, tmp_path / "out"))
+    assert found["n_real"] == known["n_real"]
+    assert found["value"] == pytest.approx(known["value"], rel=1e-6)
+    assert any("was trained on" in note and str(len(index(trained.patches))) in note for note in found["notes"])
+
+
 @pytest.mark.parametrize("task", ["wgan_gp", "stylegan2"])
 def test_validation_in_training_agrees_with_the_command(cli: Any, tiny: Any, tmp_path: Path, task: str) -> None:
     """The metric in the log is that of `gan-uad fid`. The best model is kept; the run folder then stands for it."""

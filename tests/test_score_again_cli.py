@@ -150,7 +150,8 @@ def test_a_set_that_changed_since_training(cli: Any, trained: Any, tmp_path: Pat
     """Splits that are made here change when images come or go: training images may then be tested on."""
     plain = tmp_path / "plain"
     (plain / "normal").mkdir(parents=True)
-    for row in index(trained.patches)[:12]:
+    known = index(trained.patches)
+    for row in [r for r in known if r["label"] == "0"][::2]:
         shutil.copy(trained.patches / row["image"], plain / "normal")
     run = shutil.copytree(trained.encoder, tmp_path / "run")
     config, tensors = read_model(run)
@@ -159,6 +160,129 @@ def test_a_set_that_changed_since_training(cli: Any, trained: Any, tmp_path: Pat
     result = cli("score", run, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "has changed since the training" in result.stderr
+    split_of = {Path(row["image"]).name: row["split"] for row in known}
+    assert {split_of[Path(row["image"]).name] for row in rows(tmp_path / "out" / "scores.csv")} == {"test"}
+    for row in rows(tmp_path / "out" / "scores.csv"):
+        (plain / row["image"]).unlink()
+    fails(cli("score", run, "--out", tmp_path / "none"), str(plain), "--split all")
+
+
+@pytest.fixture(scope="module")
+def learnt(cli: Any, trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with class folders `p` without splits, and a run `runs/00000-mean_color` of it. Nobody writes into it."""
+    root = tmp_path_factory.mktemp("learnt")
+    for number, row in enumerate(index(trained.patches)[::2]):
+        folder = root / "p" / ("normal" if row["label"] == "0" else "tumour")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained.patches / row["image"], folder / f"{number}.png")
+    words = ("--out", root / "runs", "-o", "resolution=32")
+    result = cli("train", "mean_color", "--data", root / "p", *words)
+    assert result.exit_code == 0, result.output
+    assert cli("score", root / "runs" / "00000-mean_color", *RULE, "--out", root / "scores").exit_code == 0
+    return root
+
+
+def copy_of(root: Path, kind: str, out: Path) -> Path:
+    """The images of `root` in another form; `mixed`: new ones among them."""
+    if kind == "zip":
+        return Path(shutil.make_archive(str(out), "zip", root))
+    if kind == "copy":
+        return Path(shutil.copytree(root, out))
+    split = {"below a split": "test/", "index.csv": ""}.get(kind, "")
+    lines = ["image,group,label,split"]
+    for number, file in enumerate(sorted(root.rglob("*.png"), key=lambda file: file.read_bytes())):
+        folder = out / f"{split}{file.parent.name}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.save(folder / f"{number}.tif")  # other names, another format, the same pixels
+        lines.append(f"{file.parent.name}/{number}.tif,,{int(file.parent.name != 'normal')},test")
+    if kind == "index.csv":
+        (out / "index.csv").write_text("\n".join(lines))
+    if kind == "mixed":
+        for k in range(6):
+            pixels = np.random.default_rng(k).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(out / ("normal" if k % 2 else "tumour") / f"new{k}.png")
+    return out
+
+
+@pytest.mark.usefixtures("fast")
+@pytest.mark.parametrize("kind", ["copy", "zip", "renamed", "mixed", "below a split", "index.csv"])
+@pytest.mark.parametrize("original", ["there", "moved", "unlisted"])
+def test_a_copy_of_the_training_set(cli: Any, learnt: Path, tmp_path: Path, kind: str, original: str) -> None:
+    """Images that the run has seen are no test images, wherever they lie; all else is as for the set itself."""
+    root = learnt
+    if original != "there":
+        root = Path(shutil.copytree(learnt, tmp_path / "learnt"))
+        config, tensors = read_model(root / "runs" / "00000-mean_color")
+        config["config"]["data"]["path"] = str(learnt / "p" if original == "unlisted" else tmp_path / "gone")
+        metadata = {"gan_uad": json.dumps(config), "gan_uad_scorer": json.dumps(config["scorer"])}
+        save_file(tensors, root / "runs" / "00000-mean_color" / "model.safetensors", metadata)
+    if original == "unlisted":  # a run of an earlier version, whose patches are still there
+        (root / "runs" / "00000-mean_color" / "images.npz").unlink()
+    run, data = root / "runs" / "00000-mean_color", copy_of(learnt / "p", kind, tmp_path / "data")
+    result = cli("score", run, data, *RULE, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    of_set, found = rows(learnt / "scores" / "scores.csv"), rows(tmp_path / "out" / "scores.csv")
+    known = [row for row in found if "new" not in row["image"]]
+    assert sorted((r["score"], r["label"], r["threshold"]) for r in known) == sorted(
+        (r["score"], r["label"], r["threshold"]) for r in of_set
+    )
+    assert len(found) - len(known) == 6 * (kind == "mixed")
+    counts = json.loads((tmp_path / "out" / "scores.json").read_text())["known"]
+    seen = len(list((learnt / "p").rglob("*.png"))) - len(of_set)
+    assert counts["train"] + counts["val"] == seen
+    assert f"{counts['train']} in the train split" in result.stderr
+    assert "warning" not in result.stderr
+    result = cli("score", run, data, *RULE, "--split", "all", "--out", tmp_path / "all")
+    assert result.exit_code == 0, result.output
+    assert "warning: the model was trained on some of the scored images" in result.stderr
+
+
+@pytest.mark.usefixtures("fast")
+def test_parts_of_the_training_set_and_new_images(cli: Any, learnt: Path, tmp_path: Path) -> None:
+    run = learnt / "runs" / "00000-mean_color"
+    result = cli("score", run, learnt / "p" / "normal", *RULE, "--out", tmp_path / "part")
+    assert result.exit_code == 0, result.output
+    normals = [row["score"] for row in rows(learnt / "scores" / "scores.csv") if row["label"] == "0"]
+    assert [row["score"] for row in rows(tmp_path / "part" / "scores.csv")] == normals
+    new = copy_of(learnt / "p", "mixed", tmp_path / "mixed")
+    for file in new.rglob("*.tif"):
+        file.unlink()
+    result = cli("score", run, new, *RULE, "--out", tmp_path / "new")
+    assert result.exit_code == 0, result.output
+    assert len(rows(tmp_path / "new" / "scores.csv")) == 6
+    assert "has seen" not in result.stderr
+    # A model file alone, without the patches: it says that it cannot tell.
+    config, tensors = read_model(run)
+    config["config"]["data"]["path"] = str(tmp_path / "gone")
+    metadata = {"gan_uad": json.dumps(config), "gan_uad_scorer": json.dumps(config["scorer"])}
+    save_file(tensors, tmp_path / "alone.safetensors", metadata)
+    result = cli("score", tmp_path / "alone.safetensors", new, "--out", tmp_path / "unknown")
+    assert result.exit_code == 0, result.output
+    assert len([line for line in result.stderr.splitlines() if "not recognised" in line]) == 1
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "images.npz").write_bytes(b"PK")
+    fails(cli("score", tmp_path / "run", new, "--out", tmp_path / "damaged"), "images.npz")
+
+
+@pytest.mark.usefixtures("fast")
+def test_images_that_an_earlier_run_was_trained_on(cli: Any, tiny: Any, tmp_path: Path) -> None:
+    """A run that starts from another has seen its images too."""
+    other = tmp_path / "other"
+    for number, file in enumerate(sorted(tiny.patches.rglob("*.png"))):
+        (other / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, other / file.parent.name / f"{(7 * number) % 24:02d}.png")
+    result = cli("train", tiny.config("wgan_gp"), "--data", other, "-o", f"init_from={tiny.generator}",
+                 "-o", "training.total_kimg=0.008", "--out", tmp_path / "runs")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert len([line for line in result.stderr.splitlines() if "starts from" in line]) == 1
+    command = ("score", tmp_path / "runs" / "00000-wgan_gp", "--inverter", "anogan", "-o", "scoring.options.steps=1")
+    result = cli(*command, "--threshold", "quantile:0.5", "--out", tmp_path / "scores")
+    assert result.exit_code == 0, result.output
+    assert "have the pixels of training images" in result.stderr
+    assert any(
+        "training images" in text for text in json.loads((tmp_path / "scores" / "scores.json").read_text())["warnings"]
+    )
 
 
 @pytest.mark.usefixtures("fast")

@@ -504,6 +504,33 @@ def test_an_anomalous_slide_without_annotation_is_left_out_of_metrics_of_tiles(c
     assert any(line.startswith("hand: 1 anomalous slides") for line in result.stdout.splitlines())
 
 
+def test_tumour_without_an_area_never_makes_a_slide_normal(cli: Any, tmp_path: Path) -> None:
+    hand = {"t": [(1000, 1000, 5.0)], "u": [(100, 100, 9.0)], "n": [(100, 100, 1.0)], "m": [(100, 100, 2.0)]}
+    out, notes = scored_by_hand(tmp_path / "scores", hand), tmp_path / "notes"
+    asap(notes / "t.xml", ("Tumor", corners((900, 900, 1400, 1300))))
+    asap(notes / "u.xml", ("Tumor", [(100.0, 100.0)]), kind="Dot")
+    asap(notes / "other.xml", ("Tumor", corners((0, 0, 9, 9))))
+    options = ("--annotations", notes, "--unannotated", "normal", "--resamples", 100)
+    fails(cli("evaluate-slides", out, *options, "--strict", "--out", tmp_path / "f"), "--strict", code=1)
+    result = cli("evaluate-slides", out, *options, "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    assert "4 slides: 2 annotated, 2 not; 1 annotation files unused" in result.stderr
+    assert "other.xml" in result.stderr
+    assert "u.xml" in result.stdout
+    metrics = json.loads((tmp_path / "f" / "metrics.json").read_text())["hand"]
+    assert metrics["slides"] == {"normal": 2, "anomalous": 1}
+    assert metrics["tiles"]["tiles"] == {"normal": 2, "anomalous": 1}
+    assert metrics["froc"]["slides"] == 3
+    (tmp_path / "labels.csv").write_text("slide,label\nt,1\nu,1\nn,0\nm,0\n")
+    result = cli("evaluate-slides", out, *options, "--labels", tmp_path / "labels.csv", "--out", tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "f" / "metrics.json").read_text())["hand"]
+    assert metrics["slides"] == {"normal": 2, "anomalous": 2}
+    assert metrics["tiles"]["tiles"] == {"normal": 2, "anomalous": 1}
+    (tmp_path / "labels.csv").write_text("slide,label\nt,1\nu,0\nn,0\nm,0\n")
+    fails(cli("evaluate-slides", out, *options, "--labels", tmp_path / "labels.csv"), "u is labelled normal")
+
+
 def test_an_annotation_of_another_slide(cli: Any, bench: Bench, tmp_path: Path) -> None:
     asap(tmp_path / "b.xml", ("_0", corners((700, 500, 3000, 900))))
     fails(cli("evaluate-slides", bench.out, "--annotations", tmp_path), str(tmp_path / "b.xml"), "b.tif")

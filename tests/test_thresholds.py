@@ -40,6 +40,7 @@ def test_youden_lies_between_the_classes_and_names_a_useless_score():
     assert d.fit_threshold("youden", [1.0, 2.0, 4.0, 5.0], [0, 0, 1, 1]).value == 3.0
     useless = d.fit_threshold("youden", [4.0, 5.0, 1.0, 2.0], [0, 0, 1, 1])
     assert "direction" in useless.note
+    assert not useless.exists
     assert not useless.decide([4.0, 5.0, 1.0]).any()
     neighbours = [1.0, np.nextafter(1.0, 2)]
     assert d.fit_threshold("youden", neighbours, [0, 1]).decide(neighbours).tolist() == [False, True]
@@ -53,14 +54,41 @@ def test_ungrouped_conformal_is_the_kth_smallest_score(values, alpha):
     expected = sorted(values)[k - 1] if k <= n else math.inf
     threshold = d.fit_threshold("fpr", values, alpha=alpha)
     assert threshold.value == expected
-    assert ("INFINITE" in threshold.note) == math.isinf(expected)
+    assert threshold.exists == math.isfinite(expected)
+
+
+@pytest.mark.parametrize(("alpha", "needed"), [(0.1, 9), (0.05, 19), (0.01, 99), (0.5, 1), (0.3, 3)])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_what_a_conformal_threshold_needs(alpha, needed, grouped):
+    for n in (needed - 1, needed, needed + 1):
+        groups = [f"p{i}" if grouped else "" for i in range(n)]
+        reason = d.unmet(f"fpr:{alpha}", groups)
+        assert (reason is None) == (n >= needed)
+        if n:
+            assert d.fit_threshold("fpr", range(n), groups=groups, alpha=alpha).exists == (reason is None)
+
+
+@pytest.mark.parametrize("units", range(1, 19))
+def test_the_way_out_that_is_named_can_be_used(units):
+    groups = [f"p{i}" for i in range(units)]
+    note = d.fit_threshold("fpr", range(units), groups=groups, alpha=0.05).note
+    rules = [word.rstrip(".,") for word in note.split() if word.startswith(("quantile:", "fpr:"))]
+    assert len(rules) == 3
+    for rule in rules[1:]:
+        name, params = d.parse_threshold(rule)
+        assert d.fit_threshold(name, range(units), groups=groups, **params).exists
+
+
+def test_a_quantile_that_so_few_normals_cannot_resolve_is_said():
+    assert "too few" in d.fit_threshold("quantile", range(10), q=0.99).note
+    assert "too few" not in d.fit_threshold("quantile", range(200), q=0.99).note
 
 
 def test_infinite_conformal_threshold_flags_nothing_and_says_what_it_needs():
     threshold = d.fit_threshold("fpr", range(18), groups=[f"s{i}" for i in range(18)], alpha=0.05)
     assert math.isinf(threshold.value)
     assert not threshold.decide([1e300]).any()
-    assert all(text in threshold.note for text in ("18 groups", "0.05", "at least 19"))
+    assert all(text in threshold.note for text in ("18", "0.05", "19", "quantile:0.95"))
     assert d.fit_threshold("fpr", range(19), alpha=0.05).value == 18
     assert d.fit_threshold("fpr", range(9), alpha=0.1).value == 8  # 9 weights of 1/10 add up to less than 0.9 in floats
     assert d.fit_threshold("fpr", range(79), alpha=0.05).value == 75

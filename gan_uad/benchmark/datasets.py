@@ -29,15 +29,21 @@ class BenchmarkData:
 
 
 def prepare_data(
-    name: str, entry: DataEntry, settings: Settings, root: Path | None, places: Mapping[str, str], home: Path
+    name: str,
+    entry: DataEntry,
+    settings: Settings,
+    root: Path | None,
+    places: Mapping[str, str],
+    home: Path,
+    dry: bool = False,
 ) -> BenchmarkData:
     """The data set `name`. `root`: folder of relative paths, by default $GAN_UAD_DATA or `data`; `places` has other paths than the
-    file's, by name; what is generated goes below `home`.
+    file's, by name; what is generated goes below `home`. `dry`: only to know the set, no patches are generated.
 
     Raises `UserError` where it is missing: the expected place, and how to get it.
     """
     if entry.phantom is not None and name not in places:
-        return _phantom(entry, home)
+        return _phantom(entry, home, dry)
     root = root or Path(os.environ.get("GAN_UAD_DATA") or "data")
     path = Path(places.get(name) or root / str(entry.path)).expanduser()
     if not path.exists():
@@ -59,7 +65,7 @@ def prepare_data(
     return BenchmarkData(path.resolve(), key, "" if old_key == key else old_key)
 
 
-def _phantom(entry: DataEntry, home: Path) -> BenchmarkData:
+def _phantom(entry: DataEntry, home: Path, dry: bool) -> BenchmarkData:
     from gan_uad.demo.phantom import VERSION, write_phantom
 
     assert entry.phantom is not None
@@ -67,7 +73,10 @@ def _phantom(entry: DataEntry, home: Path) -> BenchmarkData:
     if not arguments["train_anomalous"]:  # younger than keys
         del arguments["train_anomalous"]
     key = digest("phantom", VERSION, sorted(arguments.items()))
-    folder = make_folder(home / "data") / f"phantom-{key[:10]}"
+    folder = home / "data" / f"phantom-{key[:10]}"
+    if dry:
+        return BenchmarkData(folder, key)
+    make_folder(folder.parent)
     with alone(home / "data" / ".lock"):
         try:
             write_phantom(folder, **arguments, progress=console.counter("generating patches"))

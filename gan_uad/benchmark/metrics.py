@@ -48,8 +48,10 @@ def _of_file(path: Path, resamples: int) -> dict[str, Any]:
         except UserError:  # validation images do not allow it: Youden's J needs both labels
             result[name] = None
             continue
-        report = classification_report(scores.label, fitted.decide(scores.score))
-        rates = {rate: report[rate] for rate in (*RATES, "confusion")}
+        rates: dict[str, Any] = dict.fromkeys((*RATES, "confusion"))
+        if fitted.exists:
+            report = classification_report(scores.label, fitted.decide(scores.score))
+            rates = {rate: report[rate] for rate in rates}
         result[name] = strict_json({"threshold": fitted.value, "note": fitted.note, **rates})
     return result
 

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -64,13 +65,17 @@ def benchmark(
     folder = (out or Path("benchmarks") / found.name).resolve()
     places = _places(found, data)
     sets: dict[str, BenchmarkData] = {}
-    for name, entry in found.data.items():
-        try:
-            sets[name] = prepare_data(name, entry, {**found.set, **entry.set}, root, places, folder)
-        except UserError:
-            if name in wanted:  # else what is finished on the others can stay in the table
-                plan(found, {name: BenchmarkData(Path(name), name)}, kimg, device)  # mistakes in the file come first
-                raise
+    with TemporaryDirectory() as aside:  # a dry run leaves nothing
+        home = Path(aside) if dry_run else folder
+        for name, entry in found.data.items():
+            try:
+                sets[name] = prepare_data(name, entry, {**found.set, **entry.set}, root, places, home, dry_run)
+            except UserError:
+                if name in wanted:  # else what is finished on the others can stay in the table
+                    plan(
+                        found, {name: BenchmarkData(Path(name), name)}, kimg, device
+                    )  # mistakes in the file come first
+                    raise
     sets = _as_kept(sets, folder, lambda one: plan(found, one, kimg, device, folder), dry_run)
     cells, comparisons = plan(found, sets, kimg, device, folder)
     planned: list[Work] = [*cells, *comparisons]

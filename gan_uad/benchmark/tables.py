@@ -133,9 +133,10 @@ def write_tables(
             keys = [key for key, value in found[0].items() if not isinstance(value, list)]
             write_text(home / f"results_{name}.csv", table(found, keys, "csv"))
     texts = _in_text(summary)
+    unset = without_threshold(done)
     shown = {"Detection": texts, "Decisions": texts, "Training and speed": texts} | comparison_rows(sections)
     tables = {title: (rows, used_columns(TABLES[title], rows)) for title, rows in shown.items() if rows}
-    blocks = _markdown(benchmark, tables, done)
+    blocks = _markdown(benchmark, tables, done, unset)
     lists = {
         "Failed": [f"{one['cell']}: {one['error']}{' (`' + one['log'] + '`)' if one['log'] else ''}" for one in failed],
         "Not run yet": missing,
@@ -149,13 +150,22 @@ def write_tables(
     write_text(home / "results.md", "\n".join(blocks))
     brief = [tables[title] for title in ("Detection", *COMPARED) if title in tables]
     write_text(home / "results.tex", "\n".join(table(*one, "latex") for one in brief))
-    return "\n".join(table(*one, "text") for one in brief)
+    return "\n".join([*(table(*one, "text") for one in brief), *unset])
 
 
 Shown = tuple[list[dict[str, Any]], dict[str, str]]  # rows, and the headings of their columns
 
 
-def _markdown(benchmark: Benchmark, tables: Mapping[str, Shown], done: Iterable[Mapping[str, Any]]) -> list[str]:
+def without_threshold(done: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Why decisions are missing, a sentence for each data set and rule that had no threshold."""
+    found = [(cell, name, cell[rule]) for cell in done for rule, name in RULES.items() if cell.get(rule)]
+    missing = [(f"{cell['data']}, ({name})", one["note"]) for cell, name, one in found if one.get("threshold") == "inf"]
+    return [f"{context}: {note}" for context, note in dict.fromkeys(missing)]
+
+
+def _markdown(
+    benchmark: Benchmark, tables: Mapping[str, Shown], done: Iterable[Mapping[str, Any]], unset: Sequence[str]
+) -> list[str]:
     """The tables with what a reader must know of them."""
     blocks = [f"# {benchmark.name}\n", *([benchmark.about.strip() + "\n"] if benchmark.about else []), ABOUT + "\n"]
     blocks += [f"{name}: {entry.note.strip()}\n" for name, entry in benchmark.data.items() if entry.note]
@@ -167,6 +177,7 @@ def _markdown(benchmark: Benchmark, tables: Mapping[str, Shown], done: Iterable[
             compared += [f"## {title}\n", COMPARED[title] + "\n", text, f"Details: {links}.\n"]
         else:
             blocks += [f"## {title}\n", text]
+            blocks += ["".join(f"- {reason}\n" for reason in unset)] if unset and title == "Decisions" else []
     for name, columns, attempts in searches(done):
         note = f"Chosen by {columns['figure']}; the test split was read for the chosen one alone.\n"
         blocks += [f"## Search: {name}\n", note, table(attempts, columns, "markdown")]
@@ -225,7 +236,9 @@ def flat(cell: Mapping[str, Any]) -> dict[str, Any]:
         found = cell[name] or {}
         row |= {name: found.get("value"), f"{name}_low": found.get("low"), f"{name}_high": found.get("high")}
     for rule in RULES:
-        row |= {f"{rule}_{rate}": (cell[rule] or {}).get(rate) for rate in RATES}
+        found = cell[rule] or {}
+        exists = found.get("threshold") != "inf"  # cells of version 0.2 and before have metrics of decisions without it
+        row |= {f"{rule}_{rate}": found.get(rate) if exists else None for rate in RATES}
     if row["fpr5_specificity"] is not None:
         row[FALSE_ALARMS] = round(1 - row["fpr5_specificity"], 12)
     row |= {name: (cell.get("pixels") or {}).get(name) for name in PIXELS}
@@ -266,6 +279,8 @@ def _mean(rows: list[dict[str, Any]]) -> dict[str, Any]:
     result["training"] = "truncated" if truncated else first["training"]
     for name in (*RATE_METRICS, *ERRORS, *SPEED):
         values = [row[name] for row in rows if row[name] is not None]
+        if name in DECISIONS and len(values) < len(rows):  # the seeds that have a threshold are no fair sample
+            values = []
         sd = statistics.stdev(values) if len(values) > 1 else None
         result[name] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)} if values else None
         if values and len(rows) == 1 and f"{name}_low" in first:

@@ -10,6 +10,7 @@ import click
 from gan_uad import console
 from gan_uad.cli.options import (
     PATH,
+    THRESHOLD_RULES,
     bootstrap_options,
     device_option,
     inverter_option,
@@ -22,7 +23,7 @@ from gan_uad.cli.options import (
 from gan_uad.errors import refuse
 
 
-@click.command()
+@click.command(epilog=THRESHOLD_RULES)
 @click.argument("run")
 @click.argument("data", required=False)
 @out_option(None, "Output folder. [default: a folder in RUN/scores; for a shipped model, in ./scores]")
@@ -31,8 +32,7 @@ from gan_uad.errors import refuse
 @click.option(
     "--threshold",
     metavar="RULE",
-    help="Rule that sets the threshold on validation images: fpr:A, quantile:Q, mean_std:K, youden or manual:V. "
-    "[default: that of RUN; fpr:0.05, or manual:0 for classifiers]",
+    help="Rule that sets the threshold on validation images, see below. [default: that of RUN; fpr:0.05, or manual:0 for classifiers]",
 )
 @click.option("--maps", is_flag=True, help="Write anomaly maps, and masks of the pixels above a threshold.")
 @click.option(
@@ -79,10 +79,10 @@ def project(run: str, images: tuple[Path, ...], **options: Any) -> None:
     print(job(run, list(images), **options))
 
 
-@click.command()
+@click.command(epilog=THRESHOLD_RULES)
 @click.argument("scores", nargs=-1, required=True, type=PATH)
 @out_option(None, "Output folder. [default: the first of SCORES]")
-@click.option("--threshold", metavar="RULE", help="Set the threshold by another rule. See `gan-uad score`.")
+@click.option("--threshold", metavar="RULE", help="Set the threshold by another rule, see below.")
 @bootstrap_options
 def evaluate(scores: tuple[Path, ...], **options: Any) -> None:
     """Compute AUROC and other metrics, with intervals.
@@ -104,14 +104,14 @@ def evaluate(scores: tuple[Path, ...], **options: Any) -> None:
     job(list(scores), **options)
 
 
-@click.command("cross-validate")
+@click.command("cross-validate", epilog=THRESHOLD_RULES)
 @click.argument("config")
 @click.option("--folds", type=click.IntRange(min=2), required=True, metavar="K", help="Number of folds.")
 @click.option("--data", metavar="PATH", help="Patches. Existing splits are ignored.")
 @click.option("--external", metavar="PATH", help="Also score these patches with the model of each fold.")
 @out_option(None, "Output folder. [default: folds/CONFIG]")
 @overrides_option("Override a setting. {fold} stands for the number of the fold, as in generator=runs/fold-{fold}.")
-@click.option("--threshold", metavar="RULE", help="Rule that sets the threshold. See `gan-uad score`.")
+@click.option("--threshold", metavar="RULE", help="Rule that sets the threshold, see below.")
 @bootstrap_options
 def cross_validate(config: str, **options: Any) -> None:
     """K-fold cross-validation by patient or slide.

@@ -153,6 +153,21 @@ shard_option = click.option(
 workers_option = click.option(
     "--workers", type=click.IntRange(1, 256), metavar="N", help="Number of threads. [default: number of CPU cores]"
 )
+# A paragraph that click does not wrap.
+THRESHOLD_RULES = """\b
+Rules for --threshold. A score above the threshold is called anomalous.
+  fpr:A       a normal patch of a new patient exceeds it with
+              probability A at most. Needs validation normals of
+              1/A - 1 patients: 9 for 0.1, 19 for 0.05, 99 for 0.01;
+              as many images where patients are unknown.
+  quantile:Q  this quantile of validation normals. No guarantee.
+  mean_std:K  their mean plus K standard deviations. No guarantee.
+  youden      largest sensitivity + specificity - 1. No guarantee.
+              Needs validation patches of both labels.
+  manual:V    the value V. No guarantee.
+Where a rule cannot be met there is no threshold and no decision.
+"""
+
 annotations_option = click.option(
     "--annotations",
     type=PATH,
@@ -164,6 +179,11 @@ unannotated_option = click.option(
     type=click.Choice(["normal", "unknown"]),
     default="unknown",
     help="Label of slides without an annotation.",
+)
+
+
+strict_option = click.option(
+    "--strict", is_flag=True, help="Refuse to start where a slide has no annotation, or an annotation file is unused."
 )
 
 

@@ -22,6 +22,7 @@ from gan_uad.cli.options import (
     slide_mpp_option,
     slides_csv_option,
     stain_option,
+    strict_option,
     unannotated_option,
     workers_option,
 )
@@ -85,6 +86,7 @@ class _Count(click.ParamType):
     help="Minimum annotated fraction of a tumour tile. A tile with less has no label; with none it is normal.",
 )
 @unannotated_option
+@strict_option
 @click.option(
     "--label", type=click.Choice(["normal", "tumour", "all"]), default="all", help="Keep only tiles of this label."
 )
@@ -100,7 +102,7 @@ class _Count(click.ParamType):
 @workers_option
 def tile(
     slides: tuple[Path, ...], out: Path, annotations: Path | None, shard: str | None, workers: int | None, grid: bool,
-    per_slide: int | str, slides_csv: Path | None, **settings: Any,
+    per_slide: int | str, slides_csv: Path | None, strict: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Cut whole slides into a set of patches.
 
@@ -116,7 +118,7 @@ def tile(
     count = None if isinstance(per_slide, str) else per_slide
     cut = TileSettings(per_slide=count, choice="grid" if grid else "random", **settings)
     check_settings(cut)
-    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), slides_csv))
+    print(job(slides, out, cut, annotations, parse_shard(shard), workers or cores(), slides_csv, strict))
 
 
 @click.command("score-slide")
@@ -181,6 +183,7 @@ def score_slide(
 @annotations_option
 @class_option
 @unannotated_option
+@strict_option
 @click.option(
     "--labels",
     type=PATH,

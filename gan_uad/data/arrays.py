@@ -16,9 +16,9 @@ import numpy as np
 
 from gan_uad.config import DataConfig
 from gan_uad.data.catalogue import normal_class
+from gan_uad.data.classes import labels_of
 from gan_uad.data.contents import hashes, problem_of, stats_of
 from gan_uad.data.images import BadImage, Mask, Pixels
-from gan_uad.data.layouts import labels_of
 from gan_uad.data.manifest import SPLIT_NAMES, Manifest
 from gan_uad.errors import UserError
 from gan_uad.files import read_csv
@@ -101,6 +101,10 @@ class NpzSource:
             )
         if not np.issubdtype(labels.dtype, np.integer):
             raise UserError(f"{self.path}: {split}_labels must be integers, not {labels.dtype}")
+        if labels.size and labels.min() < 0:
+            raise UserError(
+                f"{self.path}: {split}_labels has the class {labels.min()}: leave out images without a class"
+            )
         return [int(value) for value in labels.ravel()]
 
     def _array(self, key: str) -> np.ndarray[Any, Any]:
@@ -178,10 +182,16 @@ class H5Source:
         x, y = (self._dataset(str(pair[key]), key) for key in "xy")
         if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] != 3:
             raise UserError(f"{pair['x']}: 'x' must be uint8 [N,H,W,3], not {x.dtype} {list(x.shape)}")
-        n, labels = len(x), np.asarray(y).reshape(-1)
-        if len(labels) != n or not set(np.unique(labels).tolist()) <= {0, 1}:
+        n = len(x)
+        if y.size != n:  # before it is read, as it may be of any size
+            raise UserError(f"{pair['y']}: 'y' must hold a 0 or 1 for each of the {n} images, and is {list(y.shape)}")
+        labels = np.asarray(y).reshape(-1)
+        if not set(np.unique(labels).tolist()) <= {0, 1}:
             raise UserError(f"{pair['y']}: 'y' must hold a 0 or 1 for each of the {n} images")
-        split = next((SPLIT_NAMES[w] for w in re.split(r"[^a-z]+", stem.lower()) if w in SPLIT_NAMES), "")
+        named = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLIT_NAMES}
+        if len(named) > 1:
+            raise UserError(f"{pair['x']}: the name says {' and '.join(sorted(named))}: rename it to one split")
+        split = next(iter(named), "")
         slides = [""] * n if meta is None else [row["wsi"] for row in read_csv(meta, ["wsi"])]
         if len(slides) != n:
             raise UserError(f"{meta} must have {n} rows, one per image; it has {len(slides)}")

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -33,6 +34,7 @@ from gan_uad.files import atomic, make_folder, read_json, write_text
 
 Progress = Callable[[int, int], None]
 
+FORMAT = 3  # of the files: one of another format is built again
 VERSION = 2  # of the images: raise it when the same settings give other bytes
 OLD_VERSION = 1  # of the keys that version 0.2 and before wrote into runs
 STALE_S = 86400  # a temporary file older than this was left by a process that was killed
@@ -44,7 +46,8 @@ class Tally:
     """Which rows of a source are used."""
 
     rows: list[int] = field(default_factory=list)  # [N] indices into the source's manifest
-    hashes: list[str] = field(default_factory=list)  # [N] of the pixels
+    hashes: list[str] = field(default_factory=list)  # [N] of the pixels as they were read, 16 hexadecimal digits
+    sizes: dict[str, int] = field(default_factory=dict)  # {"96x96": images}, of the pixels as they were read
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (name, reason) of broken images
     white: int = 0  # images left out for too little tissue
     cut: int = 0  # images that were not square and lost their longer sides
@@ -84,8 +87,10 @@ def prepare(
     key = cache_key(source, data, resolution)
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", source.path.stem)[:40] or "patches"
     target = folder / f"{name}-{resolution}-{key[:16]}.npy"
+    old_key = cache_key(source, data, resolution, old=True)
     found = _load(target, key, resolution)
     if found is None:
+        earlier = _earlier(target, target.with_name(f"{name}-{resolution}-{old_key[:16]}.npy"))
         try:
             _write(target, key, source, data, resolution, progress)
             found = _load(target, key, resolution, just_read=True)
@@ -94,7 +99,9 @@ def prepare(
             problem = error.message
         if found is None:
             found = _in_memory(key, source, data, resolution, progress, f"no cache ({problem})")
-    found.old_key = cache_key(source, data, resolution, old=True)
+        elif earlier:
+            found.notes.append("the pixel cache was of an earlier version and was built again")
+    found.old_key = old_key
     if found.passing:  # another set than the one without these faults
         found.key, found.old_key = (digest(made, found.skipped) for made in (found.key, found.old_key))
         found.notes.append(f"{found.passing} images could not be read: they are tried again the next time")
@@ -110,17 +117,27 @@ def _load(target: Path, key: str, resolution: int, just_read: bool = False) -> P
     try:
         images = np.load(target, mmap_mode="r", allow_pickle=False)
         shape = (len(facts["rows"]), resolution, resolution, 3)
-        if facts["key"] != key or (images.shape, images.dtype) != (shape, np.uint8):
+        if facts["key"] != key or facts.get("format") != FORMAT or (images.shape, images.dtype) != (shape, np.uint8):
             return None
         if len(facts["hashes"]) != len(facts["rows"]) or (facts["passing"] and not just_read):
             return None
         if _checksum(target) != facts["crc32"]:
             return None
         skipped = [(str(bad), str(reason)) for bad, reason in facts["skipped"]]
-        kept = {name: facts[name] for name in ("rows", "hashes", "white", "cut", "passing")}
+        kept = {name: facts[name] for name in ("rows", "hashes", "sizes", "white", "cut", "passing")}
         return Prepared(images=images, key=key, skipped=skipped, **kept)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
+
+
+def _earlier(target: Path, old: Path) -> bool:
+    """Whether an earlier version has built this cache: as `target` in another format, or as `old`, which is removed."""
+    facts = read_json(target.with_suffix(".json"))
+    if found := old.is_file():
+        for file in (old, old.with_suffix(".json")):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+    return found or (target.is_file() and isinstance(facts, dict) and facts.get("format") != FORMAT)
 
 
 def _checksum(path: Path) -> int:
@@ -142,12 +159,18 @@ def _write(
     with atomic(target) as temporary:
         with temporary.open("wb") as file:
             _header(file, len(source.manifest), resolution)
-            for image in _images(source, data, resolution, tally, progress):
+            for image in usable(source, data, resolution, tally, progress):
                 file.write(image.tobytes())
             file.seek(0)
             _header(file, len(tally.rows), resolution)  # numpy pads headers so that the number of rows may change
         crc = _checksum(temporary)
-    facts = {"key": key, "source": str(source.path), "settings": data.model_dump(), "resolution": resolution}
+    facts = {
+        "format": FORMAT,
+        "key": key,
+        "source": str(source.path),
+        "settings": data.model_dump(),
+        "resolution": resolution,
+    }
     write_text(target.with_suffix(".json"), json.dumps(facts | vars(tally) | {"crc32": crc}))
 
 
@@ -168,27 +191,28 @@ def _in_memory(
         )
     tally = Tally()
     images = np.empty((len(source.manifest), resolution, resolution, 3), np.uint8)
-    for n, image in enumerate(_images(source, data, resolution, tally, progress)):
+    for n, image in enumerate(usable(source, data, resolution, tally, progress)):
         images[n] = image
     notes = [f"{why}: the images are kept in memory, and read again next time"]
     return Prepared(images=images[: len(tally.rows)], key=key, notes=notes, **vars(tally))
 
 
-def _images(
+def usable(
     source: Source, data: DataConfig, resolution: int, tally: Tally, progress: Progress | None
 ) -> Iterator[Pixels]:
     """The usable images in the order of the manifest, read by one thread per core, and counted in `tally`."""
     tissue = source.manifest.tissue
 
-    def read(i: int) -> tuple[Pixels | None, bool] | BadImage:
+    def read(i: int) -> tuple[Pixels | None, str, tuple[int, int]] | BadImage:
         name = source.manifest.image[i]
         try:
             image = source.read(i)
+            height, width = image.shape[:2]
             if data.min_tissue:
                 share = tissue[i] if not np.isnan(tissue[i]) else tissue_share(image, data, resolution, name)
                 if share < data.min_tissue:
-                    return None, False
-            return preprocess(image, data, resolution, name), data.crop == "none" and image.shape[0] != image.shape[1]
+                    return None, "", (width, height)
+            return preprocess(image, data, resolution, name), pixel_hash(image), (width, height)
         except BadImage as error:
             return error
         except MemoryError:
@@ -202,13 +226,22 @@ def _images(
             if isinstance(result, BadImage):
                 tally.skipped.append((result.name, result.reason))
                 tally.passing += result.passing
-            elif result[0] is None:
+                continue
+            pixels, content, (width, height) = result
+            if pixels is None:
                 tally.white += 1
-            else:
-                tally.rows.append(i)
-                tally.hashes.append(hashlib.blake2b(result[0], digest_size=8).hexdigest())
-                tally.cut += result[1]
-                yield result[0]
+                continue
+            tally.rows.append(i)
+            tally.hashes.append(content)
+            size = f"{width}x{height}"
+            tally.sizes[size] = tally.sizes.get(size, 0) + 1
+            tally.cut += data.crop == "none" and width != height
+            yield pixels
+
+
+def pixel_hash(image: Pixels) -> str:
+    """16 hexadecimal digits that are equal for images of equal size and pixels, whatever their files."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8, key=repr(image.shape).encode()).hexdigest()
 
 
 def _ordered(pool: ThreadPoolExecutor, read: Callable[[int], Any], total: int) -> Iterator[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,12 @@ import numpy as np
 
 from gan_uad import console
 from gan_uad.config import DataConfig
-from gan_uad.data.images import BadImage, Pixels, preprocess
-from gan_uad.data.layouts import PUT_NORMALS
+from gan_uad.data.cache import Tally, usable
+from gan_uad.data.findings import hints, missing, notes_of, repeated, too_few_contaminants, unfit_masks
+from gan_uad.data.images import Pixels, preprocess
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
-from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import Source, open_source
+from gan_uad.data.splits import split_manifest
 from gan_uad.device import cores
 from gan_uad.files import make_folder
 from gan_uad.plotting.pictures import class_samples
@@ -41,6 +41,7 @@ class Report:
     without_group: int
     sizes: dict[str, int]  # {'96x96 RGB': images}, most frequent first
     broken: list[tuple[str, str]]  # (name, reason)
+    masks: list[tuple[str, str]]  # that cannot be used: (name, reason)
     groups_on_two_sides: dict[str, list[str]]
     duplicates: int  # images with the same pixels as another
     duplicates_across_splits: list[list[str]]  # names of equal images in different splits
@@ -67,114 +68,79 @@ def data_check(
     if out is not None:
         make_folder(out)
         class_balance(report.counts, out / "class_balance.png")
-        samples = _samples(source, manifest, {name for name, _ in report.broken}, data, resolution)
+        samples = _samples(source, manifest, data, resolution)
         if samples:
             class_samples(samples, out / "class_samples.png")
     return 0 if report.ok else 1
 
 
 def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, Manifest]:
-    """Read every image once; return the report, and the manifest with the splits that training would use."""
-    torn = source.manifest.groups_on_two_sides()
+    """Read every image and mask; return the report, and the manifest of the usable images with the splits of a training."""
+    torn = source.manifest.groups_on_two_sides() if data.folds is None else {}
     manifest, notes = (source.manifest, list(source.notes)) if torn else split_manifest(source, data)
-    sizes, broken, hashes = _read_all(source, data, resolution)
-    labelled = manifest.replace(klass=[""] * len(manifest))
-    twice, across = _duplicates(manifest, hashes)
+    tally = Tally()
+    with console.progress("reading images", len(manifest)) as bar:
+        for _ in usable(source, data, resolution, tally, lambda done, _: bar.update(done)):
+            pass
+    used = manifest.take(tally.rows)
+    twice, across = _duplicates(used, tally.hashes)
     report = Report(
         path=str(source.path),
         kind=source.kind,
         images=len(manifest),
-        counts=manifest.counts(),
-        labels=labelled.counts(),
-        groups={s: len({manifest.group[i] for i in manifest.where(s)} - {""}) for s in SPLITS if s in manifest.split},
-        without_group=manifest.group.count(""),
-        sizes=dict(sizes.most_common()),
-        broken=broken,
+        counts=used.counts(),
+        labels=used.replace(klass=[""] * len(used)).counts(),
+        groups={s: len({used.group[i] for i in used.where(s)} - {""}) for s in SPLITS if s in used.split},
+        without_group=used.group.count(""),
+        sizes=_kinds(source, tally.rows),
+        broken=tally.skipped,
+        masks=unfit_masks(source, manifest, tally.rows),
         groups_on_two_sides={group: sorted(sides) for group, sides in sorted(torn.items())},
         duplicates=twice,
         duplicates_across_splits=across,
-        notes=notes,
+        notes=notes + notes_of(used, tally, data, resolution) + hints(used, data.label),
         problems=[],
     )
-    report.problems = _problems(report)
-    if not _holds_anomalous(report) and report.labels.get("train", {}).get("normal"):
-        report.notes.append(
-            "no anomalous image: models can be trained on these patches, but detection cannot be evaluated"
-        )
-    if data.crop == "none" and (cut := sum(n for size, n in sizes.items() if not _square(size))):
-        report.notes.append(f"{cut} images are not square: their centre square is used")
-    return report, manifest
+    report.problems = _problems(report) + missing(used, data.label)
+    if data.contamination and (few := too_few_contaminants(used, data, str(source.path))):
+        report.problems.append(few)
+    return report, used
 
 
-def _read_all(
-    source: Source, data: DataConfig, resolution: int
-) -> tuple[Counter[str], list[tuple[str, str]], list[str | None]]:
-    """Counts of sizes and pixel types, broken images, and a hash of each image's pixels (None: broken)."""
+def _kinds(source: Source, rows: list[int]) -> dict[str, int]:
+    """How many images have each size and pixel type as stored, most frequent first."""
 
-    def read(i: int) -> tuple[str, str] | BadImage:
-        try:
-            width, height, mode = source.describe(i)
-            image = source.read(i)
-            preprocess(image, data, resolution, source.manifest.image[i])
-        except BadImage as error:
-            return error
-        content = hashlib.blake2b(image.tobytes() + repr(image.shape).encode(), digest_size=16)
-        return f"{width}x{height} {mode}", content.hexdigest()
+    def of(i: int) -> str:
+        width, height, mode = source.describe(i)
+        return f"{width}x{height} {mode}"
 
-    sizes: Counter[str] = Counter()
-    broken: list[tuple[str, str]] = []
-    hashes: list[str | None] = []
-    total = len(source.manifest)
-    with console.progress("reading images", total) as bar, ThreadPoolExecutor(cores()) as pool:
-        for result in pool.map(read, range(total)):
-            if isinstance(result, BadImage):
-                broken.append((result.name, result.reason))
-                hashes.append(None)
-            else:
-                sizes[result[0]] += 1
-                hashes.append(result[1])
-            bar.update(len(hashes))
-    return sizes, broken, hashes
+    with ThreadPoolExecutor(cores()) as pool:
+        return dict(Counter(pool.map(of, rows)).most_common())
 
 
-def _square(size: str) -> bool:
-    width, height = size.split()[0].split("x")
-    return width == height
-
-
-def _duplicates(manifest: Manifest, hashes: list[str | None]) -> tuple[int, list[list[str]]]:
+def _duplicates(manifest: Manifest, hashes: list[str]) -> tuple[int, list[list[str]]]:
     """How many images repeat another's pixels, and the sets of equal images that lie in several splits."""
     same: dict[str, list[int]] = {}
     for i, content in enumerate(hashes):
-        if content is not None:
-            same.setdefault(content, []).append(i)
-    repeated = [rows for rows in same.values() if len(rows) > 1]
-    across = [rows for rows in repeated if len({manifest.split[i] for i in rows} - {""}) > 1]
-    return sum(len(rows) - 1 for rows in repeated), [[manifest.image[i] for i in rows] for rows in across]
+        same.setdefault(content, []).append(i)
+    across = dict.fromkeys(first for first, _ in repeated(manifest, hashes))
+    return len(hashes) - len(same), [[manifest.image[i] for i in same[hashes[first]]] for first in across]
 
 
 def _problems(report: Report) -> list[str]:
+    """What is wrong with images, masks and groups."""
     found = []
     if report.broken:
         found.append(f"{_many(len(report.broken), 'image')} cannot be used")
+    if report.masks:
+        found.append(f"{_many(len(report.masks), 'mask')} cannot be used: there are no pixel metrics with them")
     if torn := len(report.groups_on_two_sides):
         found.append(f"{_many(torn, 'group')} on two sides of the split: move each to one side")
     if equal := len(report.duplicates_across_splits):
         first = " and ".join(report.duplicates_across_splits[0][:2])
         same = f"{_many(equal, 'image')} with the same pixels in two splits"
         found.append(f"{same}, such as {first}: training images would be tested on")
-    if not report.labels.get("train", {}).get("normal"):
-        known = any(counts.get(name) for counts in report.labels.values() for name in ("normal", "anomalous"))
-        fix = "" if known else f"; {PUT_NORMALS}"
-        found.append(f"no normal image in train: there is nothing to learn normal tissue from{fix}")
-    for name in ("normal", "anomalous"):
-        if not report.labels.get("test", {}).get(name) and (name == "normal" or _holds_anomalous(report)):
-            found.append(f"no {name} image in test: detection cannot be evaluated")
     return found
-
-
-def _holds_anomalous(report: Report) -> bool:
-    return any(counts.get("anomalous") for counts in report.labels.values())
 
 
 def as_text(report: Report) -> str:
@@ -195,6 +161,7 @@ def as_text(report: Report) -> str:
     lines += [f"note: {note}" for note in report.notes]
     for title, found in (
         ("broken", [f"{name}: {reason}" for name, reason in report.broken]),
+        ("masks that cannot be used", [f"{name}: {reason}" for name, reason in report.masks]),
         (
             "groups on two sides",
             [f"{group}: {', '.join(sides)}" for group, sides in report.groups_on_two_sides.items()],
@@ -215,19 +182,16 @@ def _many(n: int, word: str) -> str:
     return f"{n:,} {word}{'' if n == 1 else 's'}"
 
 
-def _samples(
-    source: Source, manifest: Manifest, broken: set[str], data: DataConfig, resolution: int
-) -> dict[str, Pixels]:
+def _samples(source: Source, manifest: Manifest, data: DataConfig, resolution: int) -> dict[str, Pixels]:
     """Examples of each class, as the network would see them: uint8 [n, R, R, 3] by class."""
     names = [k or LABEL_NAMES[int(label)] for k, label in zip(manifest.klass, manifest.label, strict=True)]
-    order = np.random.default_rng(0).permutation(len(manifest))
-    chosen: dict[str, list[int]] = {}
-    for i in order:
-        rows = chosen.setdefault(names[i], [])
-        if len(rows) < N_EXAMPLES and manifest.image[i] not in broken:
-            rows.append(int(i))
+    row = {name: i for i, name in enumerate(source.manifest.image)}
+    chosen: dict[str, list[str]] = {}
+    for i in np.random.default_rng(0).permutation(len(manifest)):
+        images = chosen.setdefault(names[i], [])
+        if len(images) < N_EXAMPLES:
+            images.append(manifest.image[i])
     return {
-        name: np.stack([preprocess(source.read(i), data, resolution, manifest.image[i]) for i in chosen[name]])
+        name: np.stack([preprocess(source.read(row[image]), data, resolution, image) for image in chosen[name]])
         for name in sorted(chosen)
-        if chosen[name]
     }

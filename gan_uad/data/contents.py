@@ -22,6 +22,7 @@ from gan_uad.files import make_folder, read_json, write_text
 VERSION = 1
 SETTLED_S = 2.0  # a file changed less than this before it was hashed may change again within one tick of its clock
 BLOCK = 1 << 20
+DIGEST = 16  # bytes
 
 
 def default_dir() -> Path:
@@ -99,8 +100,13 @@ def hashes(root: Path, stats: Mapping[str, os.stat_result | None]) -> list[str]:
     return [made[1] for made in entries.values()]
 
 
+def hash_of(content: bytes) -> str:
+    """The hash that `hashes` gives a file of this content."""
+    return hashlib.blake2b(content, digest_size=DIGEST).hexdigest()
+
+
 def _hashed(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=DIGEST)
     with open(path, "rb", buffering=0) as file:
         while block := file.read(BLOCK):
             digest.update(block)

@@ -6,7 +6,6 @@ A guess is never silent: notes say how the names were understood. Ambiguous name
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -14,28 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan_uad.config import DataConfig
-from gan_uad.data.manifest import ANOMALOUS, NORMAL, SPLIT_NAMES, UNKNOWN, Manifest
-from gan_uad.errors import UserError, near
+from gan_uad.data.classes import ANOMALOUS_WORDS, DISEASES, FILLERS, NORMAL_WORDS, is_normal_name, labels_of, words_of
+from gan_uad.data.manifest import ANOMALOUS, SPLIT_NAMES, UNKNOWN, Manifest
+from gan_uad.errors import UserError
 
 IDC = re.compile(r"(?P<patient>.+)_idx\d+_x(?P<x>\d+)_y(?P<y>\d+)_class(?P<label>[01])$")
 MASK_FOLDERS = {"ground_truth", "label", "mask", "masks", "anomaly_mask"}
 IMAGE_FOLDERS = {"img", "image", "images"}  # BMAD puts images and masks of a class into folders beside each other
 MASK_SUFFIXES = ("_mask", "_gt")
+SHORT_SPLITS = {"tr", "te", "trn", "tst", "va", "dev", "eval", "holdout"}  # are asked about
 
-NORMAL_WORDS = {"normal", "normals", "benign", "good", "healthy", "negative", "negatives"}
-NORMAL_NAMES = {"n", "neg", "ok"}
-GROWTHS = {"tumor", "tumors", "tumour", "tumours", "lesion", "lesions"}  # may be benign
-DISEASES = GROWTHS | {
-    "idc", "cancer", "cancers", "carcinoma", "adenocarcinoma", "melanoma", "metastasis", "metastases", "malignant", "anomaly",
-    "anomalies", "defect", "defects",
-}  # fmt: skip
-ANOMALOUS_WORDS = {"abnormal", "anomalous", "bad", "diseased", "positive", "positives"}
-NEGATIONS = {"non", "not", "no"}
-BOTH = {"vs", "versus", "and", "or"}  # a name with such a word holds several classes
-RULE = (
-    "a class is normal when its name has the word normal, benign, good, healthy or negative, "
-    "has non/not/no before a disease (non_idc), is n, neg or ok, or ends in _n"
-)
 PUT_NORMALS = "if all images are normal, move them into a folder `normal` and give its parent folder"
 
 
@@ -48,69 +35,12 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def _words(name: str) -> list[str]:
-    return [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
-
-
-def is_unclear_name(name: str) -> bool:
-    """Whether a class of this name may be normal or not: a number, `normal_vs_tumour`, `no_sign_of_cancer`."""
-    words = _words(name)
-    if words and all(word.isdigit() for word in words):
-        return True
-    said_normal, before = NORMAL_WORDS & set(words), ["", *words]
-    denied = [w for last, w in zip(before, words, strict=False) if last in NEGATIONS or w.startswith("non")]
-    present = [
-        w for last, w in zip(before, words, strict=False) if w in DISEASES | ANOMALOUS_WORDS and last not in NEGATIONS
-    ]
-    no_disease = any(word.removeprefix("non") in DISEASES for word in denied)
-    if BOTH & set(words):
-        return bool(said_normal or no_disease)
-    if said_normal and not denied:
-        if "negative" in said_normal:
-            return bool(ANOMALOUS_WORDS & set(words))
-        return not set(present) <= (GROWTHS if said_normal == {"benign"} else set())
-    return bool(denied and present)
-
-
-def is_normal_name(name: str) -> bool:
-    """Whether a class of this name is normal tissue, by `RULE`; 'abnormal', 'ungood', 'not_normal' and unclear names are not."""
-    words = _words(name)
-    if is_unclear_name(name):
-        return False
-    negated = bool(NEGATIONS & set(words))
-    if negated or (words and words[0].startswith("non")):
-        return any(word.removeprefix("non") in DISEASES for word in words)
-    return bool(NORMAL_WORDS & set(words)) or name.lower() in NORMAL_NAMES or (len(words) > 1 and words[-1] == "n")
-
-
-def labels_of(
-    classes: Sequence[str], data: DataConfig, context: str, other_fix: str = ""
-) -> tuple[NDArray[np.int8], list[str]]:
-    """Labels of class names ('' is unknown) and a note of which count as normal.
-
-    Raises `UserError` when no class is known to be normal, a name may mean either, or `data.normal_classes` names one that is not there.
-    """
-    names = sorted(set(classes) - {""})
-    for wanted in data.normal_classes:
-        if wanted not in names:
-            raise UserError(f"{context} has no class {wanted!r} (data.normal_classes): {near(wanted, names)}")
-    if not data.normal_classes and (unclear := [name for name in names if is_unclear_name(name)]):
-        shown = ", ".join(unclear[:10]) + (", ..." if len(unclear) > 10 else "")
-        known, numbers = [n for n in names if is_normal_name(n)], [name for name in unclear if name.isdigit()]
-        example = ", ".join([*known, *numbers[:1]] if numbers else [*known, "..."])
-        raise UserError(
-            f"{context}: each of the classes {shown} may be normal or anomalous: a number, or a name of both, does not say which. "
-            f"Name the normal ones with -o data.normal_classes=[{example}]{other_fix}"
-        )
-    normal = set(data.normal_classes) or {n for n in names if is_normal_name(n)}
-    if names and not normal:
-        fix = f"Name it with -o data.normal_classes=[{names[0]}] ({RULE})"
-        raise UserError(f"{context}: which of the classes {', '.join(names)} is normal? {fix}")
-    label = {name: NORMAL if name in normal else ANOMALOUS for name in names} | {"": UNKNOWN}
-    by_label = {word: [n for n in names if label[n] == value] for value, word in ((0, "normal"), (1, "anomalous"))}
-    sides = [f"{word}: {', '.join(members)}" for word, members in by_label.items() if members]
-    notes = [f"classes read as {'; '.join(sides)}"] if names else []
-    return np.array([label[c] for c in classes], np.int8), notes
+def split_of(folder: str) -> str:
+    """The split that the name of a folder says, as in `Train`, `validation` and `test_set`; '' for another name."""
+    words = [word.removesuffix("set") for word in words_of(folder)]
+    named = [word for word in words if word in SPLIT_NAMES]
+    others = set(words) - set(named) - FILLERS - {""}
+    return SPLIT_NAMES[named[0]] if len(named) == 1 and not others else ""
 
 
 def read_names(names: list[str], data: DataConfig, context: str) -> Layout:
@@ -121,23 +51,25 @@ def read_names(names: list[str], data: DataConfig, context: str) -> Layout:
     parts = _without_wrapper([PurePosixPath(name).parts for name in names], data, context)
     if all(len(p) == 1 for p in parts):
         return Layout("images", Manifest.of(names), ["the images lie in no class folder: their labels are unknown"])
-    tops = {p[0].lower() for p in parts if len(p) > 1}
-    if tops <= {*SPLIT_NAMES, *MASK_FOLDERS} and tops & set(SPLIT_NAMES):
-        return _folders(names, parts, data, context, splits=True)
-    _refuse_mixture(parts, context)
-    below = [len(p) > 2 and p[1].lower() in SPLIT_NAMES for p in parts]
-    if any(below):
-        if not all(below):
+    splits = [{split_of(part) for part in path[:-1]} - {""} for path in parts]
+    beside = [len(path) > 1 and path[0].lower() in MASK_FOLDERS for path in parts]  # MVTec's masks, of the test split
+    if not any(splits):
+        _refuse_mixture(parts, context)
+        return _folders(names, [("", path) for path in parts], data, context, "class folders")
+    inner: list[tuple[str, tuple[str, ...]]] = []
+    for name, path, found, masks in zip(names, parts, splits, beside, strict=True):
+        if len(found) > 1:
             raise UserError(
-                f"{context}: {names[below.index(True)]} lies in a split of its class, but {names[below.index(False)]} in none: "
-                "put everything into train/val/test, or write an index.csv"
+                f"{context}: {name} lies in two splits, by its folders: leave it in one, or write an index.csv"
             )
-        return _folders(names, [(p[1], p[0], *p[2:]) for p in parts], data, context, splits=True)
-    if halves := tops & set(SPLIT_NAMES):
-        others = ", ".join(sorted(tops - halves))
-        fix = "Put everything into train/val/test, or write an index.csv"
-        raise UserError(f"{context}: {', '.join(sorted(halves))} are splits, but what is {others}? {fix}")
-    return _folders(names, parts, data, context, splits=False)
+        if not found and not masks:
+            other = names[next(i for i, there in enumerate(splits) if there)]
+            fix = "put everything into train/val/test, or write an index.csv"
+            raise UserError(f"{context}: {other} lies in a split, but {name} in none: {fix}")
+        rest = path[1:-1] if masks and not found else tuple(part for part in path[:-1] if not split_of(part))
+        mark = (path[0],) if masks and not found else ()
+        inner.append((next(iter(found), "test"), (*rest, *mark, path[-1])))
+    return _folders(names, inner, data, context, "split folders")
 
 
 def _without_wrapper(parts: list[tuple[str, ...]], data: DataConfig, context: str) -> list[tuple[str, ...]]:
@@ -145,7 +77,7 @@ def _without_wrapper(parts: list[tuple[str, ...]], data: DataConfig, context: st
     while all(len(p) > 1 for p in parts) and len({p[0] for p in parts}) == 1:
         top, inside = parts[0][0], [p[1:] for p in parts]
         named = top in data.normal_classes if data.normal_classes else is_normal_name(top)
-        if top.lower() in SPLIT_NAMES or (named and not _holds_classes(top, inside, data, context)):
+        if split_of(top) or (named and not _holds_classes(top, inside, data, context)):
             break
         parts = inside
     return parts
@@ -155,12 +87,12 @@ def _holds_classes(top: str, inside: list[tuple[str, ...]], data: DataConfig, co
     """Whether the folder `top`, named as a normal class, holds class folders, by their names. Raises `UserError` where it may."""
     inside = _without_wrapper(inside, data, context)
     tops = {p[0] for p in inside if len(p) > 1}
-    splits = bool(tops) and {name.lower() for name in tops} <= {*SPLIT_NAMES, *MASK_FOLDERS}
+    splits = bool(tops) and all(split_of(name) or name.lower() in MASK_FOLDERS for name in tops)
     folders = {p[1] for p in inside if len(p) > 2} if splits else tops
     folders = {name for name in folders if name.lower() not in IMAGE_FOLDERS | MASK_FOLDERS}
     if data.normal_classes:
         return bool(folders & set(data.normal_classes))
-    if any(is_normal_name(name) or DISEASES & set(_words(name)) for name in folders):
+    if any(is_normal_name(name) or DISEASES & set(words_of(name)) for name in folders):
         return splits or all(len(p) > 1 for p in inside)
     if any(len(p) == 1 for p in inside) or not (splits or folders):
         return False
@@ -189,7 +121,7 @@ def _refuse_hidden_classes(
         return
     for path, value in zip(parts, label, strict=True):
         for inner in path[1:-1] if value != UNKNOWN else ():
-            words, normal = set(_words(inner)), is_normal_name(inner)
+            words, normal = set(words_of(inner)), is_normal_name(inner)
             if value == ANOMALOUS:
                 hidden = normal and bool(NORMAL_WORDS & words)
             else:
@@ -202,35 +134,83 @@ def _refuse_hidden_classes(
                 )
 
 
-def _folders(names: list[str], parts: list[tuple[str, ...]], data: DataConfig, context: str, splits: bool) -> Layout:
-    """`<class>/x.png`, or with `splits` `train/<class>/x.png`.
+def _folders(
+    names: list[str], parts: list[tuple[str, tuple[str, ...]]], data: DataConfig, context: str, kind: str
+) -> Layout:
+    """`<class>/x.png`; `parts` has the split of each image ('' none) and its path without it.
 
-    Masks are MVTec's `ground_truth/<class>/x_mask.png` (of the test split) or BMAD's `<class>/label/`.
+    Masks are MVTec's `ground_truth/<class>/x_mask.png` or BMAD's `<class>/label/`.
     """
     images: list[tuple[str, tuple[str, ...], str]] = []
     masks: dict[tuple[str, ...], str] = {}
-    for name, path in zip(names, parts, strict=True):
-        if splits and len(path) == 1:
-            raise UserError(f"{context}: {name} lies outside of the train, val and test folders")
-        split, inner = (SPLIT_NAMES.get(path[0].lower(), "test"), path[1:]) if splits else ("", path)
+    for name, (split, path) in zip(names, parts, strict=True):
         if any(part.lower() in MASK_FOLDERS for part in path[:-1]):
-            masks[_mask_key(split, inner)] = name
+            if (other := masks.setdefault(_mask_key(split, path), name)) != name:
+                raise UserError(f"{context}: {other} and {name} are masks of one image: leave one")
         else:
-            images.append((name, inner, split))
+            images.append((name, path, split))
+    if not images:
+        raise UserError(
+            f"{context} holds {len(masks)} masks, and no image outside of {', '.join(sorted(MASK_FOLDERS))}"
+        )
     klass = [path[0] if len(path) > 1 else "" for _, path, _ in images]
-    label, notes = labels_of(klass, data, context, ", or write an index.csv")
+    _refuse_splits_in_classes(set(klass), context)
+    label, notes = labels_of(klass, data, context, _instead([path for _, path, _ in images]))
     _refuse_hidden_classes([path for _, path, _ in images], label, data, context)
     if unknown := klass.count(""):
         notes.append(f"{unknown} images lie in a split but in no class folder: their labels are unknown")
-    mask = [masks.get(_mask_key(split, path), "") for _, path, split in images]
+    keys = [_mask_key(split, path) for _, path, split in images]
+    mask = [masks.get(key, "") for key in keys]
     if masks:
         folders = ", ".join(sorted(MASK_FOLDERS))
+        unused = len(masks.keys() - set(keys))
+        left = f"; {unused} masks belong to no image" if unused else ""
         notes.append(
-            f"{len(masks)} files in mask folders ({folders}) are masks; {sum(map(bool, mask))} images have one"
+            f"{len(masks)} files in mask folders ({folders}) are masks; {sum(map(bool, mask))} images have one{left}"
         )
+    notes += _names_not_read([path for _, path, _ in images], any(split for _, _, split in images))
     split_column = [split for _, _, split in images]
     manifest = Manifest.of([name for name, _, _ in images], label=label, klass=klass, mask=mask, split=split_column)
-    return Layout("split folders" if splits else "class folders", manifest, notes)
+    return Layout(kind, manifest, notes)
+
+
+def _refuse_splits_in_classes(classes: set[str], context: str) -> None:
+    """Raise `UserError` for classes such as `normal_train`, whose splits would be lost."""
+    if named := sorted(name for name in classes if set(words_of(name)) & SPLIT_NAMES.keys()):
+        raise UserError(
+            f"{context}: the folder {named[0]} seems to name a split and a class: make folders train, val and test with the class "
+            "folders below, write an index.csv, or rename it"
+        )
+
+
+def _instead(paths: list[tuple[str, ...]]) -> str:
+    """What else can be done where the folders on top are no classes, as words after an advice."""
+    if {path[0].lower() for path in paths} & SHORT_SPLITS:
+        return ", or rename the folders to train, val and test if they are splits, or write an index.csv"
+    below = sorted({path[1] for path in paths if len(path) > 2} - {path[0] for path in paths})
+    if any(is_normal_name(name) or DISEASES & set(words_of(name)) for name in below):
+        shown = ", ".join(below[:4])
+        return f", or move the class folders ({shown}) to the top if these are the classes, or write an index.csv"
+    return ", or write an index.csv"
+
+
+def _names_not_read(paths: list[tuple[str, ...]], splits: bool) -> list[str]:
+    """Notes of names that may say a group or a split, which class folders do not give, and of images of one name."""
+    notes = []
+    if below := sorted({part for path in paths for part in path[1:-1] if part.lower() not in IMAGE_FOLDERS}):
+        some = f"{len(below)} folders below the classes, such as {below[0]},"
+        notes.append(f"{some} are not read as groups (patients or slides): write an index.csv where they are")
+    stems = [PurePosixPath(path[-1]).stem for path in paths]
+    named = [SPLIT_NAMES[word] for stem in stems for word in words_of(stem) if word in SPLIT_NAMES]
+    if len(set(named)) > 1 and not splits:
+        notes.append(
+            f"{len(named)} file names hold train, val or test, which are not read as splits: use folders or an index.csv"
+        )
+    if repeats := len(paths) - len({(*path[:-1], stem) for path, stem in zip(paths, stems, strict=True)}):
+        notes.append(
+            f"{repeats} images have the name of another in their folder but for the ending: they may be copies"
+        )
+    return notes
 
 
 def _mask_key(split: str, path: tuple[str, ...]) -> tuple[str, ...]:
@@ -255,7 +235,7 @@ def _idc(names: list[str], matches: list[re.Match[str] | None], data: DataConfig
     for i, name in enumerate(names):
         path = PurePosixPath(name)
         first.setdefault(path.name, i)
-        splits = {SPLIT_NAMES[part.lower()] for part in path.parts[:-1] if part.lower() in SPLIT_NAMES}
+        splits = {split_of(part) for part in path.parts[:-1]} - {""}
         if len(splits | {side.get(path.name) or next(iter(splits), "")} - {""}) > 1:
             raise UserError(
                 f"{context}: {name} lies in two splits, by its folders or those of a copy: leave it in one, or write an index.csv"

@@ -6,6 +6,7 @@ A manifest holds no pixels. A source makes it, it is split by group, and written
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +25,8 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test",
 }  # fmt: skip
+NO_NAMES = {"nan", "na", "n/a", "none", "null", "unknown", "?"}  # of a group, as programs write it where there is none
+N_NAMED = 3  # that a note names
 NORMAL, ANOMALOUS, UNKNOWN = 0, 1, -1
 LABEL_NAMES = {NORMAL: "normal", ANOMALOUS: "anomalous", UNKNOWN: "unknown"}
 LABEL_TEXTS = {
@@ -31,6 +34,7 @@ LABEL_TEXTS = {
 }  # fmt: skip
 
 COLUMNS = ("image", "group", "label", "split", "class", "slide", "x", "y", "tissue", "mask")
+OF_TILES = ("side", "level", "mpp", "tumour", "stain")  # columns that `gan-uad tile` writes too
 REQUIRED = ("image", "group", "label", "split")
 
 
@@ -105,6 +109,25 @@ class Manifest:
             if group and split:
                 sides.setdefault(group, set()).add(split)
         return {group: found for group, found in sides.items() if len(found) > 1}
+
+    def doubts(self) -> list[str]:
+        """Notes of groups, slides and labels that contradict each other, as files written by hand do."""
+        notes, groups = [], dict.fromkeys(self.group)
+        alike: dict[str, list[str]] = {}
+        for group in groups:
+            alike.setdefault(re.sub(r"[.]0+$|[\W_]+|(?<![0-9])0+(?=[0-9])", "", group.casefold()), []).append(group)
+        if same := [" and ".join(names) for key, names in alike.items() if key and len(names) > 1]:
+            shown = "; ".join(same[:N_NAMED])
+            notes.append(f"{len(same)} groups are written in several ways ({shown}): each counts as another patient")
+        of_slide: dict[str, set[str]] = {}
+        for slide, group in zip(self.slide, self.group, strict=True):
+            of_slide.setdefault(slide, set()).add(group)
+        if shared := sorted(slide for slide, found in of_slide.items() if slide and len(found) > 1):
+            shown = ", ".join(shared[:N_NAMED])
+            notes.append(
+                f"{len(shared)} slides lie in several groups ({shown}): give a slide one group, or each its own name"
+            )
+        return notes
 
     def with_splits(self, fractions: tuple[float, float, float], seed: int) -> Manifest:
         """Give every row without a split one: groups stay together, in these shares, with the labels as even as groups allow.
@@ -182,6 +205,9 @@ def _read_row(row: dict[str, str], rows: dict[str, list[Any]], seen: dict[str, i
         rows[name].append(_number(cells[name], name, context) if name in {"x", "y", "tissue"} else cells[name])
     rows["label"][-1] = LABEL_TEXTS[cells["label"].lower()]
     rows["split"][-1] = SPLIT_NAMES.get(cells["split"].lower(), "")
+    for name in ("group", "slide"):
+        if cells[name].lower() in NO_NAMES:
+            raise UserError(f"{context}: {name} {cells[name]!r} is no name: leave it empty where it is unknown")
     rows["group"][-1] = cells["group"] or cells["slide"]  # two patches of one slide are never independent
 
 

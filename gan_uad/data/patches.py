@@ -17,10 +17,12 @@ from gan_uad.config import CorruptionConfig, DataConfig
 from gan_uad.data.arrays import digest
 from gan_uad.data.cache import Prepared, Progress, prepare
 from gan_uad.data.corruption import corrupt
+from gan_uad.data.findings import contaminants, mask_of, notes_of
 from gan_uad.data.hed import hed_jitter
 from gan_uad.data.images import BadImage, Mask, Pixels, preprocess, preprocess_mask
 from gan_uad.data.manifest import ANOMALOUS, NORMAL, Manifest
 from gan_uad.data.sources import Source, open_source
+from gan_uad.data.splits import split_manifest
 from gan_uad.errors import UserError
 
 __all__ = [
@@ -28,7 +30,6 @@ __all__ = [
     "to_uint8",
 ]  # fmt: skip
 
-UNGROUPED = "groups (patients or slides) are unknown: each image counts as its own group"
 CONTAMINATION = 0xC0  # the stream of its random draws, independent of other draws with the same seed
 QUARTER_TURNS = np.array([0, 6, 3, 5], np.uint8)  # a quarter turn swaps the axes and flips one, a half turn flips both
 
@@ -49,6 +50,7 @@ class PatchSet:
         self.source = str(source.path)
         self.resolution = int(prepared.images.shape[1])
         self._corruption = CorruptionConfig()
+        self._hashes: NDArray[np.uint64] | None = None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -83,6 +85,13 @@ class PatchSet:
     def is_set(self, fingerprint: str) -> bool:
         """Whether a fingerprint that was stored, by this version or another, is that of this set."""
         return fingerprint in (self.fingerprint, self.old_fingerprint)
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """A hash of the pixels of each image as it was read, before crop and size: uint64 [N]."""
+        if self._hashes is None:
+            self._hashes = np.fromiter((int(text, 16) for text in self._all.hashes), np.uint64, len(self._all.hashes))
+        return self._hashes[self._index]
 
     @property
     def brings_splits(self) -> bool:
@@ -122,6 +131,12 @@ class PatchSet:
         new.manifest = self.manifest.take(chosen)
         return new
 
+    def with_splits(self, split: list[str]) -> PatchSet:
+        """The same patches, in other splits."""
+        new = self.take(np.arange(len(self)))
+        new.manifest = new.manifest.replace(split=split)
+        return new
+
     def corrupted(self, corruption: CorruptionConfig) -> PatchSet:
         """The same patches, corrupted whenever their pixels are read."""
         new = self.take(np.arange(len(self)))
@@ -150,18 +165,8 @@ class PatchSet:
         """
         found = np.zeros((len(self), self.resolution, self.resolution), bool)
         for i, row in enumerate(self._rows[self._index]):
-            mask = self._source.read_mask(int(row))
+            mask = mask_of(self._source, int(row))
             if mask is not None:
-                height, width = mask.shape
-                stored = self._source.describe(int(row))[:2]
-                if stored != (width, height) or height != width:  # a camera's image may be stored on its side
-                    image = self._source.read(int(row)).shape
-                    if image[:2] != mask.shape:
-                        names = self.manifest.mask[i], self.manifest.image[i]
-                        problem = (
-                            f"the mask {names[0]} is {width}x{height} px, its image {names[1]} {image[1]}x{image[0]} px"
-                        )
-                        raise UserError(f"{self.source}: {problem}: they must have one size")
                 found[i] = preprocess_mask(mask, self._data, self.resolution, self.manifest.mask[i])
             elif self.manifest.label[i] != 0:
                 raise BadImage(f"{self.source}: {self.manifest.image[i]}", "is not normal and has no mask")
@@ -186,32 +191,8 @@ def load_patches(
         little = f"all have less tissue than data.min_tissue={data.min_tissue}"
         why = ": ".join(prepared.skipped[0]) if prepared.skipped else little
         raise UserError(f"{source.path}: none of {len(manifest)} images can be used; {why}")
-    if prepared.skipped:
-        notes.append(f"{len(prepared.skipped)} broken images skipped, the first: {': '.join(prepared.skipped[0])}")
-    if prepared.white:
-        notes.append(f"{prepared.white} images left out: their share of tissue is less than {data.min_tissue}")
-    if prepared.cut:
-        notes.append(f"{prepared.cut} images are not square: their centre square is used")
-    if repeated := _repeated(manifest.take(prepared.rows), prepared.hashes):
-        notes.append(repeated)
-    if data.crop == "center":
-        side, (width, height, _) = data.crop_size or resolution, source.describe(int(prepared.rows[0]))
-        if min(width, height) > side:
-            first = manifest.image[int(prepared.rows[0])]
-            used = f"only the middle {side} px of each image are used, of {width}x{height} px in {first}"
-            notes.append(f"data.crop is center: {used}; with -o data.crop=none they are resized instead")
+    notes += notes_of(manifest.take(prepared.rows), prepared, data, resolution)
     return PatchSet(source, data, prepared, manifest, notes + prepared.notes)
-
-
-def _repeated(manifest: Manifest, hashes: list[str]) -> str:
-    """A note of images whose pixels lie in another split too; empty without any."""
-    first: dict[str, int] = {}
-    pairs = [(first.setdefault(content, i), i) for i, content in enumerate(hashes)]
-    across = [(a, b) for a, b in pairs if manifest.split[a] != manifest.split[b]]
-    if not across:
-        return ""
-    a, b = (f"{manifest.image[i]} ({manifest.split[i]})" for i in across[0])
-    return f"{len(across)} images have the pixels of an image in another split, the first: {b} those of {a}"
 
 
 def contaminated(patches: PatchSet, normals: PatchSet, share: float, seed: int) -> PatchSet:
@@ -223,58 +204,11 @@ def contaminated(patches: PatchSet, normals: PatchSet, share: float, seed: int) 
     """
     if not share:
         return normals
-    count, pool = round(share * len(normals)), patches.select("train", ANOMALOUS)
-    if not 0 < count <= len(pool):
-        few = f"the train split has {len(pool)}" if count else "give more images or a larger share"
-        wanted = f"data.contamination {share:g} of {len(normals)} training images is {count} anomalous ones"
-        raise UserError(f"{patches.source}: {wanted}; {few}")
+    pool = patches.select("train", ANOMALOUS)
+    count = contaminants(len(normals), len(pool), share, patches.source)
     rng = np.random.default_rng((seed, CONTAMINATION))
     kept, added = rng.permutation(len(normals))[count:], rng.permutation(len(pool))[:count]
     return normals.take(np.sort(kept)).with_contaminants(pool.take(np.sort(added)))
-
-
-def split_manifest(source: Source, data: DataConfig) -> tuple[Manifest, list[str]]:
-    """The manifest with every row in a split, and notes that say how.
-
-    Splits of the source are kept, except for cross-validation (`data.folds`). Raises `UserError` when they put a group on two sides.
-    """
-    manifest, notes = source.manifest, list(source.notes)
-    if data.folds is not None and data.fold is not None:
-        return _folded(source, data.folds, data.fold, data)
-    if torn := manifest.groups_on_two_sides():
-        some = "; ".join(f"{group} in {' and '.join(sorted(sides))}" for group, sides in sorted(torn.items())[:3])
-        raise UserError(
-            f"{source.path}: {len(torn)} groups lie on two sides of the split ({some}), so that training groups would be tested on: "
-            "move each group to one side"
-        )
-    known = any(manifest.group)
-    grouped = "by group" if known else "image by image"
-    shares = "/".join(f"{share:.0%}" for share in data.split_fractions)
-    if missing := manifest.split.count(""):
-        manifest = manifest.with_splits(data.split_fractions, data.split_seed)
-        what = "no split is given" if missing == len(manifest) else f"{missing} images have no split"
-        notes.append(f"{what}: train/val/test are made {shares}, {grouped}")
-    elif "train" in manifest.split and "val" not in manifest.split and data.split_fractions[1] > 0:
-        manifest = manifest.with_val_from_train(data.split_fractions, data.split_seed)
-        moved = manifest.split.count("val")
-        notes.append(f"no validation split is given: {moved} images of train are moved to val, {grouped}")
-    if not known:
-        notes.append(UNGROUPED)
-    return manifest, notes
-
-
-def _folded(source: Source, folds: int, fold: int, data: DataConfig) -> tuple[Manifest, list[str]]:
-    """The splits of one fold, and notes. Raises `UserError` where there are fewer groups than folds."""
-    manifest, notes = source.manifest, list(source.notes)
-    groups = len({group or i for i, group in enumerate(manifest.group)})
-    if groups <= folds:  # one more than folds, for a validation split
-        few = f"{groups} groups (patients or slides) are too few for {folds} folds and a validation split"
-        raise UserError(f"{source.path}: {few}; use fewer folds")
-    ignored = "; the splits of the source are put aside" if any(manifest.split) else ""
-    notes.append(f"fold {fold} of {folds} is test, val is made from the others, by group{ignored}")
-    if not any(manifest.group):
-        notes.append(UNGROUPED)
-    return manifest.with_fold(folds, fold, data.split_fractions, data.split_seed), notes
 
 
 def to_tensor(images: Pixels) -> Tensor:

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 from gan_uad.config import DataConfig
 from gan_uad.data.arrays import H5_NAME, H5Source, Handles, NpzSource, digest, h5_siblings
-from gan_uad.data.contents import hashes, problem_of, stats_of
+from gan_uad.data.classes import ANOMALOUS_WORDS, DISEASES, is_normal_name, is_unclear_name, labels_of, words_of
+from gan_uad.data.contents import hash_of, hashes, problem_of, stats_of
 from gan_uad.data.images import ENDINGS, BadImage, Mask, Pixels, decode, decode_mask, inspect
-from gan_uad.data.layouts import labels_of, read_names
-from gan_uad.data.manifest import Manifest
+from gan_uad.data.layouts import read_names
+from gan_uad.data.manifest import ANOMALOUS, COLUMNS, NORMAL, OF_TILES, Manifest
 from gan_uad.errors import UserError
 
 INDEX = "index.csv"
@@ -32,9 +33,14 @@ THUMBNAILS = {
     "#recycle",
     "$recycle.bin",
     "lost+found",
+    "thumb",
+    "thumbs",
+    "thumbnail",
+    "thumbnails",
 }  # hidden ones (.thumbnails) are left out too
 # Files that go with images and are none.
 TEXTS = {".csv", ".json", ".jsonl", ".txt", ".md", ".html", ".yaml", ".yml", ".log", ".xml", ".geojson", ".pdf", ".py"}
+TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet")
 # What `gan-uad tile` writes beside the tiles of each slide.
 RECORD, MASK, SHEET = "slide.json", "tissue.png", "contact_sheet.jpg"
 
@@ -100,6 +106,7 @@ class Folder:
     def __init__(self, root: Path, only: str | None = None) -> None:
         self.root = root
         self._stats: dict[str, os.stat_result | None] = {}
+        self._hashes: dict[str, str] = {}  # of the images, once `keys` was called
         self.names = [only] if only else sorted(self._walk())
 
     def _walk(self) -> list[str]:
@@ -123,11 +130,16 @@ class Folder:
     def read(self, name: str) -> bytes:
         if problem := problem_of(self.root / name):  # a pipe would wait for ever
             raise BadImage(name, problem, passing=problem.startswith("cannot"))
-        return (self.root / name).read_bytes()
+        content = (self.root / name).read_bytes()
+        known = self._hashes.get(name, "")
+        if known and " " not in known and known != hash_of(content):  # else it has the reason why there is none
+            raise BadImage(name, "changed while the set was read", passing=True)
+        return content
 
     def keys(self, names: list[str]) -> list[tuple[Any, ...]]:
         """One tuple per file, of its name and content."""
-        return list(zip(names, hashes(self.root, self._states(names)), strict=True))
+        self._hashes = dict(zip(names, hashes(self.root, self._states(names)), strict=True))
+        return list(self._hashes.items())
 
     def old_keys(self, names: list[str]) -> list[tuple[Any, ...]]:
         """One tuple per file, of its name, size and time."""
@@ -202,6 +214,10 @@ def _left_out(files: Folder | Archive) -> list[str]:
     counts = [f"{n} {ending}" for ending, n in endings.most_common() if ending not in TEXTS]
     read = " ".join(ENDINGS)
     notes = [f"{', '.join(counts)}: these files are left out, only {read} are read"] if counts else []
+    tables = [name for name in files.names if name.lower().endswith(TABLES) and PurePosixPath(name).name != INDEX]
+    if tables and INDEX not in files.names:
+        more = f" and {len(tables) - 1} more tables are" if len(tables) > 1 else " is"
+        notes.append(f"{tables[0]}{more} not read: labels, groups and splits in a table need the name {INDEX}")
     if files.hidden:
         notes.append(f"{files.hidden} hidden images and thumbnails are left out")
     return notes
@@ -218,6 +234,10 @@ class ImageSource:
             raise UserError("; ".join([f"{path} holds no images (looked for {' '.join(ENDINGS)})", *left_out]))
         indices = [name for name in files.names if PurePosixPath(name).name == INDEX]
         top = min(indices, key=lambda name: name.count("/"), default=None)
+        if other := next(
+            (n for n in files.names if PurePosixPath(n).name.lower() == INDEX != PurePosixPath(n).name), ""
+        ):
+            raise UserError(f"{path} holds {other}: rename it to {INDEX}, or remove it")
         if top is None:
             layout = read_names(images, data, str(path))
             self.kind, self.manifest, self.notes = layout.kind, layout.manifest, layout.notes
@@ -241,7 +261,9 @@ class ImageSource:
                 outside = PurePosixPath(given).is_absolute() or ".." in PurePosixPath(given).parts
                 why = "lies outside; names must be relative to the index" if outside else "does not exist"
                 raise UserError(f"{context}, line {_line_of(self.files.read(index), given)}: {given!r} {why}")
-        notes = []
+        if both := sorted(set(image) & set(mask)):
+            raise UserError(f"{context}: {both[0]} is named as an image and as a mask")
+        notes = manifest.doubts() + _columns_not_read(self.files.read(index))
         unlisted = {PurePosixPath(name) for name in set(images) - set(image) - set(mask)}
         by_tile = {p for p in unlisted if p.name in {MASK, SHEET} and (p.parent / RECORD).as_posix() in known}
         if left := len(unlisted - by_tile):
@@ -253,6 +275,8 @@ class ImageSource:
                 )
             label, chosen = labels_of(manifest.klass, data, context)
             manifest, notes = manifest.replace(label=label), notes + chosen
+        else:
+            notes += _contradictions(manifest)
         return manifest.replace(image=image, mask=mask), notes
 
     def read(self, i: int) -> Pixels:
@@ -283,3 +307,29 @@ class ImageSource:
 def _line_of(content: bytes, name: str) -> int:
     reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), skipinitialspace=True)
     return next((reader.line_num for row in reader if name in (cell.strip() for cell in row)), 0)
+
+
+def _columns_not_read(content: bytes) -> list[str]:
+    """A note of the columns of an `index.csv` that nothing reads."""
+    header = next(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")), [])
+    names = [name.strip() for name in header]
+    others = [name for name in names if name and name not in {*COLUMNS, *OF_TILES}]
+    return [f"columns of {INDEX} that are not read: {', '.join(others)}"] if others else []
+
+
+def _contradictions(manifest: Manifest) -> list[str]:
+    """A note of classes whose names say another label than the column."""
+    said = {name: NORMAL if is_normal_name(name) else ANOMALOUS for name in set(manifest.klass) if name and _says(name)}
+    found = Counter(
+        (name, int(label))
+        for name, label in zip(manifest.klass, manifest.label, strict=True)
+        if name in said and label == 1 - said[name]
+    )
+    words = {NORMAL: "0 (normal)", ANOMALOUS: "1 (anomalous)"}
+    return [f"{n} images of class {name} have the label {words[label]}" for (name, label), n in sorted(found.items())]
+
+
+def _says(name: str) -> bool:
+    """Whether a class of this name is known to be normal, or to be a disease."""
+    disease = bool((DISEASES | ANOMALOUS_WORDS) & set(words_of(name)))
+    return is_normal_name(name) or (disease and not is_unclear_name(name))

@@ -10,12 +10,15 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gan_uad import console
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.data.manifest import Manifest
-from gan_uad.data.patches import split_manifest
+from gan_uad.data.patches import load_patches
 from gan_uad.data.sources import open_source
+from gan_uad.data.splits import split_manifest
 from gan_uad.detection.folds import report
 from gan_uad.detection.patch_sets import SPLIT_SETTINGS
 from gan_uad.detection.score import score
@@ -116,6 +119,14 @@ def _check_external(config: RunConfig, external: str) -> None:
     _check_labels(
         open_source(external, config.data.of(external)).manifest, None, external, "give another --external set"
     )
+    progress = console.counter("reading patches")
+    own, others = (
+        load_patches(config.data.of(path), config.resolution, progress=progress).hashes
+        for path in (str(config.data.path), external)
+    )
+    if same := int(np.isin(others, own).sum()):
+        problem = f"{same} of its {len(others)} images have the pixels of images of {config.data.path}"
+        raise UserError(f"--external {external}: {problem}, which the folds are trained on: leave them out")
 
 
 def _one(

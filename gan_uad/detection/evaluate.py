@@ -26,7 +26,7 @@ from gan_uad.detection.score_file import (
 )
 from gan_uad.errors import UserError
 from gan_uad.files import make_folder, write_json
-from gan_uad.metrics.detection import Threshold, auroc, pvalue_calibration, tail_probability
+from gan_uad.metrics.detection import Threshold, auroc, class_metrics, pvalue_calibration, tail_probability
 from gan_uad.metrics.detection import evaluate as metrics_of
 from gan_uad.tables import format_interval, format_number, table, write_tables
 
@@ -63,6 +63,10 @@ def evaluate(
     for name, result in results.items():
         for component, value in result["components"].items():
             print(f"{name}, {component} alone: AUROC {value:.3f}")
+        for klass, one in result["classes"].items():
+            area = one["auroc"]
+            shown = format_interval(area["value"], area["low"], area["high"])
+            print(f"{name}, class {klass} ({one['images']} images) against all normals: AUROC {shown}")
         if "pixels" in result:
             print(f"{name}, pixels: " + ", ".join(f"{k} {format_number(v)}" for k, v in result["pixels"].items()))
     _print_warnings(results, folder)
@@ -175,8 +179,7 @@ def _result(one: Evaluated, baselines: Mapping[Path, str], resamples: int, seed:
     """What `metrics.json` holds of one score file."""
     scores, path = one.scores, one.scores.path
     result = metrics_of(scores.label, scores.score, scores.group, one.fitted, n=resamples, seed=seed)
-    if one.fitted.rule == UNSET:
-        result |= {"decisions": None, "decision_intervals": None}
+    result["classes"] = class_metrics(scores.label, scores.score, scores.group, scores.klass, n=resamples, seed=seed)
     result["components"] = {name: auroc(scores.label, values) for name, values in scores.components.items()}
     result["warnings"] += description_of(path).get("warnings", [])
     if gives_log_odds(path):
@@ -195,7 +198,9 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
     rates, at = result["decisions"] or {}, result["threshold"]
     return {
         **cells(name, result, ("auroc", "auprc")),
-        "rule": None if at["rule"] == UNSET else f"{at['rule']} {format_number(float(at['value']))}",
+        "rule": None
+        if at["rule"] == UNSET
+        else f"{at['rule']} {format_number(float(at['value'])) if rates else 'none'}",
         **{key: rates.get(key) for key in ("accuracy", "f1", "sensitivity", "specificity")},
     }
 
@@ -203,7 +208,8 @@ def _row(name: str, result: dict[str, Any]) -> dict[str, Any]:
 def cells(model: str, result: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     """The cells of a table's row that hold the model, the number of images, and metrics with their intervals."""
     counts = f"{result['images']['normal']} + {result['images']['anomalous']}"
-    shown = {key: format_interval(result[key]["value"], result[key]["low"], result[key]["high"]) for key in names}
+    found = {key: result[key] for key in names}
+    shown = {k: one and format_interval(one["value"], one["low"], one["high"]) for k, one in found.items()}
     return {"model": model, "n": counts, **shown}
 
 

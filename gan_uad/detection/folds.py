@@ -23,7 +23,14 @@ from gan_uad.detection.score_file import (
     validation_of,
 )
 from gan_uad.errors import UserError
-from gan_uad.metrics.detection import RATES, classification_report, count_images, decision_metrics, ranking_metrics
+from gan_uad.metrics.detection import (
+    RATES,
+    Threshold,
+    classification_report,
+    count_images,
+    decision_metrics,
+    ranking_metrics,
+)
 from gan_uad.tables import format_number
 
 COLUMNS = {
@@ -44,11 +51,16 @@ ABOUT = {
 
 @dataclass
 class Fold:
-    """Scores of one fold's model: as they are, in a unit that all folds share, and its decisions."""
+    """Scores of one fold's model: as they are, in a unit that all folds share, and its threshold."""
 
     scores: ScoreFile
     shared: NDArray[np.float64]
-    decided: NDArray[np.bool_]
+    threshold: Threshold
+
+    @property
+    def decided(self) -> NDArray[np.bool_]:
+        """Decision of each image."""
+        return self.threshold.decide(self.scores.score)
 
 
 def report(
@@ -98,7 +110,7 @@ def _read(path: Path, rule: str | None) -> Fold:
                 f"{path}: scores of several models are compared by their validation normals; there are fewer than 2 beside it"
             )
         shared = (scores.score - normals.mean()) / (float(normals.std(ddof=1)) or 1.0)
-    return Fold(scores, shared, threshold_of(scores, validation, rule).decide(scores.score))
+    return Fold(scores, shared, threshold_of(scores, validation, rule))
 
 
 def _joined(folds: Sequence[Fold], values: Any) -> NDArray[Any]:
@@ -109,32 +121,45 @@ def _results(
     folds: list[Fold], label: NDArray[np.int64], scores: NDArray[np.float64], groups: list[str], decided: NDArray[np.bool_],
     settings: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Metrics of each fold, their mean, and those of the images of all folds."""
-    each = [_metrics(f.scores.label, f.scores.score, f.scores.group, f.decided, settings) for f in folds]
-    return {"folds": each, "mean": _mean(each), "pooled": _metrics(label, scores, groups, decided, settings)}
+    """Metrics of each fold, their mean, and those of the images of all folds; decisions only where there are thresholds."""
+    exist = [f.threshold.exists for f in folds]
+    each = [
+        _metrics(f.scores.label, f.scores.score, f.scores.group, f.decided if exists else None, settings)
+        for f, exists in zip(folds, exist, strict=True)
+    ]
+    why = {f"fold {k}: {f.threshold.note}": None for k, f in enumerate(folds, 1) if not f.threshold.exists}
+    pooled = _metrics(label, scores, groups, decided if all(exist) else None, settings)
+    return {"folds": each, "mean": _mean(each), "pooled": pooled, "without_threshold": list(why)}
 
 
 def _metrics(
-    labels: NDArray[np.int64], scores: NDArray[np.float64], groups: list[str], decided: NDArray[np.bool_],
+    labels: NDArray[np.int64], scores: NDArray[np.float64], groups: list[str], decided: NDArray[np.bool_] | None,
     settings: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """Each metric of one set of images with its interval, and the confusion matrix."""
-    return {
-        "images": count_images(labels),
-        **ranking_metrics(labels, scores, groups, **settings),
-        **decision_metrics(labels, decided, groups, **settings),
-        "confusion": classification_report(labels, decided)["confusion"],
-    }
+    """Each metric of one set of images with its interval, and the confusion matrix; None for those of decisions that do not exist."""
+    found = {"images": count_images(labels), **ranking_metrics(labels, scores, groups, **settings)}
+    if decided is None:
+        return found | dict.fromkeys((*RATES, "confusion"))
+    rates = decision_metrics(labels, decided, groups, **settings)
+    return found | rates | {"confusion": classification_report(labels, decided)["confusion"]}
 
 
-def _mean(each: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    values = {name: np.array([metrics[name]["value"] for metrics in each], dtype=np.float64) for name in METRICS}
-    return {name: {"mean": float(found.mean()), "sd": float(found.std(ddof=1))} for name, found in values.items()}
+def _mean(each: list[dict[str, Any]]) -> dict[str, dict[str, float | None] | None]:
+    """Mean and standard deviation over folds; None where some fold has no value, since the others are no fair sample."""
+    result: dict[str, dict[str, float | None] | None] = {}
+    for name in METRICS:
+        values = [None if metrics[name] is None else metrics[name]["value"] for metrics in each]
+        known = np.array([value for value in values if value is not None])
+        whole = len(known) == len(each)
+        result[name] = {"mean": float(known.mean()), "sd": float(known.std(ddof=1))} if whole else None
+    return result
 
 
 def _rows(model: str, result: dict[str, Any], one: str, all_: str) -> list[dict[str, Any]]:
     mean = {
-        name: f"{format_number(found['mean'])} ± {format_number(found['sd'])}" for name, found in result["mean"].items()
+        name: f"{format_number(found['mean'])} ± {format_number(found['sd'])}"
+        for name, found in result["mean"].items()
+        if found is not None
     }
     rows = [{"set": f"{one} {k}", **cells(model, metrics, METRICS)} for k, metrics in enumerate(result["folds"], 1)]
     rows.append({"model": model, "set": f"{one}s, mean ± sd", "n": "", **mean})
@@ -147,8 +172,14 @@ def _write(
     from gan_uad.plotting import plots
 
     write_results(folder, {"name": name, "about": ABOUT, "models": results}, results, rows, COLUMNS, curves)
-    plots.confusion(next(iter(results.values()))["pooled"]["confusion"], folder / "confusion.png")
+    confusion, drawn = next(iter(results.values()))["pooled"]["confusion"], folder / "confusion.png"
+    if confusion is None:
+        drawn.unlink(missing_ok=True)  # of an earlier call that had thresholds
+    else:
+        plots.confusion(confusion, drawn)
     for model, result in results.items():
+        for reason in (*result["without_threshold"], *result.get("external", {}).get("without_threshold", [])):
+            print(f"{model}, {reason}")
         if note := result["pooled"]["auroc"]["note"]:
             print(f"{model}, intervals: {note}")
     for key in ("mean", "pooled", *(["together"] if any("external" in result for result in results.values()) else [])):

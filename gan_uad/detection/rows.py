@@ -111,15 +111,21 @@ def written_numbers(values: Tensor) -> list[float]:
 
 
 def write_csv(path: Path, patches: PatchSet, rows: list[Row], model: str, threshold: Threshold | None) -> None:
-    """`image, group, label, score, <components>, model, threshold, decision` (decision: score > threshold)."""
+    """`image, group, label[, class], score, <components>, model, threshold, decision` (score > threshold; empty where there is none).
+
+    `class` is there where any class has a name.
+    """
     names = ["score", *(name for name in rows[0] if name != "score")]
     manifest, lines = patches.manifest, []
-    for image, group, label, row in zip(manifest.image, manifest.group, manifest.label, rows, strict=True):
-        decision = "" if threshold is None else int(row["score"] > threshold.value)
+    classes: list[list[str]] = [[name] for name in manifest.klass] if any(manifest.klass) else [[]] * len(manifest)
+    columns = zip(manifest.image, manifest.group, manifest.label, classes, rows, strict=True)
+    for image, group, label, named, row in columns:
+        decision = "" if threshold is None or not threshold.exists else int(row["score"] > threshold.value)
         value = "" if threshold is None else repr(threshold.value)
         numbers = [f"{row[name]:.9g}" for name in names]
-        lines.append([image, group, "" if label < 0 else int(label), *numbers, model, value, decision])
-    write_text(path, csv_text(["image", "group", "label", *names, "model", "threshold", "decision"], lines))
+        lines.append([image, group, "" if label < 0 else int(label), *named, *numbers, model, value, decision])
+    heading = ["image", "group", "label", *(["class"] if any(manifest.klass) else [])]
+    write_text(path, csv_text([*heading, *names, "model", "threshold", "decision"], lines))
 
 
 def name_skipped(skipped: list[tuple[str, str]], file: str) -> None:

@@ -85,7 +85,7 @@ def score(
         "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),
         "corruption": corruption.model_dump(mode="json") if corruption.words else None,
-        "notes": sets.target.notes, "warnings": sets.warnings, "skipped": sets.target.skipped,
+        "notes": sets.target.notes, "warnings": sets.warnings, "known": sets.known, "skipped": sets.target.skipped,
     }  # fmt: skip
     claim(folder, "scores.json", {"key": key}, "scores", "scores.csv")
     truth = _truth(sets) if maps else None  # a mask that is refused should be so before any work
@@ -129,6 +129,8 @@ def _score_all(
     console.say(f"{len(rows):,} images scored -> {folder}/scores.csv")
     if fitted is None:
         console.say("note: no validation normals are available, so no threshold was set and no decisions were made")
+    elif not fitted.exists:
+        console.say(f"warning: {fitted.note}")
     for warning in sets.warnings:
         console.say(f"warning: {warning}")
     name_skipped(sets.target.skipped, "scores.json")

@@ -16,20 +16,35 @@ from gan_uad.metrics.detection import Threshold, fit_threshold, parse_threshold
 SCORES, BASELINE = "scores.csv", "mean_color.csv"
 LABELS = {"": -1, "0": 0, "1": 1}
 UNSET = "none"  # the rule of a threshold that was not set
-STANDARD_COLUMNS = ("image", "group", "label", "score", "model", "threshold", "decision")  # all others are components
+STANDARD_COLUMNS = (
+    "image",
+    "group",
+    "label",
+    "class",
+    "score",
+    "model",
+    "threshold",
+    "decision",
+)  # all others are components
 
 
 @dataclass
 class ScoreFile:
-    """One score file: columns as arrays; `label` -1 where unknown; `components` by name."""
+    """One score file: columns as arrays; `label` -1 where unknown; `klass` '' where unknown; `components` by name."""
 
     path: Path
     model: str
     label: NDArray[np.int64]
     group: list[str]
+    klass: list[str]
     score: NDArray[np.float64]
     components: dict[str, NDArray[np.float64]]
     threshold: float | None
+
+    @property
+    def finite_threshold(self) -> float | None:
+        """The threshold, where some score could exceed it."""
+        return self.threshold if self.threshold is not None and np.isfinite(self.threshold) else None
 
     @property
     def normals(self) -> NDArray[np.float64]:
@@ -39,9 +54,12 @@ class ScoreFile:
     def labelled(self) -> ScoreFile:
         """Without the rows whose label is unknown."""
         keep = self.label >= 0
-        groups = [g for g, k in zip(self.group, keep, strict=True) if k]
+        group, klass = (
+            [name for name, kept in zip(names, keep, strict=True) if kept] for names in (self.group, self.klass)
+        )
         components = {name: values[keep] for name, values in self.components.items()}
-        return replace(self, label=self.label[keep], group=groups, score=self.score[keep], components=components)
+        label, score = self.label[keep], self.score[keep]
+        return replace(self, label=label, group=group, klass=klass, score=score, components=components)
 
 
 def read_scores(path: Path) -> ScoreFile:
@@ -77,10 +95,11 @@ def read_scores(path: Path) -> ScoreFile:
             raise ValueError("threshold is nan, which decides nothing")
     except ValueError as error:
         raise UserError(f"{path}: {error}") from None
-    labels, groups = np.array([LABELS[row["label"]] for row in rows]), [row.get("group", "") for row in rows]
+    labels = np.array([LABELS[row["label"]] for row in rows])
+    groups, classes = ([row.get(name, "") for row in rows] for name in ("group", "class"))
     score, *others = (np.array(values) for values in numbers.values())
     components = dict(zip(names[1:], others, strict=True))
-    return ScoreFile(path, common["model"] or path.stem, labels, groups, score, components, threshold)
+    return ScoreFile(path, common["model"] or path.stem, labels, groups, classes, score, components, threshold)
 
 
 def _finite(text: str, name: str) -> float:

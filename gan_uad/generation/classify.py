@@ -42,6 +42,8 @@ def classify(
     generators = {
         name: accuracy.open_generator(source, model.resolution, model.device) for name, source in sources.items()
     }
+    if data is None and model.config.data.path is None:
+        raise UserError(f"{run} does not name the patches that it was trained on: give real patches with --data")
     sets = choose_sets(model, model.config.data, data, None, None, seed)
     real = accuracy.of_both_classes(sets.target, num, seed)
     counts = np.bincount(real.manifest.label, minlength=2)

@@ -13,7 +13,7 @@ from gan_uad import registry
 from gan_uad.config import DataConfig, data_config, resolve, trained_model
 from gan_uad.data.manifest import ANOMALOUS, LABELS, UNKNOWN
 from gan_uad.data.patches import PatchSet
-from gan_uad.detection.patch_sets import SPLIT_SETTINGS
+from gan_uad.detection.patch_sets import SPLIT_SETTINGS, in_run_splits, known_images
 from gan_uad.errors import UserError
 from gan_uad.features.base import FeatureNet
 from gan_uad.generation.feature_sets import Features
@@ -137,12 +137,20 @@ def choose_real(candidate: Candidate, split: str | None, label: str | None) -> R
             raise UserError(
                 f"-o data.{key}: {candidate.source} was trained on these patches; with other splits, training images would be held out"
             )
-    split = split or ("train" if trained_on or patches.brings_splits else "all")
+    seen = 0
+    if model and not trained_on:  # a copy, or some of these images among others
+        patches, counts = in_run_splits(patches, model, known_images(model), others_are_test=True)
+        seen = counts.get("train", 0)
+    split = split or ("train" if trained_on or seen or patches.brings_splits else "all")
     wanted = label or settings.label
     crop = f"center crop of {settings.crop_size or candidate.resolution} px, " if settings.crop == "center" else ""
     notes = [f"image files: {crop}resized to {candidate.resolution} px ({settings.resize}), 8 bits", *patches.notes]
     if model and trained_on and not patches.brings_splits and not patches.is_set(model.train_data):
         notes.append("the real images have changed since the training: the splits may have changed too")
+    if seen:
+        notes.append(
+            f"the generator was trained on {seen} of the {len(patches)} real images: they are in the train split"
+        )
     of_label = patches
     if set(patches.manifest.label.tolist()) == {UNKNOWN}:
         if label in ("normal", "anomalous"):
@@ -160,7 +168,7 @@ def choose_real(candidate: Candidate, split: str | None, label: str | None) -> R
             f"{settings.path}: {len(chosen)} {wanted} images in the {split} split, at least {MIN_IMAGES} are needed; "
             "see `gan-uad data check`, --split and --label"
         )
-    comparable = split == "train" and (trained_on or model is None)
+    comparable = split == "train" and (trained_on or seen or model is None)
     held_out = of_label.select("val") if comparable else of_label.take([])
     return RealImages(chosen, held_out, wanted, f"{wanted}, {split}", notes)
 

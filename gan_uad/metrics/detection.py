@@ -19,13 +19,13 @@ from gan_uad.metrics.bootstrap import Interval, bootstrap_interval
 from gan_uad.metrics.calibration import pvalue_calibration, reliability, tail_probability
 from gan_uad.metrics.decisions import accuracy, classification_report, confusion, f1, sensitivity, specificity, wilson
 from gan_uad.metrics.ranking import auprc, auroc, pr_points, roc_points
-from gan_uad.metrics.thresholds import Threshold, fit_threshold, parse_threshold
+from gan_uad.metrics.thresholds import Threshold, fit_threshold, parse_threshold, unmet
 
 __all__ = [
-    "Interval", "Threshold", "accuracy", "auprc", "auroc", "bootstrap_interval", "classification_report", "confusion",
+    "Interval", "Threshold", "accuracy", "auprc", "auroc", "bootstrap_interval", "class_metrics", "classification_report", "confusion",
     "decision_metrics", "evaluate", "f1", "fit_threshold", "parse_threshold", "pr_points", "pvalue_calibration",
     "ranking_metrics", "reliability", "roc_points", "sensitivity", "specificity", "strict_json", "tail_probability",
-    "wilson",
+    "unmet", "wilson",
 ]  # fmt: skip
 RATES = {"accuracy": accuracy, "f1": f1, "sensitivity": sensitivity, "specificity": specificity}  # of decisions
 
@@ -45,8 +45,8 @@ def evaluate(
     groups by what they hold); `auroc` and `auprc` (an Interval each, `auprc` with `chance`); `threshold`; `decisions`
     (`classification_report`, whose Wilson intervals take images for independent); `decision_intervals` (accuracy,
     sensitivity, specificity by bootstrap over groups, to be used instead; None where no group is known); `warnings`
-    (sentences). Strict JSON: undefined metrics (NaN) are None, an infinite threshold is the string "inf". ValueError
-    for bad input or a single class.
+    (sentences). Without a threshold (infinite) `decisions` and `decision_intervals` are None, and `warnings` says why. Strict JSON:
+    undefined metrics (NaN) are None, an infinite threshold is the string "inf". ValueError for bad input or a single class.
     """
     values = check_scores(scores)
     classes = check_labels(labels, len(values), both_classes=True)
@@ -55,14 +55,14 @@ def evaluate(
     group_counts = _count_groups(classes, groups)
     ranked = ranking_metrics(classes, values, groups, **settings)
     by_group = None
-    if group_counts["known"]:
+    if group_counts["known"] and threshold.exists:
         by_group = decision_metrics(classes, decided, groups, ("accuracy", "sensitivity", "specificity"), **settings)
     result = {
         "images": count_images(classes),
         "groups": group_counts,
         **ranked,
         "threshold": asdict(threshold),
-        "decisions": classification_report(classes, decided, confidence),
+        "decisions": classification_report(classes, decided, confidence) if threshold.exists else None,
         "decision_intervals": by_group,
         "warnings": _warnings(ranked["auroc"], threshold),
     }
@@ -82,6 +82,24 @@ def ranking_metrics(
     settings: dict[str, Any] = {"n": n, "confidence": confidence, "seed": seed}
     area, precision = (asdict(bootstrap_interval(classes, scores, groups, m, **settings)) for m in (auroc, auprc))
     return strict_json({"auroc": area, "auprc": precision | {"chance": float(classes.mean())}})
+
+
+def class_metrics(
+    labels: ArrayLike, scores: ArrayLike, groups: Sequence[str] | None, classes: Sequence[str], **settings: Any
+) -> dict[str, Any]:
+    """AUROC of each class of anomaly (`classes [N]`, names of label 1) against all normals: {class: {"images": n, "auroc": Interval}}.
+
+    Empty where there are fewer than two such classes. Anomalous images without a class name are in none. `settings` as in
+    `decision_metrics`.
+    """
+    values, truth, names = np.asarray(scores), np.asarray(labels), np.asarray(classes, dtype=object)
+    result = {}
+    for name in sorted({str(name) for name in names[truth == 1]} - {""}):
+        kept = (truth == 0) | ((truth == 1) & (names == name))
+        theirs = None if groups is None else [group for group, keep in zip(groups, kept, strict=True) if keep]
+        found = bootstrap_interval(truth[kept], values[kept], theirs, auroc, **settings)
+        result[name] = {"images": int((truth[kept] == 1).sum()), "auroc": strict_json(asdict(found))}
+    return result if len(result) > 1 else {}
 
 
 def decision_metrics(
@@ -128,7 +146,7 @@ def _warnings(area: dict[str, Any], threshold: Threshold) -> list[str]:
         )
     if area["note"]:
         warnings.append(f"intervals: {area['note']}")
-    if math.isinf(threshold.value) or threshold.rule == "manual":
+    if not threshold.exists or threshold.rule not in ("fpr", "youden"):
         warnings.append(f"threshold: {threshold.note}")
     return warnings
 

@@ -30,8 +30,9 @@ ROUNDING = 1e-9  # without it nine normals, whose weights add up to 0.8999..., c
 class Threshold:
     """A threshold, how it was set and what it guarantees.
 
-    `value` may be infinite (nothing is flagged); `n` images of `n_groups` groups set it, both 0 for `manual`;
-    `n_groups` is None where no group is known. `note` is a sentence for the report.
+    `value` is infinite where the rule cannot be met: then there is no threshold (`exists`), and metrics of decisions would mean nothing.
+    `n` images of `n_groups` groups set it, both 0 for `manual`; `n_groups` is None where no group is known. `note` is a sentence for
+    the report.
     """
 
     value: float
@@ -40,6 +41,11 @@ class Threshold:
     n: int
     n_groups: int | None
     note: str
+
+    @property
+    def exists(self) -> bool:
+        """Whether some score could exceed it."""
+        return math.isfinite(self.value)
 
     def decide(self, scores: ArrayLike) -> NDArray[np.bool_]:
         """Scores `[N]` -> bool `[N]`, True where score > value (strictly). ValueError for NaN or infinite scores."""
@@ -87,7 +93,7 @@ def fit_threshold(
     `labels [N]`: 0 normal, 1 anomalous; None: all are normal. `groups [N]`: patients or slides, '' unknown.
     - `youden`: largest J = TPR - FPR on the validation ROC (Youden 1950); needs both classes. Of equal J the highest
       threshold is used (fewest false alarms). It lies halfway between the lowest flagged and the highest unflagged
-      score.
+      score. Infinite where J is 0.
     - `fpr` (`alpha`): split-conformal on the normals, see `conformal_threshold`.
     - `quantile` (`q`): the empirical quantile of the normals, the smallest score that a share >= q does not exceed.
     - `mean_std` (`k`): mean + k * standard deviation of the normals, ddof 1; at least two normals.
@@ -107,6 +113,8 @@ def fit_threshold(
     elif rule == "quantile":
         value = float(np.quantile(values, params["q"], method="inverted_cdf"))
         note = f"empirical quantile {params['q']:g} of {len(values)} validation normals: no guarantee on new images"
+        if params["q"] < 1 and value == values.max():
+            note += f"; it is their highest score, since {len(values)} normals are too few for this quantile"
     else:
         value, note = _mean_std(values, params["k"])
     return Threshold(value, rule, params, len(values), n_groups, note)
@@ -157,13 +165,13 @@ def conformal_threshold(scores: ArrayLike, alpha: float, codes: ArrayLike) -> fl
 
 def _conformal_note(value: float, alpha: float, n: int, n_groups: int | None, n_unknown: int) -> str:
     if n_groups is None:
-        units, unit = n, "normals"
+        units = n
         note = (
             f"split-conformal on {n} validation normals, slides or patients unknown: at most {alpha:g} of new normals "
             "are flagged on average only if they are exchangeable with these, which patches of one slide are not"
         )
     else:
-        units, unit = n_groups, "groups"
+        units = n_groups
         note = (
             f"split-conformal over {n_groups} groups ({n} validation normals, each group weighing the same): a random "
             f"normal image of a new group is flagged with probability at most {alpha:g}, on average over groups and "
@@ -171,12 +179,35 @@ def _conformal_note(value: float, alpha: float, n: int, n_groups: int | None, n_
         )
         if n_unknown:
             note += f"; {n_unknown} images have no group and count as groups of their own, which weakens this"
-    if math.isinf(value):
-        needed = math.ceil(1 / alpha - 1 - ROUNDING)
-        note += (
-            f". INFINITE, nothing is flagged: {units} {unit} cannot guarantee {alpha:g}, at least {needed} are needed"
-        )
-    return note
+    return impossible(alpha, units, n_groups is not None) if math.isinf(value) else note
+
+
+def units_needed(alpha: float) -> int:
+    """Number of groups (or of images without groups) with validation normals that the rule `fpr:alpha` needs: ceil(1/alpha − 1)."""
+    return math.ceil(1 / alpha - 1 - ROUNDING)
+
+
+def unmet(rule: str, groups: Sequence[str]) -> str | None:
+    """Why `rule` ("fpr:0.05") can set no threshold on validation normals of these `groups [n]` ('' unknown); None where it can."""
+    name, params = parse_threshold(rule)
+    if not groups:
+        return "no threshold: there are no validation normals" if name != "manual" else None
+    codes, n_unknown = group_codes(groups, len(groups))
+    units = len(np.unique(codes))
+    if name != "fpr" or units >= units_needed(params["alpha"]):
+        return None
+    return impossible(params["alpha"], units, n_unknown < len(groups))
+
+
+def impossible(alpha: float, units: int, grouped: bool) -> str:
+    """Why `fpr:alpha` has no threshold with so few groups (or images), and what to do."""
+    unit = "patients or slides" if grouped else "images"
+    least = math.ceil(1000 / (units + 1)) / 1000  # rounded up, so that it can be met
+    return (
+        f"no threshold: fpr:{alpha:g} needs validation normals of {units_needed(alpha)} {unit}, and there are {units}. "
+        f"Use --threshold quantile:{1 - alpha:g} (no guarantee on new images)"
+        + (f" or fpr:{least:g} (guaranteed)" if least < 1 else "")
+    )
 
 
 def _youden(labels: IntArray, scores: FloatArray) -> tuple[float, str]:
@@ -189,8 +220,8 @@ def _youden(labels: IntArray, scores: FloatArray) -> tuple[float, str]:
     best = int(len(levels) - 1 - np.argmax(gain[::-1]))
     j = int(gain[best]) / (n0 * n1)
     if j <= 0:
-        note = "largest Youden's J on validation is 0: no threshold does better than chance, nothing is flagged"
-        return float(levels[-1]), note + "; check the score's direction"
+        note = "no threshold: the largest Youden's J on validation is 0, so none does better than chance"
+        return math.inf, note + "; check the score's direction"
     note = f"largest Youden's J on validation: {j:.3f} ({n0} normal, {n1} anomalous images)"
     middle = levels[best - 1] + (levels[best] - levels[best - 1]) / 2
     return float(middle if middle < levels[best] else levels[best - 1]), note

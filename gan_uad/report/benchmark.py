@@ -15,9 +15,13 @@ from gan_uad.benchmark.tables import (
     SPEED,
     TABLES,
     comparison_rows,
+    flat,
     searches,
+    summarised,
     todays,
     used_columns,
+    with_baselines,
+    without_threshold,
 )
 from gan_uad.detection.score_file import BASELINE as MEAN_COLOUR
 from gan_uad.detection.score_file import SCORES, read_scores
@@ -38,11 +42,13 @@ def add_benchmark(g: Gathering, found: ResultFolder) -> None:
     """A folder of `gan-uad benchmark`: methods by data set, costs, what was chosen, what failed and what was not run."""
     result = todays(read_json(found.path / RESULTS))
     with well_formed(found.path / RESULTS):
-        summary = result["summary"]
+        summary = summarised([flat(cell) for cell in with_baselines(result["cells"])])
         if result.get("about"):
             g.doc.add("benchmark", found.name, Notes([result["about"].strip()]))
         if summary:
             _tables(g, found, summary)
+        if reasons := without_threshold(result["cells"]):
+            g.doc.add("benchmark", found.name, Notes(reasons, warning=True))
         g.doc.add(
             "benchmark",
             found.name,

@@ -14,8 +14,8 @@ from gan_uad import files
 from gan_uad.config import DataConfig
 from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
-from gan_uad.data.patches import split_manifest
 from gan_uad.data.sources import Source, open_source
+from gan_uad.data.splits import split_manifest
 from gan_uad.errors import UserError
 from gan_uad.report.html import Document, Figure, Notes, Table, embed
 from gan_uad.tables import format_interval

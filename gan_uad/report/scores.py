@@ -79,9 +79,7 @@ def _settings(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> N
         "Scored by": described["scorer"] + (f" ({listed(described['options'])})" if described.get("options") else ""),
         "Closest normal by": None if inverter is None else f"{inverter['name']} ({listed(inverter['options'])})",
         "Patches": f"{described['data']}, {described['images']:,} images",
-        "Threshold": f"{format_number(float(at['value']))} by {at['rule']} ({listed(at['params'])}); {at['note']}"
-        if at
-        else None,
+        "Threshold": _threshold(at) if at else None,
         "Maps": described.get("maps"),
     }
     g.doc.add("runs", found.name, pairs(f"Scoring of {described['label']}", table))
@@ -93,6 +91,13 @@ def _settings(g: Gathering, found: ResultFolder, described: dict[str, Any]) -> N
         g.doc.missing(found.name, f"{len(skipped)} images were skipped, since they could not be used: {some}")
 
 
+def _threshold(at: dict[str, Any]) -> str:
+    value = float(at["value"])
+    if not np.isfinite(value):
+        return str(at["note"])
+    return f"{format_number(value)} by {at['rule']} ({listed(at['params'])}); {at['note']}"
+
+
 def _counts(scores: ScoreFile, validation: ScoreFile | None) -> Table:
     """Images, groups and decisions by label."""
     rows: list[list[Any]] = []
@@ -102,7 +107,8 @@ def _counts(scores: ScoreFile, validation: ScoreFile | None) -> Table:
                 continue
             rows_of_label = of.label == label
             groups = {group for group, here in zip(of.group, rows_of_label, strict=True) if here} - {""}
-            flagged = None if of.threshold is None else percent(float((of.score[rows_of_label] > of.threshold).mean()))
+            at = of.finite_threshold
+            flagged = None if at is None else percent(float((of.score[rows_of_label] > at).mean()))
             median = float(np.median(of.score[rows_of_label]))
             rows.append([name_of_set, name, int(rows_of_label.sum()), len(groups) or None, median, flagged])
     headings = ("set", "label", "images", "groups", "median score", "above threshold")
@@ -119,8 +125,8 @@ def _unlabelled(g: Gathering, found: ResultFolder, scores: ScoreFile) -> None:
     with figure_file(path, 6.4, 4.4) as figure:
         axes = figure.add_subplot(xlabel="Anomaly score", ylabel="Images")
         axes.hist(scores.score, bins=min(50, max(10, round(len(scores.score) ** 0.5))), color=GUIDE)
-        if scores.threshold is not None and np.isfinite(scores.threshold):
-            axes.axvline(scores.threshold, color="black", linestyle="--", label=f"threshold {scores.threshold:.4g}")
+        if (at := scores.finite_threshold) is not None:
+            axes.axvline(at, color="black", linestyle="--", label=f"threshold {at:.4g}")
             figure.legend(loc="outside upper center", frameon=False)
     g.doc.picture("scores", found.name, path, f"Histogram of the scores of {len(scores.score):,} images. {DRAWN}")
 
@@ -142,7 +148,7 @@ def _unless_evaluated(g: Gathering, found: ResultFolder, scores: ScoreFile) -> N
             continue
         curves[of.model] = (of.label, of.score)
         n = f"{int((of.label == 0).sum()):,} normal, {int((of.label == 1).sum()):,} anomalous"
-        drawn = plots.histogram(of.label, of.score, of.threshold, g.drawing("histogram"))
+        drawn = plots.histogram(of.label, of.score, of.finite_threshold, g.drawing("histogram"))
         g.doc.picture("scores", found.name, drawn, f"Scores of {of.model} and its threshold; n = {n}. {DRAWN}")
     roc, pr = plots.roc(curves, g.drawing("roc")), plots.pr(curves, g.drawing("pr"))
     g.doc.picture("detection", found.name, roc, f"ROC curves without intervals. {DRAWN}")
@@ -158,6 +164,9 @@ def _score_gaps(
         )
     if scores.threshold is None:
         g.doc.missing(found.name, "no threshold, so no decisions (no validation normals were available)")
+    elif scores.finite_threshold is None:
+        at = described.get("thresholds", {}).get(SCORES)
+        g.doc.missing(found.name, at["note"] if at else "no threshold, so no decisions")
     elif validation is None:
         g.doc.missing(found.name, "no validation scores: the threshold was set without them")
     if not any(scores.group):
@@ -262,7 +271,7 @@ def _ends(scores: ScoreFile) -> list[tuple[str, NDArray[np.int64], int]]:
 
 def add_metrics(g: Gathering, found: ResultFolder) -> None:
     """`metrics.json` of `gan-uad evaluate` on scored patches, with its pictures."""
-    rows, components, notes = [], [], []
+    rows, components, classes, notes = [], [], [], []
     with well_formed(found.path / "metrics.json"):
         results = {name: old_names.keys(result) for name, result in read_json(found.path / "metrics.json").items()}
         for name, result in results.items():
@@ -272,6 +281,9 @@ def add_metrics(g: Gathering, found: ResultFolder) -> None:
             components += [
                 [name, component, TableCell(format_number(value), value)]
                 for component, value in result.get("components", {}).items()
+            ]
+            classes += [
+                [name, klass, one["images"], interval(one["auroc"])] for klass, one in result.get("classes", {}).items()
             ]
             notes += [f"{name}: {warning}" for warning in result["warnings"] if OF_TABLE not in warning]
             _own_pictures(g, found, name, result, len(results))
@@ -295,6 +307,9 @@ def add_metrics(g: Gathering, found: ResultFolder) -> None:
     if notes:
         g.doc.add("detection", found.name, Notes(notes, warning=True))
     _shared_pictures(g, found, results)
+    if classes:
+        headings = ["model", "class", "anomalous images", "AUROC"]
+        g.doc.add("detection", found.name, Table("Each class of anomaly against all normals", headings, classes))
     if components:
         headings = ["model", "component", "AUROC"]
         g.doc.add("detection", found.name, Table("Each component of the score alone", headings, components))
@@ -302,9 +317,11 @@ def add_metrics(g: Gathering, found: ResultFolder) -> None:
 
 def _row(name: str, result: dict[str, Any]) -> list[Any]:
     images, decisions, at = result["images"], result["decisions"], result["threshold"]
+    if not np.isfinite(float(at["value"])):  # older files have decisions all the same
+        decisions = None
     by_group, wilson = result.get("decision_intervals"), decisions and decisions["wilson"]
     threshold = (
-        None
+        TableCell("none", None, f"by {at['rule']}")
         if decisions is None
         else TableCell(format_number(float(at["value"])), float(at["value"]), f"by {at['rule']}")
     )

@@ -32,6 +32,17 @@ KNOWN = (
 UNCLASSIFIED = "unclassified"  # the class of a QuPath annotation that has none
 SUFFIXES = (".xml", ".geojson", ".json")
 WITH_AREA = ("Polygon", "Spline", "Rectangle")  # ASAP types; Dot, PointSet and Measurement have no area
+NO_GROUP = "None"  # ASAP's group of what is drawn without one; CAMELYON16 uses it for exclusions
+# Kinds of QuPath objects by `id`, which files of QuPath before 0.4 and of many scripts have in place of `objectType`.
+OLD_KINDS = {
+    "pathannotationobject": "annotation", "pathdetectionobject": "detection", "pathcellobject": "cell", "pathtileobject": "tile",
+    "pathrootobject": "root", "tmacoreobject": "tma_core",
+}  # fmt: skip
+FOREIGN_XML = {
+    "Annotations": "Aperio ImageScope",
+    "annotations": "Hamamatsu NDP.view",
+    "session": "Sedeen",
+}  # by root element
 MARGIN = 0.01  # of the slide's side: hand-drawn outlines may pass its edge by this much
 
 
@@ -40,7 +51,8 @@ class Annotations:
     """The annotated tumour of one slide. All lengths are level-0 px.
 
     tumour: exclusions subtracted; may be empty. lesions: its connected polygons. bounds: of all annotations, (left, top, right, bottom),
-    None where there are none. counts: polygons by class name. notes: what was left out, one sentence each.
+    None where there are none. counts: polygons by class name. notes: what was left out or assumed, one sentence each. unplaced: number of
+    tumour annotations without an area (points, lines): there is tumour that `tumour` does not hold, so no place is known to be normal.
     """
 
     path: Path
@@ -48,10 +60,16 @@ class Annotations:
     bounds: tuple[float, float, float, float] | None
     counts: dict[str, int]
     notes: list[str]
+    unplaced: int = 0
     lesions: list[Polygon] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lesions", list(self.tumour.geoms))
+
+    @property
+    def has_tumour(self) -> bool:
+        """Whether any tumour is annotated, with or without an area."""
+        return not self.tumour.is_empty or self.unplaced > 0
 
     def fraction(self, x: ArrayLike, y: ArrayLike, side: float) -> NDArray[np.float64]:
         """Share of tumour, in [0, 1], in squares of `side` with top-left corners (x, y); in the shape of x and y."""
@@ -94,55 +112,68 @@ def read_annotations(
 
     classes: roles of further or known classes, name -> one of `ROLES`; case does not matter. An ASAP outline is closed whether or not
     its first corner is repeated; a GeoJSON outline must be closed. An outline that crosses itself becomes the areas that it encloses an
-    odd number of times. Points and lines are left out, with a note.
+    odd number of times. Points and lines have no area: see `unplaced`. Detections, cells and tiles of QuPath are left out, with a note.
 
     Raises `UserError` for a file that is missing, damaged or of another format, for document types and entities in XML, for outlines
-    of fewer than three corners or without finite coordinates, and for an unknown class.
+    of fewer than three corners or without finite coordinates, for an unknown class, for ASAP's group None where a file has no other (it
+    may be tumour or exclusion), and for a GeoJSON file of detections alone.
     """
     if not path.is_file():
         raise UserError(f"no such annotation: {path}")
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path} is no annotation: give ASAP's .xml or QuPath's .geojson")
-    roles = {**KNOWN, **{name.lower(): role for name, role in (classes or {}).items()}}
+    given = {_key(name): role for name, role in (classes or {}).items()}
+    roles = {**KNOWN, **given}
     notes: list[str] = []
-    drawn = list(_read_asap(path, notes) if path.suffix.lower() == ".xml" else _read_geojson(path, notes, origin))
-    if unknown := sorted({name for name, _ in drawn if name.lower() not in roles}):
+    xml = path.suffix.lower() == ".xml"
+    drawn = list(_read_asap(path) if xml else _read_geojson(path, notes, origin))
+    if unknown := sorted({name for name, _, _ in drawn if _key(name) not in roles}):
         raise UserError(
             f"{path}: unknown class {unknown[0]!r}; give its role with --class '{unknown[0]}={TUMOUR}', ={EXCLUDED} or ={IGNORED}"
         )
+    if xml and _key(NO_GROUP) not in given:
+        _check_no_group(path, [name for name, _, _ in drawn], notes)
+    if not drawn:
+        notes.append(f"{path} holds no annotation: the slide counts as free of tumour")
+    placed = [(name, area) for name, _, area in drawn if area is not None]
     tumour, excluded = (
-        shapely.union_all([area for name, area in drawn if roles[name.lower()] == role]) for role in (TUMOUR, EXCLUDED)
+        shapely.union_all([area for name, area in placed if roles[_key(name)] == role]) for role in (TUMOUR, EXCLUDED)
     )
-    bounds = tuple(shapely.total_bounds([area for _, area in drawn]).tolist()) if drawn else None
-    counts = dict(Counter(name for name, _ in drawn))
-    return Annotations(path, polygons(tumour - excluded), bounds, counts, notes)
+    bounds = tuple(shapely.total_bounds([area for _, area in placed]).tolist()) if placed else None
+    counts = dict(Counter(name for name, _ in placed))
+    bare = Counter((name, shape) for name, shape, area in drawn if area is None)
+    for (name, shape), n in bare.items():
+        unknown_place = (
+            "; where there is tumour is not known, so nothing counts as normal" if roles[_key(name)] == TUMOUR else ""
+        )
+        notes.append(
+            f"{path}: {n} annotations of class {name} are of type {shape}, without an area, and are left out{unknown_place}"
+        )
+    unplaced = sum(n for (name, _), n in bare.items() if roles[_key(name)] == TUMOUR)
+    return Annotations(path, polygons(tumour - excluded), bounds, counts, notes, unplaced)
 
 
-def find_annotation(folder: Path, slide: Path, alone: bool = True) -> Path | None:
-    """The annotation of a slide in a folder: `<stem>.xml`, .geojson or .json, also with `_annotation` or `_annotations` after the stem.
-
-    A subfolder of `folder` with the name of the slide's folder comes first, then `folder` itself. None where there is no annotation.
-    Raises `UserError` where there are several, and for one in `folder` itself where another slide has the same stem (not `alone`): the
-    annotation may be of either, and without it tumour would count as normal.
-    """
-    stems = [slide.stem + ending for ending in ("", "_annotation", "_annotations")]
-    nearest = folder / slide.resolve().parent.name
-    for place in (nearest, folder):
-        candidates = [place / (stem + suffix) for stem in stems for suffix in SUFFIXES]
-        found = [path for path in candidates if path.is_file()]
-        if len(found) > 1:
-            raise UserError(f"{slide.name} has two annotations, {found[0]} and {found[1].name}: keep one of them there")
-        if found and place == folder and not alone:
-            raise UserError(
-                f"{found[0]} may be of any slide named {slide.stem}; move the annotation of the one in {slide.parent} to {nearest}"
-            )
-        if found:
-            return found[0]
-    return None
+def _key(name: str) -> str:
+    return " ".join(name.split()).lower()
 
 
-def _read_asap(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
-    """(class, polygon) of each annotation with an area."""
+def _check_no_group(path: Path, names: Sequence[str], notes: list[str]) -> None:
+    """Group None beside others is excluded from tumour, as in CAMELYON16; alone it may be either."""
+    count = sum(_key(name) == _key(NO_GROUP) for name in names)
+    if count and count == len(names):
+        raise UserError(
+            f"{path}: all {count} outlines are of ASAP's default group {NO_GROUP}: they may be tumour without a group, or excluded as in "
+            f"CAMELYON16; choose with --class {NO_GROUP}={TUMOUR} or --class {NO_GROUP}={EXCLUDED}"
+        )
+    if count:
+        notes.append(
+            f"{path}: {count} outlines of ASAP's default group {NO_GROUP} are excluded from tumour, as in CAMELYON16; "
+            f"--class {NO_GROUP}={TUMOUR} makes them tumour"
+        )
+
+
+def _read_asap(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """(class, type, polygon; None without an area) of each annotation."""
     try:
         root = ElementTree.parse(path, forbid_dtd=True).getroot()
     except DefusedXmlException:
@@ -152,12 +183,13 @@ def _read_asap(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
     except (ElementTree.ParseError, UnicodeDecodeError, LookupError, ValueError) as error:
         raise UserError(f"{path} is not valid XML: {error}") from None
     if root is None or root.tag != "ASAP_Annotations":
-        raise UserError(f"{path} is XML, but not of ASAP: it does not begin with <ASAP_Annotations>")
-    skipped: Counter[str] = Counter()
+        program = FOREIGN_XML.get("" if root is None else root.tag)
+        of = f"of {program}, which is not read: open it in QuPath and export GeoJSON" if program else "not of ASAP"
+        raise UserError(f"{path} is XML {of}; ASAP's begins with <ASAP_Annotations>")
     for annotation in root.iterfind("./Annotations/Annotation"):
-        kind = annotation.get("Type", "Polygon")
+        kind, group = annotation.get("Type", "Polygon"), annotation.get("PartOfGroup", NO_GROUP).strip() or NO_GROUP
         if kind not in WITH_AREA:
-            skipped[kind] += 1
+            yield group, kind, None
             continue
         context = f"{path}, annotation {annotation.get('Name', '')!r}"
         try:
@@ -168,12 +200,11 @@ def _read_asap(path: Path, notes: list[str]) -> Iterator[tuple[str, Any]]:
         except ValueError:
             raise UserError(f"{context}: a corner has an Order, X or Y that is not a number") from None
         outline = [(x, y) for _, x, y in sorted(values, key=lambda corner: corner[0])]
-        yield annotation.get("PartOfGroup", "None"), _area([outline], context)
-    notes += [f"{path}: {n} annotations of type {kind} have no area and are left out" for kind, n in skipped.items()]
+        yield group, kind, _area([outline], context)
 
 
-def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) -> Iterator[tuple[str, Any]]:
-    """(class, polygon or multipolygon) of each annotation with an area; detections and tiles are left out."""
+def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) -> Iterator[tuple[str, str, Any]]:
+    """(class, shape, polygon or multipolygon; None without an area) of each annotation; detections and tiles are left out."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -192,11 +223,14 @@ def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) 
     for number, feature in enumerate(features, 1):
         properties, geometry = feature.get("properties") or {}, feature.get("geometry") or {}
         shape = geometry.get("type") if isinstance(geometry, dict) else None
-        kind = properties.get("objectType", "annotation")
-        if kind != "annotation" or shape not in ("Polygon", "MultiPolygon"):
-            skipped[f"objects of type {kind}" if kind != "annotation" else f"annotations of shape {shape}"] += 1
+        kind = _kind_of(feature, properties)
+        if kind != "annotation":
+            skipped[kind] += 1
             continue
         context = f"{path}, feature {number}"
+        if shape not in ("Polygon", "MultiPolygon", "GeometryCollection"):
+            yield _class_of(properties), str(shape), None
+            continue
         try:
             read = shapely.force_2d(shapely.from_geojson(json.dumps(geometry)))
             drawn = shapely.transform(read, lambda corners: corners + np.array(origin))
@@ -204,10 +238,30 @@ def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) 
             raise UserError(
                 f"{context}: its outline cannot be read ({' '.join(str(error).split())}); close the outline and export it again"
             ) from None
-        outlines = [[part.exterior, *part.interiors] for part in shapely.get_parts(drawn)] or [[]]
+        parts = shapely.get_parts(shapely.get_parts(drawn))  # a collection may hold multipolygons
+        if shape == "GeometryCollection":
+            parts = [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
+            if not parts:
+                yield _class_of(properties), str(shape), None
+                continue
+        outlines = [[part.exterior, *part.interiors] for part in parts] or [[]]
         areas = [_area([list(ring.coords) for ring in rings], context) for rings in outlines]
-        yield _class_of(properties), shapely.union_all(areas)
-    notes += [f"{path}: {n} {reason} are left out" for reason, n in skipped.items()]
+        yield _class_of(properties), str(shape), shapely.union_all(areas)
+    if len(features) and sum(skipped.values()) == len(features):
+        found = ", ".join(f"{n} objects of type {kind}" for kind, n in skipped.items())
+        raise UserError(f"{path} holds no annotation, only {found}: export the annotations of the slide from QuPath")
+    notes += [f"{path}: {n} objects of type {kind} are left out" for kind, n in skipped.items()]
+
+
+def _kind_of(feature: dict[str, Any], properties: dict[str, Any]) -> str:
+    """QuPath's kind of an object: `objectType`, else `object_type`, else what older files have as `id`, else an annotation."""
+    stated = properties.get("objectType") or properties.get("object_type")
+    if stated:
+        return OLD_KINDS.get(str(stated).strip().lower(), str(stated).strip().lower())
+    for value in (feature.get("id"), properties.get("id")):
+        if isinstance(value, str) and (kind := OLD_KINDS.get(value.strip().lower())):
+            return kind
+    return "annotation"
 
 
 def _class_of(properties: dict[str, Any]) -> str:
@@ -216,7 +270,7 @@ def _class_of(properties: dict[str, Any]) -> str:
     if isinstance(found, dict):
         names = found.get("names")
         found = found.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else None)
-    return str(found) if found else UNCLASSIFIED
+    return str(found).strip() or UNCLASSIFIED if found else UNCLASSIFIED
 
 
 def _area(rings: Sequence[Sequence[tuple[float, float]]], context: str) -> Any:

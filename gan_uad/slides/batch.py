@@ -28,13 +28,15 @@ Failures = list[tuple[Path, str]]  # slide file and reason
 class SlideTask:
     """One slide to process.
 
-    `name`: of its folder in the output. `identity`: hash of the file. `alone`: no other slide of the batch has the same stem.
+    `name`: of its folder in the output. `identity`: hash of the file. `alone`: no other slide of the batch, and none that the output holds,
+    has the same stem. `other`: the file of one that the output holds.
     """
 
     path: Path
     name: str
     identity: str
     alone: bool
+    other: str | None = None
 
 
 def each_slide(
@@ -107,7 +109,10 @@ def _tasks(
         found[name, identity] = path
         record, alone = read_record(out / name, keys), count[name] == 1
         plain = alone if record is None else record["identity"] == identity
-        tasks.append(SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, alone))
+        other = None if record is None or plain else str(record.get("file") or record["slide"])
+        tasks.append(
+            SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, alone and other is None, other)
+        )
     return tasks
 
 

@@ -15,11 +15,12 @@ from gan_uad.errors import UserError
 from gan_uad.files import csv_lines, make_folder, number, write_json
 from gan_uad.metrics.detection import ranking_metrics, strict_json
 from gan_uad.metrics.froc import RATES, FrocCurve, Marks, froc_curve, froc_interval, sensitivity_at
-from gan_uad.slides.annotations import Annotations, find_annotation, read_annotations
+from gan_uad.slides.annotations import Annotations, read_annotations
 from gan_uad.slides.backends import open_backend
 from gan_uad.slides.base import BOUNDED
 from gan_uad.slides.batch import SLIDES, read_record
 from gan_uad.slides.detections import MIN_DISTANCE, lesions, marks, peaks
+from gan_uad.slides.matching import Matches, match_annotations
 from gan_uad.slides.score_slide import KEYS
 from gan_uad.slides.slide_list import SlideList, Told
 from gan_uad.slides.tiles import labels as tile_labels
@@ -51,9 +52,9 @@ class Scored:
 
 @dataclass(frozen=True)
 class Truth:
-    """Ground truth: a folder of annotations, roles of their classes, the label of a slide without one, and labels by slide."""
+    """Ground truth: annotations by slide, roles of their classes, the label of a slide without one, and labels by slide."""
 
-    annotations: Path | None
+    annotations: Matches | None
     classes: dict[str, str]
     unannotated: int  # 0 normal, -1 unknown
     labels: SlideList | None
@@ -68,20 +69,27 @@ def evaluate_slides(
     unannotated: str = "unknown",
     resamples: int = 1000,
     seed: int = 0,
+    strict: bool = False,
 ) -> Path:
     """Metrics of folders of `gan-uad score-slide`; returns the folder with `metrics.json`, tables and plots.
 
     `labels`: a CSV file with columns `slide` and `label`, and maybe `patient`. `annotations`: a folder of annotation files. Without
     `labels`, a slide with annotated tumour is anomalous, a slide whose annotation has no tumour is normal, and a slide without
-    annotation is `unannotated`: normal (as in CAMELYON16) or unknown. Intervals are over patients where `labels` names them, else over
-    slides.
+    annotation is `unannotated`: normal (as in CAMELYON16) or unknown. A slide whose only tumour has no area (a point, a line) is unknown.
+    `strict`: refuse where a slide has no annotation or an annotation file is unused. Intervals are over patients where `labels` names
+    them, else over slides.
     """
     if annotations is None and labels is None:
         raise UserError("no ground truth: name annotations with --annotations DIR, or labels with --labels FILE")
     if annotations is not None and not annotations.is_dir():
         raise UserError(f"--annotations {annotations}: no such folder")
     known_labels = None if labels is None else SlideList(labels, ("label",))
-    truth = Truth(annotations, classes or {}, LABELS[unannotated], known_labels)
+    matches = None
+    if annotations is not None:
+        records = [record for source in sources for record in _records(source)]
+        matches = match_annotations(annotations, [Path(record["file"]) for record in records])
+        matches.report(strict, unannotated == "normal" and labels is None)
+    truth = Truth(matches, classes or {}, LABELS[unannotated], known_labels)
     folder = make_folder(out or sources[0])
     results: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
@@ -94,7 +102,11 @@ def evaluate_slides(
         with_tiles = [slide for slide in slides if slide.record["tiles"]]
         result = {"source": str(source), "notes": notes, **_slide_level(source, with_tiles, resamples, seed)}
         if annotations is not None:
-            known = [slide for slide in slides if slide.annotation is not None or slide.label == 0]
+            known = [
+                slide
+                for slide in slides
+                if (slide.label == 0 if slide.annotation is None else not slide.annotation.unplaced)
+            ]
             result |= {"tiles": _tile_level(known, resamples, seed), "froc": None}
             seen = [_marks(slide) for slide in known]
             if any(slide.patient != slide.name for slide in known):
@@ -112,13 +124,10 @@ def evaluate_slides(
 
 def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
     """The slides of known label in a folder, and notes of what was assumed or left out."""
-    lines, names = csv_lines(source / SLIDES, ("slide",)), dict[str, int]()
-    for line, row in lines:
-        if (before := names.setdefault(row["slide"], line)) != line:
-            raise UserError(f"{source / SLIDES}, line {line}: {row['slide']} is named twice (first in line {before})")
-    found = [_scored(source / row["slide"], truth) for _, row in lines]
+    records = _records(source)
+    found = [_scored(source / record["slide"], record, truth) for record in records]
     if truth.labels is not None:
-        truth.labels.check([Path(slide.record["file"]) for slide in found], [*names])
+        truth.labels.check([Path(record["file"]) for record in records], [record["slide"] for record in records])
     slides = [slide for slide in found if slide.label >= 0]
     if not slides:
         raise UserError(f"{source}: no scored slide has a label")
@@ -129,6 +138,12 @@ def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
         for names, what in ((unlabelled, "have no label and are left out"), (empty, "have no tissue, so no score"))
         if names
     ]
+    notes += [note for slide in found if slide.annotation is not None for note in slide.annotation.notes]
+    if unplaced := [slide.name for slide in slides if slide.annotation is not None and slide.annotation.unplaced]:
+        shown = ", ".join(unplaced[:5])
+        notes.append(
+            f"{len(unplaced)} slides have tumour without an area, and count for the AUROC of slides only: {shown}"
+        )
     bare = [slide.label for slide in slides if truth.annotations is not None and slide.annotation is None]
     if normal := bare.count(0):
         notes.append(f"{normal} slides without an annotation count as normal")
@@ -137,30 +152,39 @@ def _read(source: Path, truth: Truth) -> tuple[list[Scored], list[str]]:
     return slides, notes
 
 
-def _scored(folder: Path, truth: Truth) -> Scored:
-    record = read_record(folder, KEYS)
-    if record is None:
-        raise UserError(f"{folder} holds no complete slide.json; score the slide again")
+def _records(source: Path) -> list[dict[str, Any]]:
+    """`slide.json` of each slide in `slides.csv`."""
+    names: dict[str, int] = {}
+    records = []
+    for line, row in csv_lines(source / SLIDES, ("slide",)):
+        if (before := names.setdefault(row["slide"], line)) != line:
+            raise UserError(f"{source / SLIDES}, line {line}: {row['slide']} is named twice (first in line {before})")
+        if (record := read_record(source / row["slide"], KEYS)) is None:
+            raise UserError(f"{source / row['slide']} holds no complete slide.json; score the slide again")
+        records.append(record)
+    return records
+
+
+def _scored(folder: Path, record: dict[str, Any], truth: Truth) -> Scored:
     annotation = _annotation(record, truth)
     name, told = record["slide"], Told()
-    tumour = annotation is not None and not annotation.tumour.is_empty
     if truth.labels is None:
-        label = truth.unannotated if annotation is None else int(tumour)
+        label = truth.unannotated if annotation is None else int(annotation.has_tumour)
+        if annotation is not None and annotation.tumour.is_empty and annotation.unplaced:
+            label = -1
     else:
         told = truth.labels.of(Path(record["file"]), name, record["alone"])
         label = -1 if told.label is None else told.label
-        if annotation is not None and label >= 0 and bool(label) != tumour:
+        if annotation is not None and label >= 0 and bool(label) != annotation.has_tumour:
             kind, has = ("anomalous", "no tumour") if label else ("normal", "tumour")
-            raise UserError(
-                f"{name} is labelled {kind}, but its annotation in {truth.annotations} has {has}; correct one of them"
-            )
+            raise UserError(f"{name} is labelled {kind}, but {annotation.path} has {has}; correct one of them")
     return Scored(record, _columns(folder / "tiles.csv"), annotation, label, told.patient or str(name))
 
 
 def _annotation(record: dict[str, Any], truth: Truth) -> Annotations | None:
     path = Path(record["file"])
-    found = truth.annotations and find_annotation(truth.annotations, path, record["alone"])
-    if not found:
+    found = None if truth.annotations is None else truth.annotations.of(path)
+    if found is None:
         return None
     of_asap = found.suffix.lower() == ".xml"
     annotation = read_annotations(found, truth.classes, (0, 0) if of_asap else _origin(record))

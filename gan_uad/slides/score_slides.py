@@ -15,7 +15,7 @@ from gan_uad import console
 from gan_uad.config import PREPROCESSING, DataConfig
 from gan_uad.data.images import BadImage, preprocess
 from gan_uad.data.patches import PatchSet, load_patches, some
-from gan_uad.detection.patch_sets import SPLIT_SETTINGS, overridden_config
+from gan_uad.detection.patch_sets import SPLIT_SETTINGS, in_run_splits, known_images, overridden_config
 from gan_uad.detection.rows import CHUNK, write_csv
 from gan_uad.detection.score import calibrate
 from gan_uad.device import cores, prepare
@@ -141,7 +141,13 @@ def _normals(
     patches = load_patches(settings, model.resolution, progress=console.counter("reading patches"))
     for note in patches.notes:
         console.say(f"note: {note}")
+    patches, counts = in_run_splits(patches, model, known_images(model), others_are_test=False)
     held_out = patches if normals and not (same or patches.brings_splits) else patches.select("val")
+    if normals and (learnt := counts.get("train", 0)) and held_out is patches:
+        problem = (
+            f"the run was trained on {learnt} of the {len(patches)} images of {path}: p of the slides may be too small"
+        )
+        console.say(f"warning: {problem}; name normals that it has not seen")
     if normals:  # images without a label count as normal
         held_out = held_out.take(np.flatnonzero(held_out.manifest.label != 1))
         held_out.manifest = held_out.manifest.replace(label=np.zeros(len(held_out), np.int8))

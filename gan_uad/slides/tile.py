@@ -22,9 +22,9 @@ from gan_uad import console
 from gan_uad.data.sources import INDEX, RECORD
 from gan_uad.errors import UserError
 from gan_uad.files import alone, atomic, claim, explained, read_json, write_json
-from gan_uad.slides.annotations import find_annotation
 from gan_uad.slides.base import BOUNDED
 from gan_uad.slides.batch import SlideTask, each_slide, finished_slides, read_record
+from gan_uad.slides.matching import Matches, match_annotations
 from gan_uad.slides.slide_list import Told, slide_list
 from gan_uad.slides.tile_slide import COLUMNS, ROWS, TileSettings, cut_slide
 
@@ -34,13 +34,14 @@ KEYS = ("identity", "annotation_hash", "tiles", "labels")  # of a tiled slide's 
 
 def tile(
     slides: Sequence[Path], out: Path, settings: TileSettings, annotations: Path | None = None,
-    shard: tuple[int, int] = (0, 1), workers: int = 1, slides_csv: Path | None = None,
+    shard: tuple[int, int] = (0, 1), workers: int = 1, slides_csv: Path | None = None, strict: bool = False,
 ) -> Path:  # fmt: skip
     """Cut `slides` into tiles below `out`, and write `index.csv` over all finished slides; returns `out`.
 
-    `annotations`: a folder of annotation files, or one file for a single slide. `shard` (i, n): every n-th slide, starting at the i-th
-    (from 0); all shards may write into one folder at the same time. `workers`: threads that read and write. `slides_csv`: a table of
-    µm/px, patient and label by slide (`SlideList`).
+    `annotations`: a folder of annotation files (see `match_annotations`), or one file for a single slide. `shard` (i, n): every n-th
+    slide, starting at the i-th (from 0); all shards may write into one folder at the same time. `workers`: threads that read and write.
+    `slides_csv`: a table of µm/px, patient and label by slide (`SlideList`). `strict`: refuse to start where a slide has no annotation or
+    a file of the folder is unused.
 
     A slide that was cut from the same file, annotation and row of the table is left as it is. A slide that fails does not stop the
     others: `JobFailed` at the end. Raises `UserError` where `out` holds tiles of other settings.
@@ -49,13 +50,17 @@ def tile(
         raise UserError(f"--annotations {annotations}: no such file or folder")
     if annotations is not None and annotations.is_file() and len(slides) > 1:
         raise UserError(f"--annotations {annotations}: one file for {len(slides)} slides; name a folder of annotations")
+    matches: Path | Matches | None = annotations
+    if annotations is not None and annotations.is_dir():
+        matches = match_annotations(annotations, slides)
+        matches.report(strict, settings.unannotated == "normal")
     table = slide_list(slides_csv, slides, settings.slide_mpp, settings.group)
     claim(out, SETTINGS, asdict(settings), "tiles cut", "*")
     records: list[dict[str, Any]] = []
 
     def work(task: SlideTask) -> str:
         told = Told() if table is None else table.of(task.path)
-        record, message = _cut(task, out, settings, annotations, workers, told)
+        record, message = _cut(task, out, settings, matches, workers, told)
         records.append(record)
         return message
 
@@ -89,12 +94,10 @@ def settings_of(folder: Path) -> dict[str, Any] | None:
 
 
 def _cut(
-    task: SlideTask, out: Path, settings: TileSettings, annotations: Path | None, workers: int, told: Told
+    task: SlideTask, out: Path, settings: TileSettings, matches: Path | Matches | None, workers: int, told: Told
 ) -> tuple[dict[str, Any], str]:
     """Cut one slide, unless it is finished; returns its record and a message."""
-    annotation = annotations
-    if annotations is not None and annotations.is_dir():
-        annotation = find_annotation(annotations, task.path, task.alone)
+    annotation = matches.of(task.path, task.other) if isinstance(matches, Matches) else matches
     digest = None if annotation is None else hashlib.blake2b(annotation.read_bytes(), digest_size=8).hexdigest()
     of_qupath = annotation is not None and annotation.suffix.lower() != ".xml"
     folder, lock = out / task.name, out / f".{task.name}.lock"

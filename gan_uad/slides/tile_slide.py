@@ -85,7 +85,7 @@ def cut_slide(
             drawn.check(slide.path.name, slide.width, slide.height)
             for note in drawn.notes:
                 console.say(note)
-            if told.label in (0, 1) and bool(told.label) != (not drawn.tumour.is_empty):
+            if told.label in (0, 1) and bool(told.label) != drawn.has_tumour:
                 kind, has = ("tumour", "no tumour") if told.label else ("normal", "tumour")
                 raise UserError(
                     f"{name} is labelled {kind}, but its annotation {annotation} has {has}; correct one of them"
@@ -93,7 +93,8 @@ def cut_slide(
         tissue = find_tissue(slide, s.rule)
         chosen = choose(slide, tissue, drawn, s, task.identity)
         labels = _labels(*tiles.corners(chosen), slide, drawn, s).tolist()
-        classes = ["" if drawn is None and label == UNKNOWN else CLASSES[label] for label in labels]
+        certain = drawn is not None and not drawn.unplaced  # else a tile without a label need not be at a border
+        classes = [CLASSES[label] if certain or label != UNKNOWN else "" for label in labels]
         stain = fitted_normaliser(s.stain, tissue, s.mpp, s.seed)
         examples = write_tiles(slide, chosen, name, folder, s, stain, workers)
         tissue.save(folder / MASK)

@@ -133,9 +133,12 @@ def annotate(tiles: list[Tile], annotations: Annotations) -> list[Tile]:
 
 
 def labels(annotations: Annotations, x: Positions, y: Positions, side: float, tumour: float) -> NDArray[np.int8]:
-    """Labels of squares: 1 where at least the share `tumour` is annotated, 0 where no tumour touches, else -1 (unknown)."""
+    """Labels of squares: 1 where at least the share `tumour` is annotated, 0 where no tumour touches, else -1 (unknown).
+
+    None is 0 where some tumour has no place (`Annotations.unplaced`).
+    """
     anomalous = annotations.fraction(x, y, side) >= tumour - EPSILON
-    normal = ~annotations.touches(x, y, side)
+    normal = ~annotations.touches(x, y, side) & (annotations.unplaced == 0)
     return np.where(normal, NORMAL, np.where(anomalous, ANOMALOUS, UNKNOWN)).astype(np.int8)
 
 

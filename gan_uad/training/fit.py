@@ -14,6 +14,8 @@ from torch import Tensor
 
 from gan_uad import checkpoint, console, registry
 from gan_uad.config import RunConfig
+from gan_uad.data.findings import untested
+from gan_uad.data.known import KnownImages
 from gan_uad.data.layouts import PUT_NORMALS
 from gan_uad.data.manifest import LABELS, UNKNOWN
 from gan_uad.data.patches import PatchSet, batches, contaminated, some
@@ -22,7 +24,7 @@ from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import one_writer
 from gan_uad.model import Model, load_model, make_scorer
 from gan_uad.plotting.pictures import image_grid
-from gan_uad.run import Run
+from gan_uad.run import Run, model_file
 from gan_uad.scoring.base import Scorer
 from gan_uad.training import distributed, memory
 from gan_uad.training.loading import load_together
@@ -52,7 +54,7 @@ def fit(config: RunConfig, out: Path, existing: Run | None, held: ExitStack) -> 
     scorer = make_scorer(Model(Path(config.name), {}, config, 0, device))
     patches = load_together(config.data, config.resolution)
     normals = train_images(config, patches, round(settings.total_kimg * 1000))
-    run = open_run(config, out, existing, normals, held)
+    run = open_run(config, out, existing, patches, normals, held)
     start = time.monotonic()
     fit_on(scorer, normals, settings.batch, "use fewer with -o training.total_kimg")
     spent = time.monotonic() - start
@@ -68,10 +70,12 @@ def fit(config: RunConfig, out: Path, existing: Run | None, held: ExitStack) -> 
 def train_images(config: RunConfig, patches: PatchSet, most: int | None = None) -> PatchSet:
     """The images to train on: the train images of `data.label`, at most `most`, contaminated as `data.contamination` says.
 
-    Prints the notes of the patches. Raises `UserError` where there are no such images.
+    Prints the notes of the patches, and why a detection could not be evaluated on them. Raises `UserError` where there are no such images.
     """
     for note in patches.notes:
         console.say(f"note: {note}")
+    for problem in untested(patches.manifest):
+        console.say(f"warning: {problem}")
     chosen = patches.select("train", LABELS[config.data.label])
     if most is not None:
         chosen = some(chosen, most, config.training.seed)
@@ -82,17 +86,32 @@ def train_images(config: RunConfig, patches: PatchSet, most: int | None = None) 
     return contaminated(patches, chosen, config.data.contamination, config.training.seed)
 
 
-def open_run(config: RunConfig, out: Path, existing: Run | None, chosen: PatchSet, held: ExitStack) -> Run:
-    """The folder of a new or resumed run, with examples of its training images. `held` keeps a new one to this process."""
+def open_run(
+    config: RunConfig, out: Path, existing: Run | None, patches: PatchSet, chosen: PatchSet, held: ExitStack
+) -> Run:
+    """The folder of a new or resumed run, with examples of its training images (`chosen` of `patches`) and the list of all images.
+
+    `held` keeps a new one to this process.
+    """
+    models = [model_file(path) for path in _started_from(config)] if existing is None else [existing.model_path]
+    before, known = [KnownImages.beside(model) for model in models], KnownImages.of(patches)
     if existing is not None:
         existing.update_config(config)
     run = existing or Run.create(out, config)
     if existing is None:
         held.enter_context(one_writer(run.folder))
+    known.with_others(before).write(run.folder)
     image_grid(chosen.gather(range(min(64, len(chosen)))), run.folder / "reals.png")
     share = f", {config.data.contamination:.4g} of them anomalous" if config.data.contamination else ""
     console.say(f"{len(chosen):,} {config.data.label} train images of {config.data.path}{share} -> {run.folder}")
+    if existing is None and (seen := known.seen_by(before)):
+        console.say(f"warning: {seen} val and test images were train images of the run that this one starts from")
     return run
+
+
+def _started_from(config: RunConfig) -> list[str]:
+    """The runs and model files whose networks are part of this training."""
+    return [str(path) for path in (config.generator, config.init_from, config.optim.get("cnn")) if path]
 
 
 def description(config: RunConfig, patches: PatchSet, chosen: PatchSet) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _train(
     about = description(config, patches, chosen)
     if existing is not None:
         about["train_data"] = distributed.first(lambda: _data_of(existing, patches, changed_data))
-    run = distributed.first(lambda: open_run(config, out, existing, chosen, held))
+    run = distributed.first(lambda: open_run(config, out, existing, patches, chosen, held))
     try:
         ended = run_training(task, stream, run, device, about, existing is not None, validator)
     except Interrupted:
