@@ -292,6 +292,10 @@ def test_list_of_trident_and_what_does_not_match(cli: Any, tmp_path: Path, slide
     assert any("2 of its rows" in line and "gone.svs" in line for line in said)
     assert any("extra" in line for line in said)
     assert [record(tmp_path / "out", name)["mpp"] for name in "ab"] == [1.0, 0.5]
+    words = ("tile", *slides[:2], *GRID, "--strict", "--out", tmp_path / "strict", "--slides-csv")
+    fails(cli(*words, tmp_path / "slides.csv"), "--strict", "slides.csv", code=1)
+    assert not (tmp_path / "strict").exists()
+    assert cli(*words, table(tmp_path, "wsi,mpp\na.png,1.0\nb.tif,0.5\n")).exit_code == 0
 
 
 @pytest.mark.parametrize(
