@@ -16,7 +16,7 @@ from PIL import Image
 from gan_uad.data.images import MAX_PIXELS, Pixels, decode
 from gan_uad.errors import UserError
 from gan_uad.slides.base import Backend, damaged, line, on_white, plausible
-from gan_uad.slides.samples import ADVICE
+from gan_uad.slides.samples import ADVICE, ONE_CHANNEL
 from gan_uad.slides.tiff import TiffBackend
 
 GENERIC = "generic-tiff"  # OpenSlide's name of a tiled TIFF of no known scanner
@@ -101,6 +101,8 @@ class PlainBackend:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path, formats=PIL_FORMATS) as image:
                     self.sizes = [image.size]
+                    if image.mode.startswith(("1", "I", "LA")) or image.mode == "L":
+                        self.notes.append(ONE_CHANNEL)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             self.sizes = [(MAX_PIXELS, MAX_PIXELS)]
         except Exception as error:
