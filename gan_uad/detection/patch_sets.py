@@ -110,16 +110,19 @@ def choose_sets(
             advice = "with --split test the other splits set the threshold and mean colour"
             console.say(f"note: all {len(target):,} images are scored; {advice}")
         return ScoreSets(picked, None, None, None, warnings, counts)
+    return ScoreSets(picked, *_calibration(reference, model, trained_on.contamination, seed), warnings, counts)
+
+
+def _calibration(
+    reference: PatchSet, model: Model, contamination: float, seed: int
+) -> tuple[PatchSet | None, PatchSet | None, PatchSet | None]:
+    """`validation`, `train` and `learnt_from` of `ScoreSets`."""
     validation = some(reference.select("val"), model.config.scoring.calibration_images, seed)
     train = reference.select("train", label=0)
-    share = trained_on.contamination
-    return ScoreSets(
-        picked,
+    return (
         validation if len(validation.select(label=0)) else None,
         train if len(train) else None,
-        contaminated(reference, train, share, model.config.training.seed) if len(train) else None,
-        warnings,
-        counts,
+        contaminated(reference, train, contamination, model.config.training.seed) if len(train) else None,
     )
 
 
