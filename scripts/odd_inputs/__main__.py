@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from odd_inputs import common, patches  # noqa: E402, F401
+from odd_inputs import common, patches  # noqa: F401
 
 
 def main() -> int:
