@@ -193,7 +193,7 @@ def test_what_has_no_area_is_no_sign_of_normal_tissue(
     tumour = name == "Tumor"
     assert found.tumour.area == (area or 0) * tumour
     assert found.unplaced == (area is None and tumour)
-    assert bool(found.notes) == (area is None)
+    assert any("without an area" in note for note in found.notes) == (area is None)
 
 
 def test_an_unknown_class_is_asked_about_without_an_area_too(tmp_path: Path) -> None:
@@ -309,6 +309,54 @@ def test_refused_geojson_outlines(tmp_path: Path, coordinates: Any) -> None:
     broken["geometry"]["coordinates"] = coordinates
     path = geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE), broken)
     refused(path, f"{path}, feature 2")
+
+
+@pytest.mark.parametrize("hole", [(400, 100, 500, 300), (200, 0, 400, 400)])
+def test_a_hole_takes_away_only_what_lies_in_its_outline(tmp_path: Path, hole: tuple[float, ...]) -> None:
+    left, top, right, bottom = hole
+    found = read_annotations(
+        geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE, corners((left, top, right, bottom))))
+    )
+    assert found.tumour.area == 40000 - 200 * max(0, 300 - left)
+    assert found.tumour.bounds[2] == min(300, left)
+
+
+@pytest.mark.parametrize(("place", "unplaced"), [([150, 150], 0), ([300, 200], 0), ([500, 500], 1)])
+def test_a_point_of_a_collection_marks_a_place_of_its_own(tmp_path: Path, place: list[float], unplaced: int) -> None:
+    both = feature("Tumor", SQUARE)
+    both["geometry"] = {
+        "type": "GeometryCollection", "geometries": [both["geometry"], {"type": "Point", "coordinates": place}],
+    }  # fmt: skip
+    found = read_annotations(geojson(tmp_path / "a.geojson", both))
+    assert (found.tumour.area, found.unplaced) == (40000, unplaced)
+
+
+def test_objects_and_places_that_are_not_of_the_format_are_refused(tmp_path: Path) -> None:
+    other = geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE), feature("Tumor", SQUARE, objectType="lesion"))
+    refused(other, f"{other}, feature 2")
+    path = asap(tmp_path / "a.xml", ("Tumor", SQUARE))
+    path.write_text(path.read_text().replace("<Annotations>", "<Old/>").replace("</Annotations>", ""))
+    refused(path, f"{path} holds 1 annotations outside")
+
+
+def test_lists_of_corners_and_properties_that_are_not_of_the_format_are_refused(tmp_path: Path) -> None:
+    path = asap(tmp_path / "a.xml", ("Tumor", SQUARE), ("Tumor", HOLE))
+    path.write_text(path.read_text().replace("<Coordinates>", "<Coordinates/><Coordinates>", 1))
+    refused(path, f"{path}, annotation 'Annotation 0'", "<Coordinates>")
+    other = geojson(tmp_path / "a.geojson", feature("Tumor", SQUARE) | {"properties": [1]})
+    refused(other, f"{other}, feature 1", "properties")
+
+
+def test_a_tumour_that_is_wholly_excluded_is_said(tmp_path: Path) -> None:
+    found = read_annotations(asap(tmp_path / "a.xml", ("_0", HOLE), ("_2", SQUARE)))
+    assert not found.has_tumour
+    assert "_0, _2" in found.notes[0]
+
+
+def test_a_file_without_tumour_says_what_it_holds(tmp_path: Path) -> None:
+    found = read_annotations(geojson(tmp_path / "a.geojson", feature("Region*", SQUARE)))
+    assert not found.has_tumour
+    assert "Region*" in found.notes[0]
 
 
 def test_annotation_of_another_slide_is_detected_by_its_bounds(tmp_path: Path) -> None:

@@ -54,6 +54,40 @@ def refusal(path: Path) -> str:
     return caught.value.message
 
 
+def thumbnail_as_level(path: Path, is_ome: bool) -> Path:
+    """A slide with a right level of half size and a flagged picture of another aspect at a third of the width."""
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
+    first = {"metadata": {"axes": "YXS"}, "subifds": 2} if is_ome else {"metadata": None}
+    with tifffile.TiffWriter(path, ome=is_ome) as tiff:
+        tiff.write(IMAGE, **options, **PER_CM, **first)
+        tiff.write(IMAGE[::2, ::2], **options, subfiletype=1, metadata=None)
+        tiff.write(np.zeros((60, 50, 3), np.uint8), **options, subfiletype=1, metadata=None)
+    return path
+
+
+@pytest.mark.parametrize(("tags", "right"), [(20000, 0.5), (40000, None), (20400, 0.5), (28.3, 0.5)])
+def test_a_scanner_s_scale_that_the_resolution_tags_contradict_is_refused(
+    tmp_path: Path, tags: float, right: float | None
+) -> None:
+    """As of an SVS that another program resized: it keeps the description, and writes tags of its own."""
+    path, options = tmp_path / "a.svs", TILED | {"resolution": (tags, tags), "compression": "jpeg"}
+    tifffile.imwrite(path, IMAGE, description="Aperio Image Library v1\r\n150x90|AppMag = 20|MPP = 0.5", **options)
+    if right is None:
+        with pytest.raises(UserError, match=r"a\.svs .*0\.5 .*0\.25 .*--slide-mpp"):
+            open_slide(path)
+        assert open_slide(path, 0.25).mpp == 0.25
+    else:
+        assert open_slide(path).mpp == right
+
+
+@pytest.mark.parametrize("is_ome", [True, False])
+def test_a_level_of_another_aspect_is_not_read(tmp_path: Path, is_ome: bool) -> None:
+    with open_slide(thumbnail_as_level(tmp_path / "a.tif", is_ome), 0.5) as slide:
+        assert slide.levels[0] == 1
+        assert all(abs(level - 2) < 0.01 for level in slide.levels[1:])
+        assert slide.read(0, 0, 50, 30, 1.5).min() > 30  # the thumbnail is black
+
+
 # Colours
 
 

@@ -430,6 +430,19 @@ def test_shards_together_make_the_same_set(
 
 
 @pytest.mark.usefixtures("no_sheet")
+def test_a_slide_that_was_replaced_at_its_path_is_refused(run: Run, tmp_path: Path) -> None:
+    """Its old tiles would stay in the index beside the new ones, as of another patient."""
+    slide = write_slide(tmp_path / "s.tif", 512, 512, [(0, 0, 512, 512)])
+    run(slide, *GRID)
+    before = index(tmp_path / "out")
+    write_slide(slide, 512, 512, [(0, 0, 512, 512)], seed=1)
+    result = run(slide, *GRID, code=1)
+    assert f"FAILED {slide}" in result.stderr
+    assert str(tmp_path / "out" / "s") in result.stderr
+    assert index(tmp_path / "out") == before
+
+
+@pytest.mark.usefixtures("no_sheet")
 def test_two_slides_of_one_name(run: Run, tmp_path: Path) -> None:
     slides = []
     for k, folder in enumerate(("left", "right")):
@@ -444,6 +457,7 @@ def test_two_slides_of_one_name(run: Run, tmp_path: Path) -> None:
     shutil.copy(slides[0], again)
     result = run(*slides, twin, again, "--annotations", tmp_path / "xml", *GRID)
     assert f"{again} is the same slide as {slides[0]}" in result.stderr
+    assert f"{twin} holds the same as {slides[0]}" in result.stderr
     rows = index(tmp_path / "out")
     names = sorted({row["slide"] for row in rows})
     assert len(names) == 3

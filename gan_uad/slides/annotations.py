@@ -133,12 +133,16 @@ def read_annotations(
         )
     if xml and _key(NO_GROUP) not in given:
         _check_no_group(path, [name for name, _, _ in drawn], notes)
-    if not drawn:
-        notes.append(f"{path} holds no annotation: the slide counts as free of tumour")
     placed = [(name, area) for name, _, area in drawn if area is not None]
     tumour, excluded = (
         shapely.union_all([area for name, area in placed if roles[_key(name)] == role]) for role in (TUMOUR, EXCLUDED)
     )
+    tumour = polygons(tumour - excluded)
+    unplaced = sum(area is None and roles[_key(name)] == TUMOUR for name, _, area in drawn)
+    if tumour.is_empty and not unplaced:
+        held = ", ".join(sorted({name for name, _, _ in drawn}))
+        what = f"leaves no area of tumour (its classes: {held})" if drawn else "holds no annotation"
+        notes.append(f"{path} {what}: the slide counts as free of tumour")
     bounds = tuple(shapely.total_bounds([area for _, area in placed]).tolist()) if placed else None
     counts = dict(Counter(name for name, _ in placed))
     bare = Counter((name, shape) for name, shape, area in drawn if area is None)
@@ -149,8 +153,7 @@ def read_annotations(
         notes.append(
             f"{path}: {n} annotations of class {name} are of type {shape}, without an area, and are left out{unknown_place}"
         )
-    unplaced = sum(n for (name, _), n in bare.items() if roles[_key(name)] == TUMOUR)
-    return Annotations(path, polygons(tumour - excluded), bounds, counts, notes, unplaced)
+    return Annotations(path, tumour, bounds, counts, notes, unplaced)
 
 
 def _key(name: str) -> str:
@@ -186,12 +189,19 @@ def _read_asap(path: Path) -> Iterator[tuple[str, str, Any]]:
         program = FOREIGN_XML.get("" if root is None else root.tag)
         of = f"of {program}, which is not read: open it in QuPath and export GeoJSON" if program else "not of ASAP"
         raise UserError(f"{path} is XML {of}; ASAP's begins with <ASAP_Annotations>")
-    for annotation in root.iterfind("./Annotations/Annotation"):
+    found = root.findall("./Annotations/Annotation")
+    if elsewhere := sum(1 for _ in root.iter("Annotation")) - len(found):
+        raise UserError(
+            f"{path} holds {elsewhere} annotations outside <Annotations>, where ASAP has them; save it with ASAP"
+        )
+    for annotation in found:
         kind, group = annotation.get("Type", "Polygon"), annotation.get("PartOfGroup", NO_GROUP).strip() or NO_GROUP
         if kind not in WITH_AREA:
             yield group, kind, None
             continue
         context = f"{path}, annotation {annotation.get('Name', '')!r}"
+        if len(annotation.findall("./Coordinates")) > 1:
+            raise UserError(f"{context}: it has several lists of <Coordinates>; make each an annotation of its own")
         try:
             values = [
                 [float(corner.get(key, "")) for key in ("Order", "X", "Y")]
@@ -223,11 +233,17 @@ def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) 
     for number, feature in enumerate(features, 1):
         properties, geometry = feature.get("properties") or {}, feature.get("geometry") or {}
         shape = geometry.get("type") if isinstance(geometry, dict) else None
+        if not isinstance(properties, dict):
+            raise UserError(f"{path}, feature {number}: its properties are no object; export it again from QuPath")
         kind = _kind_of(feature, properties)
+        context = f"{path}, feature {number}"
+        if kind not in OLD_KINDS.values():
+            raise UserError(
+                f"{context}: objectType {kind!r} is none of QuPath's; make it annotation, or delete the object"
+            )
         if kind != "annotation":
             skipped[kind] += 1
             continue
-        context = f"{path}, feature {number}"
         if shape not in ("Polygon", "MultiPolygon", "GeometryCollection"):
             yield _class_of(properties), str(shape), None
             continue
@@ -240,10 +256,16 @@ def _read_geojson(path: Path, notes: list[str], origin: tuple[int, int] | None) 
             ) from None
         parts = shapely.get_parts(shapely.get_parts(drawn))  # a collection may hold multipolygons
         if shape == "GeometryCollection":
+            bare = [part for part in parts if part.geom_type != "Polygon" and not part.is_empty]
             parts = [part for part in parts if part.geom_type == "Polygon" and not part.is_empty]
             if not parts:
                 yield _class_of(properties), str(shape), None
                 continue
+            for (
+                part
+            ) in bare:  # points and lines at its polygons are left by QuPath's tools; others mark a place of their own
+                if not any(part.intersects(area) for area in parts):
+                    yield _class_of(properties), part.geom_type, None
         outlines = [[part.exterior, *part.interiors] for part in parts] or [[]]
         areas = [_area([list(ring.coords) for ring in rings], context) for rings in outlines]
         yield _class_of(properties), str(shape), shapely.union_all(areas)
@@ -274,7 +296,7 @@ def _class_of(properties: dict[str, Any]) -> str:
 
 
 def _area(rings: Sequence[Sequence[tuple[float, float]]], context: str) -> Any:
-    """A valid polygon or multipolygon of an outline and its holes."""
+    """A valid polygon or multipolygon of an outline and its holes, which take away only what lies in the outline."""
     for ring in rings or [[]]:
         if len(set(ring)) < 3:
             raise UserError(
@@ -283,7 +305,10 @@ def _area(rings: Sequence[Sequence[tuple[float, float]]], context: str) -> Any:
         if not np.isfinite(ring).all():
             raise UserError(f"{context}: a corner has a coordinate that is not finite")
     polygon = Polygon(rings[0], rings[1:])
-    return polygon if polygon.is_valid else polygons(shapely.make_valid(polygon))
+    if polygon.is_valid:
+        return polygon
+    outline, *holes = (polygons(shapely.make_valid(Polygon(ring))) for ring in rings)
+    return polygons(outline - shapely.union_all(holes))
 
 
 def polygons(geometry: Any) -> MultiPolygon:

@@ -15,11 +15,12 @@ from PIL import Image
 
 from gan_uad.data.images import MAX_PIXELS, Pixels, decode
 from gan_uad.errors import UserError
-from gan_uad.slides.base import Backend, damaged, line, on_white, plausible
+from gan_uad.slides.base import Backend, damaged, is_smaller, line, on_white, plausible
 from gan_uad.slides.samples import ADVICE, ONE_CHANNEL
 from gan_uad.slides.tiff import TiffBackend
 
 GENERIC = "generic-tiff"  # OpenSlide's name of a tiled TIFF of no known scanner
+DISAGREE = 0.05  # relative difference of two statements of µm/px that cannot both be meant
 PIL_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 
 
@@ -45,7 +46,7 @@ def open_backend(path: Path) -> Backend:
     if vendor == GENERIC and tiff.samples.plain and not tiff.is_ome:
         with suppress(UserError):  # a compression that OpenSlide does not know
             slide = OpenSlideBackend(path)
-            if slide.sizes[0] == tiff.sizes[0]:
+            if slide.sizes[0] == tiff.sizes[0] and all(is_smaller(slide.sizes[0], size) for size in slide.sizes):
                 slide.notes += tiff.notes
                 tiff.close()
                 return slide
@@ -71,6 +72,10 @@ class OpenSlideBackend:
         x, y = properties.get(openslide.PROPERTY_NAME_MPP_X), properties.get(openslide.PROPERTY_NAME_MPP_Y)
         self.mpp = plausible(x, y)
         self.unclear = "" if self.mpp or not (x or y) else f"{x or 'nothing'} × {y or 'nothing'} µm/px"
+        tags = _by_tags(properties)
+        if self.mpp and tags and abs(tags - self.mpp[0]) > DISAGREE * self.mpp[0]:  # resized by another program?
+            self.unclear = f"{self.mpp[0]:.4g} µm/px as its scanner's, and {tags:.4g} in its resolution tags"
+            self.mpp = None
         self.origin, self.notes = _origin(properties)
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
@@ -136,6 +141,16 @@ def _is_ome(path: Path) -> bool:
     if not is_ome and not (bits == 8 and unsigned):
         raise UserError(f"{path}: samples of {bits} bits are not supported in this format; {ADVICE}")
     return is_ome
+
+
+def _by_tags(properties: dict[str, str]) -> float | None:
+    """µm/px along x by the resolution tags of the first page, where they are plausible."""
+    unit = {"inch": 25400.0, "centimeter": 10000.0}.get(properties.get("tiff.ResolutionUnit", ""))
+    try:
+        side = (unit or 0.0) / float(properties.get("tiff.XResolution", ""))
+    except (ValueError, ZeroDivisionError):
+        return None
+    return side if plausible(side, side) else None
 
 
 def _origin(properties: dict[str, str]) -> tuple[tuple[int, int] | None, list[str]]:

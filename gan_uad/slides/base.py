@@ -49,6 +49,12 @@ def plausible(x: object, y: object) -> tuple[float, float] | None:
     return found if all(PLAUSIBLE_MPP[0] <= side <= PLAUSIBLE_MPP[1] for side in found) else None
 
 
+def is_smaller(full: tuple[int, int], level: tuple[int, int]) -> bool:
+    """Whether an image of size `level` has the aspect of `full` but for rounding, so that it can be a level of it."""
+    ratio = (full[0] / level[0] + full[1] / level[1]) / 2
+    return all(abs(side / ratio - found) <= max(2, 0.02 * found) for side, found in zip(full, level, strict=True))
+
+
 def on_white(image: Image.Image) -> Image.Image:
     """An RGBA image as RGB."""
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

@@ -95,6 +95,7 @@ def _tasks(
     files = list(dict.fromkeys(slides))
     count = Counter(_name(path) for path in files)
     found: dict[tuple[str, str], Path] = {}
+    first: dict[str, Path] = {}  # file of each identity
     tasks = []
     for path in files[shard[0] :: shard[1]]:
         name = _name(path)
@@ -107,9 +108,16 @@ def _tasks(
             console.say(f"{path} is the same slide as {found[name, identity]} and is left out")
             continue
         found[name, identity] = path
+        if first.setdefault(identity, path) != path:
+            console.say(f"{path} holds the same as {first[identity]}; under its other name it counts as another slide")
         record, alone = read_record(out / name, keys), count[name] == 1
         plain = alone if record is None else record["identity"] == identity
         other = None if record is None or plain else str(record.get("file") or record["slide"])
+        if other == str(path):
+            failures.append(
+                (path, f"{out / name} is of an earlier file at this path: delete that folder, or choose another --out")
+            )
+            continue
         tasks.append(
             SlideTask(path, name if plain else f"{name}-{identity[:6]}", identity, alone and other is None, other)
         )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gan_uad.data.images import Pixels
 from gan_uad.errors import UserError
 from gan_uad.slides import ome
-from gan_uad.slides.base import damaged, plausible
+from gan_uad.slides.base import damaged, is_smaller, plausible
 from gan_uad.slides.samples import check_brightness, check_decoder, meaning
 
 TIFF_CACHE = 64 << 20  # bytes of decoded strips or tiles kept for the next read
@@ -61,11 +61,21 @@ class TiffBackend:
             self.sizes = [(pages[0].keyframe.imagewidth, pages[0].keyframe.imagelength) for pages in self._levels]
             if not all(map(all, self.sizes)):
                 raise ValueError("a level of it has no pixels")
+            self._leave_out_levels()
         except UserError:
             raise
         except Exception as error:  # a damaged file may raise anything
             raise UserError(damaged(path, error)) from None
         self.notes += self.samples.notes
+
+    def _leave_out_levels(self) -> None:
+        """Leave out levels of another aspect: they show something else (a thumbnail of the glass)."""
+        kept = [is_smaller(self.sizes[0], size) for size in self.sizes]
+        if not all(kept):
+            others = ", ".join(f"{w} × {h}" for (w, h), like in zip(self.sizes, kept, strict=True) if not like)
+            self.notes.append(f"its levels of another aspect than the slide's are not read: {others} px")
+            self._levels = [level for level, like in zip(self._levels, kept, strict=True) if like]
+            self.sizes = [size for size, like in zip(self.sizes, kept, strict=True) if like]
 
     def checked(self) -> Self:
         """This, if its pixels can be decoded and its values are as bright as their bits say. Raises `UserError`."""
