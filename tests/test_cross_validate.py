@@ -318,6 +318,15 @@ def test_what_cannot_be_cross_validated(cli: Any, labelled_patches: Path, traine
     repeated = cli(*words, "--folds", 3, "--data", labelled_patches, "--external", mixed)
     fails(repeated, f"--external {mixed}", f"{seen} of its {seen + 1} images")
     fails(cli(*words, "--folds", 3, "--data", tmp_path / "nowhere"), str(tmp_path / "nowhere"))
+    few = tmp_path / "few"  # three patients with normals: with three folds one val split has none of them
+    few.mkdir()
+    lines = ["image,group,label,split"]
+    for k, file in enumerate(sorted(labelled_patches.glob("*.png"))[:24]):
+        shutil.copy(file, few / f"{k}.png")
+        lines.append(f"{k}.png,p{k % 8},{int(k % 8 > 2)},")
+    (few / "index.csv").write_text("\n".join(lines) + "\n")
+    fails(cli(*words, "--folds", 3, "--data", few), str(few), "--folds", "val")
+    assert not (tmp_path / "out").exists(), "said before any training"
     normals = tmp_path / "normals" / "normal"
     normals.mkdir(parents=True)
     for k, file in enumerate(sorted(labelled_patches.glob("train_0_*.png"))[:8]):

@@ -121,6 +121,17 @@ def test_another_scale_can_be_asked_for_but_normals_must_have_it(cli: Any, tmp_p
     assert "not the model's" in result.stderr
 
 
+def test_scores_of_patches_of_another_scale_are_warned_of(cli: Any, tmp_path: Path) -> None:
+    run = train(cli, patches(tmp_path / "p"), tmp_path / "runs")
+    assert "0.5 µm/px" in cli("data", "check", tmp_path / "p").stdout
+    for mpp, warned in (("0.25", True), ("0.51", False), ("", False)):
+        out = tmp_path / f"s{mpp}"
+        result = cli("score", run, patches(tmp_path / f"q{mpp}", mpp=mpp, count=33), "--split", "all", "--out", out)
+        assert result.exit_code == 0, result.output
+        warnings = json.loads((out / "scores.json").read_text())["warnings"]
+        assert any("µm/px" in warning for warning in warnings) == warned
+
+
 def test_an_unknown_scale_is_asked_for(cli: Any, tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "s.tif", 256, 256, [(0, 0, 256, 256)], mpp=0.5)
     unknown = train(cli, patches(tmp_path / "p", mpp=""), tmp_path / "runs")
@@ -137,6 +148,9 @@ def test_patches_of_two_scales_are_refused(cli: Any, tmp_path: Path) -> None:
     text = (data / "index.csv").read_text()
     (data / "index.csv").write_text(text.replace("0.5\n", "0.25\n", 5))
     fails(cli("train", "mean_color", "--data", data, "--out", tmp_path / "runs", "-o", "resolution=16"), "data.mpp")
+    checked = cli("data", "check", data)
+    assert checked.exit_code == 1
+    assert "data.mpp" in checked.stdout
     (data / "index.csv").write_text(text.replace("0.5\n", "-1\n", 1))
     fails(cli("data", "check", data), "line 2", "mpp")
 

@@ -168,6 +168,8 @@ def test_what_was_repeated_or_left_out_is_noted(tmp_path: Path) -> None:
         assert [word in note for note in notes] == ([True] if word else [])
     grey = write(tmp_path / "tiled.tif", GREY, photometric="minisblack", rowsperstrip=None, tile=(64, 64))
     assert "grey" in open_slide(grey).notes[0]
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    assert "grey" in open_slide(tmp_path / "a.png", 0.5).notes[0]
 
 
 def test_what_is_left_out_of_a_file_is_white_in_every_kind_of_colour(tmp_path: Path) -> None:
@@ -319,6 +321,25 @@ def test_stacks_and_time_series_are_refused(tmp_path: Path) -> None:
         for _ in range(3):
             tiff.write(IMAGE, photometric="rgb", **TILED)
     assert "3 × I" in refusal(tmp_path / "a.tif")
+
+
+def test_channels_of_other_kinds_of_tiff(tmp_path: Path) -> None:
+    """Of the first two OpenSlide would read the first channel, or the small image."""
+    path, small = tmp_path / "a.tif", IMAGE[:40, :70]
+    with tifffile.TiffWriter(path) as tiff:
+        for _ in range(4):
+            tiff.write(GREY, photometric="minisblack", software="PerkinElmer-QPI", **TILED)
+    assert "4 channels" in refusal(path)
+    with tifffile.TiffWriter(path) as tiff:
+        for image in (small, IMAGE):
+            tiff.write(image, photometric="rgb", **TILED)
+    np.testing.assert_array_equal(whole(open_slide(path)), IMAGE)
+    tifffile.imwrite(path, np.stack([GREY] * 3), imagej=True, metadata={"axes": "CYX", "mode": "composite"})
+    assert "3 channels" in refusal(path)
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(IMAGE, photometric="rgb", **TILED)
+        tiff.write(GREY > 128, photometric="minisblack", subfiletype=4, **TILED)
+    assert open_slide(path).notes == []
 
 
 # µm/px of OME-TIFF

@@ -292,6 +292,10 @@ def test_list_of_trident_and_what_does_not_match(cli: Any, tmp_path: Path, slide
     assert any("2 of its rows" in line and "gone.svs" in line for line in said)
     assert any("extra" in line for line in said)
     assert [record(tmp_path / "out", name)["mpp"] for name in "ab"] == [1.0, 0.5]
+    words = ("tile", *slides[:2], *GRID, "--strict", "--out", tmp_path / "strict", "--slides-csv")
+    fails(cli(*words, tmp_path / "slides.csv"), "--strict", "slides.csv", code=1)
+    assert not (tmp_path / "strict").exists()
+    assert cli(*words, table(tmp_path, "wsi,mpp\na.png,1.0\nb.tif,0.5\n")).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -342,6 +346,8 @@ def test_names_with_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     SlideList(table(tmp_path, "slide,label\nb,1\nb-1a2b3c,0\n")).check([first, second], ["b", "b-1a2b3c"])
     assert capsys.readouterr().err == ""
     named.check([first, first, second])  # the same slide twice is one
+    decomposed = SlideList(table(tmp_path, "slide,mpp\npra\u0308parat,0.5\n"))
+    assert decomposed.of(tmp_path / "pr\u00e4parat.tif") == Told(0.5)
     assert capsys.readouterr().err == ""
 
 

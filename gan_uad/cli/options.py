@@ -183,7 +183,9 @@ unannotated_option = click.option(
 
 
 strict_option = click.option(
-    "--strict", is_flag=True, help="Refuse to start where a slide has no annotation, or an annotation file is unused."
+    "--strict",
+    is_flag=True,
+    help="Refuse to start where a slide has no annotation or table row, or one of these is unused.",
 )
 
 

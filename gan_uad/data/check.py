@@ -17,9 +17,11 @@ from gan_uad.data.cache import Tally, usable
 from gan_uad.data.findings import check_masks, hints, missing, notes_of, repeated, too_few_contaminants
 from gan_uad.data.images import Pixels, preprocess
 from gan_uad.data.manifest import LABEL_NAMES, SPLITS, Manifest
+from gan_uad.data.scale import Scale, scale_of
 from gan_uad.data.sources import Source, open_source
 from gan_uad.data.splits import split_manifest
 from gan_uad.device import cores
+from gan_uad.errors import UserError
 from gan_uad.files import make_folder
 from gan_uad.plotting.pictures import class_samples
 from gan_uad.plotting.plots import class_balance
@@ -40,6 +42,7 @@ class Report:
     groups: dict[str, int]  # {split: known groups}
     without_group: int
     sizes: dict[str, int]  # {'96x96 RGB': images}, most frequent first
+    mpp: float | None  # µm/px; None where unknown
     broken: list[tuple[str, str]]  # (name, reason)
     masks: list[tuple[str, str]]  # that cannot be used: (name, reason)
     groups_on_two_sides: dict[str, list[str]]
@@ -85,6 +88,11 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
     used = manifest.take(tally.rows)
     twice, across = _duplicates(used, tally.hashes)
     masks, of_masks = check_masks(source, manifest, tally.rows)
+    scale, mixed = Scale(), []
+    try:
+        scale = scale_of(source.manifest.mpp, tally.sizes, data, str(source.path))
+    except UserError as error:  # which a training refuses too
+        mixed = [error.message]
     report = Report(
         path=str(source.path),
         kind=source.kind,
@@ -94,6 +102,7 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
         groups={s: len({used.group[i] for i in used.where(s)} - {""}) for s in SPLITS if s in used.split},
         without_group=used.group.count(""),
         sizes=_kinds(source, tally.rows),
+        mpp=scale.mpp,
         broken=tally.skipped,
         masks=masks,
         groups_on_two_sides={group: sorted(sides) for group, sides in sorted(torn.items())},
@@ -102,7 +111,7 @@ def examine(source: Source, data: DataConfig, resolution: int) -> tuple[Report, 
         notes=notes + notes_of(used, tally, data, resolution) + hints(used, data.label) + of_masks,
         problems=[],
     )
-    report.problems = _problems(report) + missing(used, data.label)
+    report.problems = _problems(report) + missing(used, data.label) + mixed
     if data.contamination and (few := too_few_contaminants(used, data, str(source.path))):
         report.problems.append(few)
     return report, used
@@ -155,6 +164,8 @@ def as_text(report: Report) -> str:
         lines.append(f"  {split:8} {kinds}{named}{groups}")
     sizes = [f"{size}: {n}" for size, n in report.sizes.items()]
     lines += ["", f"sizes: {', '.join(_first(sizes))}"]
+    if report.mpp is not None:
+        lines.append(f"scale: {report.mpp:g} µm/px")
     if report.without_group:
         lines.append(f"without group: {report.without_group}")
     if report.duplicates:

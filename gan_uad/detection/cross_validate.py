@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gan_uad import console
+from gan_uad import console, registry
 from gan_uad.config import RunConfig, load_config
 from gan_uad.data.arrays import digest
 from gan_uad.data.manifest import Manifest
@@ -29,6 +29,7 @@ from gan_uad.model import load_model
 from gan_uad.run import Run
 from gan_uad.training.train import train
 
+MIN_NORMALS = 2  # val images of a fold whose scores are not log-odds
 MAY_DIFFER = ("threads", "device")  # settings of `training` that folds may differ in
 
 
@@ -96,6 +97,12 @@ def _about(config: RunConfig, folds: int, folder: Path) -> dict[str, Any]:
     for fold in range(1, folds + 1):
         manifest, _ = split_manifest(opened, config.data.model_copy(update={"fold": fold}))
         _check_labels(manifest, "test", f"{path}: fold {fold} of {folds}", "use fewer --folds")
+        log_odds = registry.find("scorer", config.scoring.scorer).log_odds  # comparable between models as they are
+        if not log_odds and len(manifest.where("val", 0)) < MIN_NORMALS:
+            raise UserError(
+                f"{path}: fold {fold} of {folds} has fewer than {MIN_NORMALS} normal val images, by which scores of different models are "
+                "compared: use other --folds, another data.split_seed, or a larger share of val in data.split_fractions"
+            )
     settings = config.model_dump(mode="json")
     settings["training"] = {key: value for key, value in settings["training"].items() if key not in MAY_DIFFER}
     rows = opened.manifest

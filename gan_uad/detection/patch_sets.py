@@ -10,6 +10,7 @@ from gan_uad import console
 from gan_uad.config import DataConfig, RunConfig, resolve
 from gan_uad.data.known import KnownImages
 from gan_uad.data.patches import PatchSet, contaminated, load_patches, some
+from gan_uad.data.scale import differ
 from gan_uad.errors import UserError
 from gan_uad.model import Model, inverter_of
 from gan_uad.run import model_file
@@ -94,6 +95,7 @@ def choose_sets(
         warnings.append(
             f"{given.source} has changed since the training: its splits may differ, and training images may be among those scored"
         )
+    warnings += _other_scale(given, model, trained_on)
     if changes := model.config.scoring.corruption.words:
         warnings.append(f"the scored images were corrupted before they were scored: {changes}")
     held_out = len(target.select("val", 0)) > 0
@@ -108,17 +110,34 @@ def choose_sets(
             advice = "with --split test the other splits set the threshold and mean colour"
             console.say(f"note: all {len(target):,} images are scored; {advice}")
         return ScoreSets(picked, None, None, None, warnings, counts)
+    return ScoreSets(picked, *_calibration(reference, model, trained_on.contamination, seed), warnings, counts)
+
+
+def _calibration(
+    reference: PatchSet, model: Model, contamination: float, seed: int
+) -> tuple[PatchSet | None, PatchSet | None, PatchSet | None]:
+    """`validation`, `train` and `learnt_from` of `ScoreSets`."""
     validation = some(reference.select("val"), model.config.scoring.calibration_images, seed)
     train = reference.select("train", label=0)
-    share = trained_on.contamination
-    return ScoreSets(
-        picked,
+    return (
         validation if len(validation.select(label=0)) else None,
         train if len(train) else None,
-        contaminated(reference, train, share, model.config.training.seed) if len(train) else None,
-        warnings,
-        counts,
+        contaminated(reference, train, contamination, model.config.training.seed) if len(train) else None,
     )
+
+
+def _other_scale(given: PatchSet, model: Model, trained_on: DataConfig) -> list[str]:
+    """A warning of patches that show the model another µm/px than it was trained on, where both are known."""
+    try:
+        theirs = given.scale.seen(model.config.data, model.resolution)
+    except UserError as error:  # of several scales
+        return [error.message]
+    learnt = model.scale.seen(trained_on, model.resolution)
+    if not differ(theirs, learnt):
+        return []
+    return [
+        f"{given.source} shows the model {theirs:.4g} µm/px, and it was trained on {learnt:.4g}: scores may be of the scale"
+    ]
 
 
 def known_images(model: Model) -> KnownImages | None:

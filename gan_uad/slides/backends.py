@@ -16,7 +16,7 @@ from PIL import Image
 from gan_uad.data.images import MAX_PIXELS, Pixels, decode
 from gan_uad.errors import UserError
 from gan_uad.slides.base import Backend, damaged, is_smaller, line, on_white, plausible
-from gan_uad.slides.samples import ADVICE
+from gan_uad.slides.samples import ADVICE, ONE_CHANNEL
 from gan_uad.slides.tiff import TiffBackend
 
 GENERIC = "generic-tiff"  # OpenSlide's name of a tiled TIFF of no known scanner
@@ -75,10 +75,8 @@ class OpenSlideBackend:
         self.origin, self.notes = _origin(properties)
         tags, stated = _by_tags(properties), self.mpp
         if tags and stated and abs(tags - stated[0]) > DISAGREE * stated[0]:  # resized by another program?
-            self.mpp, self.unclear = (
-                None,
-                f"{stated[0]:.4g} µm/px as its scanner's, and {tags:.4g} in its resolution tags",
-            )
+            self.mpp = None
+            self.unclear = f"{stated[0]:.4g} µm/px as its scanner's, and {tags:.4g} in its resolution tags"
             self.notes.append(f"states {self.unclear}")
 
     def region(self, level: int, x: int, y: int, width: int, height: int) -> Pixels:
@@ -109,6 +107,8 @@ class PlainBackend:
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path, formats=PIL_FORMATS) as image:
                     self.sizes = [image.size]
+                    if image.mode.startswith(("1", "I", "LA")) or image.mode == "L":
+                        self.notes.append(ONE_CHANNEL)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             self.sizes = [(MAX_PIXELS, MAX_PIXELS)]
         except Exception as error:

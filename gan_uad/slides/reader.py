@@ -50,7 +50,9 @@ class Slide:
             if not (math.isfinite(given) and given > 0):
                 raise UserError(f"--slide-mpp {given}: µm/px must be a positive number")
             if backend.mpp and any(abs(side - given) > SCALE_TOLERANCE * given for side in backend.mpp):
-                self.notes.append(f"{self.path} states {_sides(*backend.mpp)} µm/px; {given:g} is taken, as told")
+                self.notes.append(
+                    f"{self.path} states {_sides(*backend.mpp)} µm/px; {given:g} is taken (--slide-mpp or --slides-csv)"
+                )
             return float(given)
         if backend.mpp is None:
             unclear = f" (it states {backend.unclear})" if backend.unclear else ""

@@ -35,6 +35,7 @@ RAW = (
     50000,
 )  # compressions that know no colours: none, LZW, deflate, PackBits, LZMA, Zstandard
 BRIGHT = 1 << 15  # 16-bit values that all stay below are taken for fewer bits: glass is brighter
+ONE_CHANNEL = "its one channel (grey) is repeated to red, green and blue"
 ADVICE = "save it as RGB of 8 bits"
 
 
@@ -122,7 +123,7 @@ def meaning(path: Path, page: Any, pages: int, pixels: Element | None) -> Sample
     _check_channels(path, page, pages, found)
     alpha, notes = _extra_samples(path, page)
     if kind in (WHITE_IS_ZERO, GREY) and pages == 1:
-        notes.append("its one channel (grey) is repeated to red, green and blue")
+        notes.append(ONE_CHANNEL)
     stated = None if pixels is None else ome.significant_bits(pixels)
     bits = min(bits, stated) if stated else bits
     order = (ome.red_green_blue(found) or range(pages)) if pages > 1 else (0,)
@@ -162,9 +163,11 @@ def _check_channels(path: Path, page: Any, pages: int, found: list[Element]) -> 
     colours, samples = COLOURS[kind], int(page.samplesperpixel)
     several = pages > 1 or (colours == 1 and samples > 1 and not _alphas(page))
     dyed = ome.fluorescent(found) and (colours == 1 or len(found) > 1)
-    if dyed or (several and not (pages == 3 and kind == GREY and ome.red_green_blue(found))):
-        count = max(pages, samples, len(found))
-        what = f"{count} channel{'s' if count > 1 else ''}" + (f" ({named})" if named else "")
+    count = max(pages, samples, len(found))
+    what = f"{count} channel{'s' if count > 1 else ''}" + (f" ({named})" if named else "")
+    if dyed or (several and count != 3):
+        raise UserError(f"{path}: {what} of one colour each are no RGB or grey image; fluorescence is not supported")
+    if several and not (pages == 3 and kind == GREY and ome.red_green_blue(found)):
         raise UserError(
             f"{path}: {what} of one colour each may be fluorescence, which is not supported, or red, green and blue: then save it as RGB, "
             "or name its channels R, G and B in its OME-XML"

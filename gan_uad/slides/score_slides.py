@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from gan_uad import console
 from gan_uad.checkpoint import content
 from gan_uad.config import PREPROCESSING, DataConfig
-from gan_uad.data.images import BadImage, preprocess
+from gan_uad.data.images import BadImage, Pixels, preprocess
 from gan_uad.data.patches import PatchSet, load_patches, some
 from gan_uad.data.scale import Scale, differ
 from gan_uad.detection.patch_sets import SPLIT_SETTINGS, in_run_splits, known_images, overridden_config
@@ -22,7 +23,7 @@ from gan_uad.detection.rows import CHUNK, write_csv
 from gan_uad.detection.score import calibrate, parsed_rule, threshold_by
 from gan_uad.device import cores, prepare
 from gan_uad.errors import UserError
-from gan_uad.files import claim, csv_text, known_key, write_json, write_text
+from gan_uad.files import claim, csv_text, write_json, write_text
 from gan_uad.metrics import tails
 from gan_uad.metrics.detection import fit_threshold, strict_json
 from gan_uad.metrics.tails import MIN_NORMALS, Tail
@@ -83,18 +84,11 @@ def score_slides(
     found_by = getattr(scorer, "inverter", None)
     inverter_spec = None if found_by is None else found_by.spec
     label = f"{model.name}/{(inverter_spec or scorer.spec)['name']}"
-    of_model = content(model_file(run))
-
-    def key_of(held_out: str, train: str | None) -> str:
-        depends_on = [
-            [scorer.spec, inverter_spec, scorer.rests_on], held_out, train,
-            [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k, tails.VERSION, rule,
-        ]  # fmt: skip
-        return hashlib.sha256(of_model + json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
-
-    old_key = key_of(held_out.old_fingerprint, None if train is None else train.old_fingerprint)
-    key = key_of(held_out.fingerprint, None if train is None else train.fingerprint)
-    key = known_key(out, SETTINGS, "key", key, old_key)
+    depends_on = [
+        [scorer.spec, inverter_spec, scorer.rests_on], held_out.fingerprint, None if train is None else train.fingerprint,
+        [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k, tails.VERSION, rule,
+    ]  # fmt: skip
+    key = hashlib.sha256(content(model_file(run)) + json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     claim(out, SETTINGS, {"key": key}, "slides scored with another model, calibration or setting", SLIDES)
     settings = {
         "key": key, "model": str(run), "label": label, "scorer": config.scoring.scorer, "options": scorer.spec["options"],
@@ -103,28 +97,36 @@ def score_slides(
     }  # fmt: skip
     if train is not None:
         fit_on(scorer, train, CHUNK, "give a set with fewer train normals")
+    prepared = partial(preprocess, data=config.data, resolution=model.resolution)
+    calibrated = _calibrated(scorer, prepared, held_out, rule, out, settings)
+
+    def work(task: SlideTask) -> str:
+        told = table and table.of(task.path).mpp
+        own = replace(cut, slide_mpp=told or cut.slide_mpp)
+        return _message(score_slide(task, calibrated, own, out / task.name, workers or cores()))
+
+    each_slide(slides, shard, out, KEYS, work, lambda: _write_table(out, key), "scored")
+    return out / SLIDES
+
+
+def _calibrated(
+    scorer: Scorer, prepared: Callable[[Pixels], Pixels], held_out: PatchSet, rule: tuple[str, dict[str, float]], out: Path,
+    settings: dict[str, Any],
+) -> CalibratedScorer:  # fmt: skip
+    """Calibrate on held-out normals, say how few they are, and write their scores and `settings`."""
+    key, label = settings["key"], settings["label"]
     rows, _ = calibrate(scorer, held_out, out / ".normals.jsonl", key)
     fitted = threshold_by(rule, held_out, rows)
     write_csv(out / NORMALS, held_out, rows, label, fitted)
     scores = np.array([row["score"] for row in rows], np.float64)
-    limit = fit_threshold("quantile", scores, q=QUANTILE).value
-    above = limit_in_words(len(scores))
-    prepared = partial(preprocess, data=config.data, resolution=model.resolution)
-    calibrated = CalibratedScorer(scorer, prepared, Tail.fit(scores), limit, above, fitted, top_k, key, label)
+    limit, above = fit_threshold("quantile", scores, q=QUANTILE).value, limit_in_words(len(scores))
     write_json(out / SETTINGS, settings | {"limit": limit, "limit_is": above, "threshold": strict_json(asdict(fitted))})
     if len(scores) < FEW:
         few = f"share is of tiles above {above}, and a p below {1 / (len(scores) + 1):.2g} is an extrapolation"
         console.say(f"note: {len(scores)} calibration normals: {few}")
     if not fitted.exists:
         console.say(f"warning: tiles have no decision: {fitted.note}")
-
-    def work(task: SlideTask) -> str:
-        told = table and table.of(task.path).mpp
-        own = replace(cut, slide_mpp=told or cut.slide_mpp)
-        return _message(score_slide(task, calibrated, own, out / task.name, workers or cores()), above)
-
-    each_slide(slides, shard, out, KEYS, work, lambda: _write_table(out, key), "scored")
-    return out / SLIDES
+    return CalibratedScorer(scorer, prepared, Tail.fit(scores), limit, above, fitted, settings["top_k"], key, label)
 
 
 def limit_in_words(n: int) -> str:
@@ -248,12 +250,12 @@ def _check_alike(path: Path, data: DataConfig, cut: Cut) -> None:
             )
 
 
-def _message(record: dict[str, Any], above: str) -> str:
+def _message(record: dict[str, Any]) -> str:
     if not record["tiles"]:
         return "no tissue found, so no score"
     return (
         f"{record['tiles']:,} tiles, highest -log10 p {record['max']:.2f}, mean of the {record['top_k_is']} highest "
-        f"{record['top_k']:.2f}; {record['share']:.1%} of tiles score above {above}"
+        f"{record['top_k']:.2f}; {record['share']:.1%} of tiles score above {record['limit_is']}"
     )
 
 

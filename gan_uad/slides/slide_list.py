@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from gan_uad import console
-from gan_uad.errors import UserError
+from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import csv_lines, number
 
 LABELS = {
@@ -49,7 +50,7 @@ class SlideList:
         if other := [name for name in header if name not in (*names, *self.columns)]:
             console.say(f"{path}: columns that are not used: {', '.join(other)}")
         for line, row in lines:
-            name = row[names[0]].strip()
+            name = unicodedata.normalize("NFC", row[names[0]].strip())
             if not name:
                 raise UserError(f"{path}, line {line}: no slide is named")
             if name in self._rows:
@@ -77,6 +78,7 @@ class SlideList:
 
         Raises `UserError` where two rows name it.
         """
+        name = unicodedata.normalize("NFC", name)
         found = [name] if name in self._rows else self._naming(slide, alone)
         if len(found) > 1:
             lines = " and ".join(str(self._rows[row][0]) for row in found[:2])
@@ -84,15 +86,15 @@ class SlideList:
         return self._rows[found[0]][1] if found else Told()
 
     def _naming(self, slide: Path, alone: bool = True) -> list[str]:
-        parts = slide.absolute().parts
+        parts = PurePath(unicodedata.normalize("NFC", str(slide.absolute()))).parts  # macOS names files in NFD
         return [
             row for row in self._rows if _names(PurePath(row).parts, parts) and (alone or len(PurePath(row).parts) > 1)
         ]
 
-    def check(self, slides: Sequence[Path], names: Sequence[str] = ()) -> None:
+    def check(self, slides: Sequence[Path], names: Sequence[str] = (), strict: bool = False) -> None:
         """Say which slides are not in the table, have no patient in it, and which rows are of none of the slides. `names`: as in `of`.
 
-        Raises `UserError` for a row that may be of two of them.
+        Raises `UserError` for a row that may be of two of them, and `JobFailed` where `strict` and anything is said.
         """
         rows: dict[str, Path] = {}
         missing, unknown = [], []
@@ -117,10 +119,14 @@ class SlideList:
             if those:
                 more = ", ..." if len(those) > SHOWN else ""
                 console.say(f"{self.path}: {len(those)} {what}: {', '.join(those[:SHOWN])}{more}")
+        if strict and (missing or unknown or unused):
+            raise JobFailed(
+                f"--strict: every slide needs a row in {self.path}, and every row a slide; see the lists above"
+            )
 
 
 def slide_list(
-    path: Path | None, slides: Sequence[Path], mpp: float | None, group: str | None = None
+    path: Path | None, slides: Sequence[Path], mpp: float | None, group: str | None = None, strict: bool = False
 ) -> SlideList | None:
     """The table `path` of `slides`, checked; None without one. Raises `UserError` where `mpp` or `group` tell the same as its columns."""
     if path is None:
@@ -129,7 +135,7 @@ def slide_list(
     for option, value, column in (("--slide-mpp", mpp, "mpp"), ("--group", group, "patient")):
         if value is not None and column in found.columns:
             raise UserError(f"{option} and the column {column} of {path} tell the same: give one of them")
-    found.check(slides)
+    found.check(slides, strict=strict)
     return found
 
 

@@ -22,6 +22,7 @@ from gan_uad.slides.samples import check_brightness, check_decoder, meaning
 
 TIFF_CACHE = 64 << 20  # bytes of decoded strips or tiles kept for the next read
 LIKE = 0.5  # from this share of the largest image's area, another one may be the slide too
+MASK = 4  # bit of tag 254, NewSubfileType: transparency of another image
 PROBES = 64  # strips or tiles whose brightest value is that of the slide
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # our errors report damaged files
@@ -85,10 +86,11 @@ class TiffBackend:
 
     def _find_levels(self) -> tuple[Any, list[list[Any]]]:
         """The largest image, and the pages of each of its levels: one, or one per channel."""
-        series = max(self._tiff.series, key=lambda one: _area(one.levels[0]), default=None)
+        images = [one for one in self._tiff.series if not one.levels[0].keyframe.subfiletype & MASK]
+        series = max(images, key=lambda one: _area(one.levels[0]), default=None)
         if series is None:
             raise UserError(f"{self._path}: the TIFF holds no image")
-        self._note_others(series)
+        self._note_others(series, images)
         first = series.levels[0]
         counts = dict(zip(series.axes, first.shape, strict=True))
         if others := [f"{count} × {axis}" for axis, count in counts.items() if axis not in "YXSC" and count > 1]:
@@ -105,8 +107,8 @@ class TiffBackend:
             levels.append(pages)
         return series, levels
 
-    def _note_others(self, series: Any) -> None:
-        alike = [one for one in self._tiff.series if _area(one.levels[0]) >= LIKE * _area(series.levels[0])]
+    def _note_others(self, series: Any, images: list[Any]) -> None:
+        alike = [one for one in images if _area(one.levels[0]) >= LIKE * _area(series.levels[0])]
         if len(alike) > 1:
             names = [f"{one.name or 'image'} {_side(one, 'X')} × {_side(one, 'Y')}" for one in alike]
             areas = [_area(one.levels[0]) for one in alike]

@@ -40,8 +40,8 @@ def tile(
 
     `annotations`: a folder of annotation files (see `match_annotations`), or one file for a single slide. `shard` (i, n): every n-th
     slide, starting at the i-th (from 0); all shards may write into one folder at the same time. `workers`: threads that read and write.
-    `slides_csv`: a table of µm/px, patient and label by slide (`SlideList`). `strict`: refuse to start where a slide has no annotation or
-    a file of the folder is unused.
+    `slides_csv`: a table of µm/px, patient and label by slide (`SlideList`). `strict`: refuse to start where a slide has no annotation
+    or row, or a file of the folder or a row is unused.
 
     A slide that was cut from the same file, annotation and row of the table is left as it is. A slide that fails does not stop the
     others: `JobFailed` at the end. Raises `UserError` where `out` holds tiles of other settings.
@@ -54,7 +54,7 @@ def tile(
     if annotations is not None and annotations.is_dir():
         matches = match_annotations(annotations, slides)
         matches.report(strict, settings.unannotated == "normal")
-    table = slide_list(slides_csv, slides, settings.slide_mpp, settings.group)
+    table = slide_list(slides_csv, slides, settings.slide_mpp, settings.group, strict)
     claim(out, SETTINGS, asdict(settings), "tiles cut", "*")
     records: list[dict[str, Any]] = []
 
