@@ -26,14 +26,17 @@ SIDE, TOLERANCE = 32, 6
 @dataclass
 class Want:
     """What is right. labels: images by label. splits: labels by split. colours: mean colour of images by the end of their name. marked:
-    share of the mask's pixels that are marked. said: words that the output must hold. accept: outcomes that are not wrong."""
+    whether the upper right quarter of the mask is marked (0: nothing). said: words that the
+    output must hold."""
 
     path: Path
     labels: dict[str, int] = field(default_factory=lambda: {"normal": NORMAL, "anomalous": TUMOUR})
     splits: dict[str, dict[str, int]] | None = None
     groups: int | None = None
     colours: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    top: tuple[int, int, int] | None = None  # mean colour of the upper quarter of the odd image
     marked: float | None = None
+    odd: str = ""  # the end of the name that a problem must hold
     said: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
 
@@ -75,7 +78,10 @@ def judge(want: Want) -> Outcome:
     found = json.loads(text[text.index("{") : text.rindex("}") + 1])
     problems = [problem for problem in found["problems"] if "detection cannot be evaluated" not in problem]
     if problems:
-        return Outcome("refused", problems[0])
+        listed = [*found["broken"], *found["masks"]]
+        about = [f"{name}: {reason}" for name, reason in listed if want.odd and name.endswith(want.odd)]
+        clear = about if listed else problems
+        return Outcome("refused" if clear else "WRONG", (clear or problems)[0])
     totals: dict[str, int] = {}
     for labels in found["labels"].values():
         for label, n in labels.items():
@@ -87,29 +93,42 @@ def judge(want: Want) -> Outcome:
         wrong.append(f"{found['groups']} groups, not {want.groups}")
     said = " / ".join(found["notes"])
     wrong += [f"not said: {word}" for word in want.said if word.lower() not in said.lower()]
-    wrong += _pixels(want)
+    wrong += _read(want)
     return Outcome("WRONG" if wrong else "right", "; ".join(wrong) or said[:200])
 
 
-def _pixels(want: Want) -> list[str]:
-    """What is wrong with the images and masks that a network gets."""
+def _read(want: Want) -> list[str]:
+    """What is wrong with the labels, images and masks that a network gets.
+
+    An image is normal where it is pink and anomalous where it is violet; `colours` are of images that are neither.
+    """
     from gan_uad.config import DataConfig
     from gan_uad.data.patches import load_patches
 
-    if not want.colours and want.marked is None:
-        return []
-    loaded = load_patches(DataConfig(path=str(want.path)), SIDE)
+    classes = {"normal_classes": json.loads(want.args[1].partition("=")[2])} if want.args else {}
+    loaded = load_patches(DataConfig(path=str(want.path), **classes), SIDE)
     wrong = []
-    for name, colour in want.colours.items():
-        (row,) = [i for i, image in enumerate(loaded.manifest.image) if image.endswith(name)]
-        got = loaded.images[row].reshape(-1, 3).mean(0)
-        if np.abs(got - colour).max() > TOLERANCE:
+    for name, label, image in zip(loaded.manifest.image, loaded.manifest.label.tolist(), loaded.images, strict=True):
+        got = image.reshape(-1, 3).mean(0)
+        colour = next((colour for end, colour in want.colours.items() if name.endswith(end)), None)
+        if colour is None:
+            if not np.abs(got - (PINK, VIOLET)[label]).max() <= 12:
+                wrong.append(f"{name}, labelled {label}, is {got.round().tolist()}")
+        elif not np.abs(got - colour).max() <= TOLERANCE:
             wrong.append(f"{name} is {got.round().tolist()}, not {colour}")
+    missing = [end for end in want.colours if not any(name.endswith(end) for name in loaded.manifest.image)]
+    wrong += [f"{end} is not in the set" for end in missing]
+    if want.top is not None:
+        (row,) = [i for i, name in enumerate(loaded.manifest.image) if name.endswith(tuple(want.colours))]
+        if not np.abs(loaded.images[row][:8].reshape(-1, 3).mean(0) - want.top).max() <= TOLERANCE:
+            wrong.append("the image lies otherwise")
     if want.marked is not None:
-        marked = loaded.masks()[loaded.manifest.label == 1].mean()
-        if abs(marked - want.marked) > 0.02:
-            wrong.append(f"{marked:.3f} of the mask is marked, not {want.marked:.3f}")
-    return wrong
+        found = loaded.masks()[loaded.manifest.label == 1]
+        right = np.zeros((SIDE, SIDE), bool)
+        right[:16, 16:] = want.marked > 0
+        if len(found) != 1 or not (found[0] != right).mean() <= 0.02:
+            wrong.append(f"{found.mean():.3f} of the mask is marked, or elsewhere")
+    return wrong[:3]
 
 
 def tissue(colour: tuple[int, ...] = PINK, side: int = SIDE) -> np.ndarray:
@@ -152,7 +171,7 @@ def one(folder: Path, name: str, content: np.ndarray | bytes, colour: tuple[int,
         path.write_bytes(content)
     else:
         tifffile.imwrite(path, content, **options)
-    return Want(root, {"normal": NORMAL + 1, "anomalous": TUMOUR}, colours={name: colour})
+    return Want(root, {"normal": NORMAL + 1, "anomalous": TUMOUR}, colours={name: colour}, odd=name)
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -180,7 +199,9 @@ def _(folder: Path) -> Want:
 def _(folder: Path) -> Want:
     image = np.full((32, 32, 4), (100, 50, 150, 255), np.uint8)
     image[:16, :, 3] = 0
-    return one(folder, "odd.png", encoded(Image.fromarray(image), "PNG"), (178, 152, 202))
+    want = one(folder, "odd.png", encoded(Image.fromarray(image), "PNG"), (178, 152, 202))
+    want.top = (255, 255, 255)
+    return want
 
 
 @patches("PNG of grey with alpha", "right")
@@ -203,9 +224,10 @@ def _(folder: Path) -> Want:
 def _(folder: Path) -> Want:
     exif = Image.Exif()
     exif[0x0112] = 6
-    image = np.full((32, 64, 3), PINK, np.uint8)
-    want = one(folder, "odd.jpg", encoded(Image.fromarray(image), "JPEG", exif=exif, quality=95), PINK)
-    want.said = ("not square",)
+    image = np.full((64, 32, 3), PINK, np.uint8)
+    image[:, :8] = VIOLET  # turned by 6 (a quarter clockwise), the left edge is the upper one
+    want = one(folder, "odd.jpg", encoded(Image.fromarray(image), "JPEG", exif=exif, quality=95), (192, 122, 180))
+    want.said, want.top = ("not square",), VIOLET
     return want
 
 
@@ -347,18 +369,17 @@ def _(folder: Path) -> Want:
     classes(folder / "p" / "Training")
     classes(folder / "p" / "validation")
     both = {"normal": NORMAL, "anomalous": TUMOUR}
-    return Want(folder / "p", {name: 2 * n for name, n in both.items()})
+    return Want(folder / "p", {name: 2 * n for name, n in both.items()}, {"train": both, "val": both})
 
 
 @patches("splits below classes", "right")
 def _(folder: Path) -> Want:
-    for split, n in (("train", 3), ("val", 2), ("test", 2)):
-        for name, colour in (("normal", PINK), ("tumour", VIOLET)):
+    splits = {split: {"normal": n, "anomalous": n + 1} for split, n in (("train", 5), ("val", 2), ("test", 3))}
+    for split, labels in splits.items():
+        for name, colour, n in (("normal", PINK, labels["normal"]), ("tumour", VIOLET, labels["anomalous"])):
             for k in range(n):
                 write(folder / "p" / name / split / f"{k}.png", tissue(colour))
-    half = {"normal": 2, "anomalous": 2}
-    splits = {"train": {"normal": 3, "anomalous": 3}, "val": half, "test": half}
-    return Want(folder / "p", {"normal": 7, "anomalous": 7}, splits)
+    return Want(folder / "p", {"normal": 10, "anomalous": 13}, splits)
 
 
 @patches("splits in the names of class folders", "refused")
@@ -386,21 +407,21 @@ def _(folder: Path) -> Want:
 def _(folder: Path) -> Want:
     root = classes(folder / "p")
     (root / "normal" / "x.png").mkdir()
-    return Want(root)
+    return Want(root, odd="x.png")
 
 
 @patches("a link to a file that does not exist", "refused")
 def _(folder: Path) -> Want:
     root = classes(folder / "p")
     os.symlink(folder / "gone.png", root / "normal" / "gone.png")
-    return Want(root)
+    return Want(root, odd="gone.png")
 
 
 @patches("a named pipe", "refused")
 def _(folder: Path) -> Want:
     root = classes(folder / "p")
     os.mkfifo(root / "normal" / "pipe.png")
-    return Want(root)
+    return Want(root, odd="pipe.png")
 
 
 @patches("equal images in train and test", "refused")
@@ -598,12 +619,12 @@ def masked(folder: Path, content: bytes | None, name: str = "mask.png", marked: 
     if content is not None:
         (root / name).write_bytes(content)
     (root / "index.csv").write_text("\n".join(lines) + "\n")
-    return Want(root, {"normal": NORMAL, "anomalous": 1}, marked=marked)
+    return Want(root, {"normal": NORMAL, "anomalous": 1}, marked=marked, odd=name)
 
 
 def quarter(low: Any, high: Any, kind: Any = np.uint8) -> np.ndarray:
     found = np.full((SIDE, SIDE), low, kind)
-    found[:16, :16] = high
+    found[:16, 16:] = high
     return found
 
 
@@ -675,7 +696,7 @@ def _(folder: Path) -> Want:
 
 @mask("empty", "right refused")
 def _(folder: Path) -> Want:
-    want = masked(folder, png(quarter(0, 0)), marked=None)
+    want = masked(folder, png(quarter(0, 0)), marked=0)
     want.said = ("mask",)
     return want
 
@@ -702,3 +723,122 @@ def _(folder: Path) -> Want:
     text = (want.path / "index.csv").read_text()
     (want.path / "index.csv").write_text(text.replace("mask.png", "a.png"))
     return want
+
+
+@mask("a marked quarter on a normal image")
+def _(folder: Path) -> Want:
+    want = masked(folder, png(quarter(0, 255)))
+    text = (want.path / "index.csv").read_text()
+    (want.path / "index.csv").write_text(
+        text.replace("0.png,p0,0,train,", "0.png,p0,0,train,mask.png").replace("test,mask.png", "test,")
+    )
+    want.marked, want.said = None, ("mask",)
+    return want
+
+
+@mask("255 as background, 0 as marked")
+def _(folder: Path) -> Want:
+    """Bright is marked, by the rule that is documented: the three other quarters."""
+    want = masked(folder, png(quarter(255, 0)), marked=None)
+    return want
+
+
+@patches("progressive JPEG", "right")
+def _(folder: Path) -> Want:
+    return one(folder, "odd.jpg", encoded(Image.new("RGB", (32, 32), PINK), "JPEG", quality=95, progressive=True), PINK)
+
+
+@patches("classes in Chinese", "refused")
+def _(folder: Path) -> Want:
+    return Want(classes(folder / "p", "正常组织", "肿瘤"))
+
+
+@patches("classes in Chinese, with the normal one given", "right")
+def _(folder: Path) -> Want:
+    return Want(classes(folder / "p", "正常组织", "肿瘤"), args=("-o", 'data.normal_classes=["正常组织"]'))
+
+
+@patches("IDC names below a wrapper and splits", "right")
+def _(folder: Path) -> Want:
+    splits = {
+        "train": {"normal": 5, "anomalous": 3},
+        "val": {"normal": 2, "anomalous": 1},
+        "test": {"normal": 3, "anomalous": 2},
+    }
+    patient = 0
+    for split, labels in splits.items():
+        for name, n in labels.items():
+            for k in range(n):
+                patient += 1
+                klass = int(name == "anomalous")
+                file = f"{8000 + patient}_idx5_x{50 * k + 1}_y51_class{klass}.png"
+                write(folder / "p" / "IDC_normal" / split / str(klass) / file, tissue((PINK, VIOLET)[klass]))
+    return Want(folder / "p", {"normal": 10, "anomalous": 6}, splits, groups=16)
+
+
+@patches("splits in the names of files", "right refused")
+def _(folder: Path) -> Want:
+    root = classes(folder / "p")
+    for k, file in enumerate(sorted(root.rglob("*.png"))):
+        file.rename(file.with_name(f"{('train', 'test')[k % 2]}_{k}.png"))
+    return Want(root, said=("not read as splits",))
+
+
+@patches("zip with a password", "refused")
+def _(folder: Path) -> Want:
+    path = zipped(folder, classes(folder / "p"))
+    raw = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # the flag of encryption, in both headers of every file
+        start = raw.find(mark)
+        while start >= 0:
+            raw[start + place] |= 1
+            start = raw.find(mark, start + 4)
+    path.write_bytes(raw)
+    return Want(path, odd=".png")
+
+
+@patches("zip with __MACOSX inside", "right")
+def _(folder: Path) -> Want:
+    path = zipped(folder, classes(folder / "p"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/normal/._0.png", b"Mac OS X")
+    return Want(path)
+
+
+@patches("index.csv with absolute paths", "refused")
+def _(folder: Path) -> Want:
+    return Want(index(folder / "p", [rows()[0], *(f"{folder}/p/{line}" for line in rows()[1:])]))
+
+
+@patches("index.csv with labels 0.0 and 1.0")
+def _(folder: Path) -> Want:
+    return Want(index(folder / "p", rows(("0.0", "1.0"))))
+
+
+@patches("index.csv with exchanged labels: what it says counts", "right")
+def _(folder: Path) -> Want:
+    want = Want(index(folder / "p", rows(("1", "0"))), {"normal": TUMOUR, "anomalous": NORMAL})
+    want.colours = {f"{k}.png": VIOLET if k >= NORMAL else PINK for k in reversed(range(NORMAL + TUMOUR))}
+    return want
+
+
+@patches("npz without labels", "refused")
+def _(folder: Path) -> Want:
+    np.savez(folder / "x.npz", train_images=np.zeros((4, 32, 32, 3), np.uint8))
+    return Want(folder / "x.npz")
+
+
+@patches("PatchCamelyon of uint16 images", "refused")
+def _(folder: Path) -> Want:
+    root = hdf5(folder, np.repeat([0, 1], [NORMAL, TUMOUR]).reshape(-1, 1, 1, 1))
+    with h5py.File(root / "camelyonpatch_level_2_split_train_x.h5", "w") as file:
+        file["x"] = np.zeros((12, 32, 32, 3), np.uint16)
+    return Want(root)
+
+
+@patches("PatchCamelyon with channels first", "refused")
+def _(folder: Path) -> Want:
+    root = hdf5(folder, np.repeat([0, 1], [NORMAL, TUMOUR]).reshape(-1, 1, 1, 1))
+    with h5py.File(root / "camelyonpatch_level_2_split_train_x.h5", "w") as file:
+        file["x"] = np.zeros((12, 3, 32, 32), np.uint8)
+    return Want(root)
