@@ -16,7 +16,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from odd_inputs import annotation_files, annotations, common, patches, scored, slides, slides_files, slides_ome  # noqa: F401
+from odd_inputs import (  # noqa: F401
+    annotation_files,
+    annotations,
+    common,
+    masks,
+    patch_files,
+    patch_images,
+    patch_names,
+    scored,
+    slides,
+    slides_files,
+    slides_ome,
+)
 
 
 def main() -> int:
