@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from encoders.base import Inversion, Inverter
 from gan_uad.checkpoint import load_weights
+from gan_uad.device import upload
 from gan_uad.errors import UserError
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
@@ -143,7 +144,7 @@ class ZizTask(EncoderTask):
         """z ~ N(0, 1)."""
         here = distributed.world()
         z = torch.randn(count * here.size, self.gan.G.z_dim, generator=self.rng)
-        return distributed.share(z, here).to(self.device)
+        return upload(distributed.share(z, here), self.device)
 
     def loss(self, real: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`; `real` is not used."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from encoders.base import Inversion, Inverter, SearchState, pixel_seed
 from encoders.noise import autocorrelation, renormalise_
 from encoders.search import Job, Schedule, Slots
+from gan_uad.device import upload
 from gan_uad.errors import JobFailed, UserError
 from gan_uad.features.lpips import perceptual_distance
 from gan_uad.features.weights import EMBEDDED
@@ -235,7 +236,7 @@ class LatentSearch(Inverter):
             if share:
                 scale = share * self.latent_std
                 noise[place] = torch.randn(self.latent_shape, generator=job.rng) * scale
-        return noise.to(self.device)
+        return upload(noise, self.device)
 
     @torch.no_grad()
     def _results(self, slots: Slots, over: list[tuple[int, Job]]) -> list[tuple[float, SearchState]]:

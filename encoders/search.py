@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gan_uad.device import upload
+
 BETAS, EPS = (0.9, 0.999), 1e-8
 RAMP_UP, RAMP_DOWN, EXPLORED = 0.05, 0.25, 0.75  # shares of the steps
 
@@ -76,7 +78,7 @@ class RowAdam:
         # In double precision, as torch does.
         sizes = [rate / (1 - BETAS[0] ** n) for rate, n in zip(rates, self.count, strict=True)]
         roots = [(1 - BETAS[1] ** n) ** 0.5 for n in self.count]
-        size, root = torch.tensor([sizes, roots], dtype=values.dtype).to(values.device).unsqueeze(2)
+        size, root = upload(torch.tensor([sizes, roots], dtype=values.dtype), values.device).unsqueeze(2)
         values.sub_(self.mean.div(self.square.sqrt().div_(root).add_(EPS)).mul_(size))
 
 

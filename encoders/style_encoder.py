@@ -19,6 +19,7 @@ from encoders.noise import autocorrelation
 from encoders.projection import LatentSearch, mapped_w, w_statistics
 from gan_uad.checkpoint import load_weights
 from gan_uad.data.patches import PatchSet
+from gan_uad.device import upload
 from gan_uad.errors import UserError
 from gan_uad.features.lpips import perceptual_distance
 from gan_uad.networks.sampling import style_based
@@ -127,7 +128,7 @@ class StyleEncoderTask(EncoderTask):
             distributed.share(torch.randn(total, *shape, generator=rng, device=self.device), here)
             for shape in self.gan.G.synthesis.noise_shapes
         ]
-        return Drawn(distributed.share(z, here).to(self.device), noise, total / (count * here.size))
+        return Drawn(upload(distributed.share(z, here), self.device), noise, total / (count * here.size))
 
     def loss(self, real: Tensor, drawn: Drawn) -> tuple[Tensor, dict[str, Tensor]]:
         """See `EncoderTask`; the first images of `real` are replaced by generated ones."""
@@ -155,7 +156,7 @@ class StyleEncoderTask(EncoderTask):
             features = D.features(images)
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
-                seen = self.perceptual.features(images)
+                seen = self.perceptual.features(images, check=False)  # a check would wait for the device
             distance = self.perceptual.distance(seen, self.perceptual.features(reconstruction, check=False))
         return {
             "pixel": (images - reconstruction).square().mean((1, 2, 3)),

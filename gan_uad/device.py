@@ -80,6 +80,11 @@ def keep_freed_memory() -> bool:
     return bool(mapped and trimmed)
 
 
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy of a CPU tensor on `device`. A GPU takes it from pinned memory when it gets there: the host does not wait."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def _check(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise UserError(f"no {what} is called {value!r}; known: {', '.join(known)}")

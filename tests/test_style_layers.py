@@ -96,14 +96,14 @@ def test_modulated_convolution_is_the_slow_definition(rng: torch.Generator, up: 
         layer.weight.mul_(0.01)  # eps counts, too
     x, w = randn(rng, 3, 5, 8, 8), randn(rng, 3, 6)
     y, scale = layer(x, w)
-    found = y * (scale[:, :, None, None] if isinstance(scale, Tensor) else scale)
+    found = y * (1 if scale is None else scale[:, :, None, None])
     styles = w @ (layer.affine.weight.T / math.sqrt(6)) + layer.affine.bias
     for image, style, mine in zip(x, styles, found, strict=True):
         kernel = layer.weight * style[None, :, None, None]
         if demodulate:
             kernel = kernel / (kernel.square().sum((1, 2, 3), keepdim=True) + 1e-8).sqrt()
         else:
-            kernel = kernel / math.sqrt(5 * 9)
+            kernel = kernel / math.sqrt(5 * 9)  # already in the result
         if up:
             wide = torch.zeros(1, 5, 17, 17, dtype=x.dtype)
             wide[..., 1:-1:2, 1:-1:2] = image
@@ -151,49 +151,78 @@ def test_minibatch_stddev_of_strided_shares_is_that_of_the_complete_batch(rng: t
         torch.testing.assert_close(minibatch_stddev(x[start::2]), complete[start::2], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("act_gain", [None, 2**0.5])
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("gain", [1.0, 2**0.5])
 @pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("per_image", [False, True])
 def test_scale_act(
-    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, act_gain: float | None, in_parts: bool, per_image: bool
+    rng: torch.Generator, monkeypatch: pytest.MonkeyPatch, activate: bool, gain: float, in_parts: bool, per_image: bool
 ) -> None:
+    """Values and both derivatives, with factors and without: then y brings the gain."""
     if in_parts:
         monkeypatch.setattr(fused, "_CACHED", 1)
     y, bias = randn(rng, 3, 2, 4, 4).requires_grad_(True), randn(rng, 2).requires_grad_(True)
     noise = randn(rng, 3 if per_image else 1, 1, 4, 4).requires_grad_(True)
     scale = randn(rng, 3, 2).abs().add(0.1).requires_grad_(True)
 
-    def slow(y: Tensor, scale: Tensor, bias: Tensor, noise: Tensor) -> Tensor:
-        z = y * scale[:, :, None, None] + noise + bias[:, None, None]
-        return z if act_gain is None else torch.where(z > 0, z, 0.2 * z) * act_gain
+    def slow(y: Tensor, bias: Tensor, noise: Tensor, scale: Tensor | None = None) -> Tensor:
+        scaled = y if scale is None else y * scale[:, :, None, None] * gain
+        z = scaled + (noise + bias[:, None, None]) * gain
+        return torch.where(z > 0, z, 0.2 * z) if activate else z
 
-    inputs = (y, scale, bias, noise)
-    found, expected = scale_act(y, scale, bias, noise, act_gain), slow(*inputs)
-    assert torch.allclose(found, expected)
-    direction = torch.randn_like(found)
-    for mine, theirs in zip(
-        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
-    ):
-        assert torch.allclose(mine, theirs)
-    assert torch.autograd.gradgradcheck(lambda *i: scale_act(*i, act_gain), inputs)
-    constant = scale_act(y, 0.3, bias, None, act_gain)
-    assert torch.allclose(constant, slow(y, torch.full_like(scale, 0.3), bias, torch.zeros_like(noise)))
+    def fast(y: Tensor, bias: Tensor, noise: Tensor, scale: Tensor | None = None) -> Tensor:
+        return scale_act(y, scale, bias, noise, gain, activate)
+
+    for inputs in ((y, bias, noise), (y, bias, noise, scale)):
+        found, expected = fast(*inputs), slow(*inputs)
+        assert torch.allclose(found, expected)
+        direction = torch.randn_like(found)
+        for mine, theirs in zip(
+            torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
+        ):
+            assert torch.allclose(mine, theirs)
+        assert torch.autograd.gradgradcheck(fast, inputs)
+    assert torch.allclose(scale_act(y, None, None, None, gain, activate), slow(y, 0 * bias, 0 * noise))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("differentiable", [False, True])
-@pytest.mark.parametrize("scale", [2.0, torch.full((1, 1), 2.0)])
-def test_scale_act_clamps_low_precision(dtype: torch.dtype, differentiable: bool, scale: Tensor | float) -> None:
-    """At ±256 after the activation; what is clamped has no slope, in either way to compute it."""
-    y = torch.tensor([-1500.0, -500.0, 50.0, 500.0]).view(1, 1, 2, 2).to(dtype).requires_grad_(True)
-    found = scale_act(y, scale, None, None, 1.0)
+@pytest.mark.parametrize("factors", [None, torch.ones(1, 1)])
+@pytest.mark.parametrize("activate", [False, True])
+def test_scale_act_clamps_float16_alone(
+    dtype: torch.dtype, differentiable: bool, factors: Tensor | None, activate: bool
+) -> None:
+    """At ±256 after the activation; what is clamped has no slope, in either way to compute it. bfloat16 has float32's range."""
+    y = torch.tensor([-3000.0, -1000.0, 100.0, 1000.0]).view(1, 1, 2, 2).to(dtype).requires_grad_(True)
+    found = scale_act(y, factors, None, None, activate=activate)
     (slope,) = torch.autograd.grad(found.sum(), y, create_graph=differentiable)
-    clamped = dtype != torch.float32
+    clamped, low = dtype == torch.float16, 0.2 if activate else 1.0
+    values, slopes = [-3000 * low, -1000 * low, 100, 1000], [low, low, 1, 1]
+    if clamped:
+        slopes = [s if abs(v) < 256 else 0 for s, v in zip(slopes, values, strict=True)]
+        values = [min(max(v, -256), 256) for v in values]
     assert found.dtype == slope.dtype == dtype
-    assert found.flatten().tolist() == pytest.approx(
-        [-256, -200, 100, 256] if clamped else [-600, -200, 100, 1000], rel=1e-2
-    )
-    assert slope.flatten().tolist() == pytest.approx([0, 0.4, 2, 0] if clamped else [0.4, 0.4, 2, 2], rel=1e-2)
+    assert found.flatten().tolist() == pytest.approx(values, rel=1e-2)
+    assert slope.flatten().tolist() == pytest.approx(slopes, rel=1e-2)
+
+
+@pytest.mark.parametrize("activate", [False, True])
+def test_equalised_linear_layer(rng: torch.Generator, activate: bool) -> None:
+    """The definition of Karras et al. 2018, section 4.1, and its first and second derivatives."""
+    layer = EqualLinear(4, 3, bias_init=0.5, lr_multiplier=0.1, gain=1.5, activate=activate).double()
+    x = randn(rng, 5, 4).requires_grad_(True)
+
+    def slow(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = x @ (weight * 1.5 * 0.1 / 2).t() + bias * 0.1
+        return torch.where(y > 0, y, 0.2 * y) * 2**0.5 if activate else y
+
+    inputs = (x, layer.weight, layer.bias)
+    found, expected = layer(x), slow(*inputs)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    slopes = [torch.autograd.grad(y.square().sum(), inputs, create_graph=True) for y in (found, expected)]
+    seconds = [torch.autograd.grad(sum(g.pow(3).sum() for g in s), inputs) for s in slopes]
+    for mine, theirs in zip([*slopes[0], *seconds[0]], [*slopes[1], *seconds[1]], strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-9)
 
 
 @pytest.mark.parametrize("in_parts", [False, True])

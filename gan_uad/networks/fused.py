@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,9 +43,9 @@ class _Resample(Function):
 
 
 def _resampled(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tuple[int, int], gain: float) -> Tensor:
-    c, size, total = x.shape[1], len(taps), sum(taps) ** 2
-    kernel = torch.tensor([[a * b * gain / total for a in taps] for b in taps], dtype=x.dtype, device=x.device)
-    weight = kernel.expand(c, 1, size, size)
+    c, size = x.shape[1], len(taps)
+    kernels = _made_kernels if torch.compiler.is_compiling() else _kernels
+    weight = kernels(taps, gain, c, x.dtype, x.device)
     if up == 1:
         if pad[0] != pad[1] or min(pad) < 0:
             x, pad = F.pad(x, (*pad, *pad)), (0, 0)
@@ -57,20 +58,37 @@ def _resampled(x: Tensor, taps: tuple[float, ...], up: int, down: int, pad: tupl
     return y[..., ::down, ::down] if down > 1 else y
 
 
-CLAMP = 256.0  # of activations in low precision: StyleGAN2-ADA's
+def _made_kernels(
+    taps: tuple[float, ...], gain: float, channels: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """The filter of each channel, `[C, 1, K, K]`."""
+    total = sum(taps) ** 2
+    with torch.inference_mode(False):
+        kernel = torch.tensor([[a * b * gain / total for a in taps] for b in taps], dtype=dtype, device=device)
+        return kernel.expand(channels, 1, -1, -1).contiguous()
+
+
+_kernels = cache(_made_kernels)  # the copy of a kernel to a GPU waits for it
+
+
+CLAMP = 256.0  # of activations in float16: StyleGAN2-ADA's. bfloat16 has the range of float32
 _CACHED = 1 << 17  # elements of an image from which on a batch is worked through image by image, to stay in cache
 
 
 def scale_act(
-    y: Tensor, scale: Tensor | float, bias: Tensor | None, noise: Tensor | None, act_gain: float | None
+    y: Tensor,
+    factors: Tensor | None,
+    bias: Tensor | None,
+    noise: Tensor | None,
+    gain: float = 1.0,
+    activate: bool = True,
 ) -> Tensor:
-    """`y · scale + noise + bias`, then, where `act_gain` is a number, a leaky ReLU (0.2) times it: in few passes over memory.
+    """`gain · (y · factors + noise + bias)`, then with `activate` a leaky ReLU (0.2): in few passes over memory.
 
-    y `[N, C, H, W]`, scale a number or `[N, C]`, bias `[C]`, noise `[N or 1, 1, H, W]`; the result has y's dtype. In float16 and
-    bfloat16 it is clamped to ±256, as in StyleGAN2-ADA.
+    y `[N, C, H, W]`, factors `[N, C]`, bias `[C]`, noise `[N or 1, 1, H, W]`; the result has y's dtype. Without `factors`, y has been
+    multiplied by the gain already: its weights carry it. In float16 the result is clamped to ±256, as in StyleGAN2-ADA.
     """
-    factors, number = (scale, 1.0) if isinstance(scale, Tensor) else (None, scale)
-    z: Tensor = _ScaleAct.apply(y, factors, bias, noise, number, act_gain)
+    z: Tensor = _ScaleAct.apply(y, factors, bias, noise, gain, activate)
     return z
 
 
@@ -82,27 +100,28 @@ class _ScaleAct(Function):
         factors: Tensor | None,
         bias: Tensor | None,
         noise: Tensor | None,
-        number: float,
-        act_gain: float | None,
+        gain: float,
+        activate: bool,
     ) -> Tensor:
-        gain = 1.0 if act_gain is None else act_gain  # a leaky ReLU lets positive factors through
-        flat = y.new_zeros(()) if bias is None else (bias * gain).to(y.dtype).view(1, -1, 1, 1)
-        scaled_noise = None if noise is None else (noise * gain).to(y.dtype).expand(len(y), -1, -1, -1)
+        # A leaky ReLU lets a positive gain through.
+        flat = y.new_zeros(()) if bias is None else _scaled(bias, gain, y.dtype).view(1, -1, 1, 1)
+        scaled_noise = None if noise is None else _scaled(noise, gain, y.dtype).expand(len(y), -1, -1, -1)
+        scaled_factors = None if factors is None else _scaled(factors, gain, y.dtype)[:, :, None, None]
         out = torch.empty_like(y)
         for part in _parts(y):
             z = out[part]
-            if factors is None:
-                torch.add(flat, y[part], alpha=number * gain, out=z)
+            if scaled_factors is None:
+                torch.add(flat, y[part], out=z)
             else:
-                torch.addcmul(flat, y[part], (factors[part] * gain).to(y.dtype)[:, :, None, None], out=z)
+                torch.addcmul(flat, y[part], scaled_factors[part], out=z)
             if scaled_noise is not None:
                 z.add_(scaled_noise[part])
-            if act_gain is not None:
+            if activate:
                 F.leaky_relu_(z, 0.2)
-            if y.dtype != torch.float32 and y.dtype != torch.float64:
+            if y.dtype == torch.float16:
                 z.clamp_(-CLAMP, CLAMP)
         ctx.save_for_backward(y if factors is not None else None, factors, out)
-        ctx.gain, ctx.number, ctx.act = gain, number, act_gain is not None
+        ctx.gain, ctx.activate = gain, activate
         ctx.bias_dtype = None if bias is None else bias.dtype
         ctx.noise = None if noise is None else (len(noise), noise.dtype)
         return out
@@ -114,7 +133,7 @@ class _ScaleAct(Function):
         wants = (to_factors, to_bias and weights_wanted(), to_noise)
         compute = _act_grads if torch.is_grad_enabled() else _act_grads_in_place
         over_y, over_factors, over_bias, over_noise = compute(
-            grad, y, factors, out.detach(), ctx.number * ctx.gain, ctx.gain, ctx.act, wants
+            grad, y, factors, out.detach(), ctx.gain, ctx.activate, wants
         )
         if over_bias is not None:
             over_bias = over_bias.to(ctx.bias_dtype)
@@ -122,6 +141,11 @@ class _ScaleAct(Function):
             over_noise = over_noise.sum(0, keepdim=True) if ctx.noise[0] == 1 else over_noise
             over_noise = over_noise.to(ctx.noise[1])
         return over_y, over_factors, over_bias, over_noise, None, None
+
+
+def _scaled(x: Tensor, gain: float, dtype: torch.dtype) -> Tensor:
+    """`x · gain` in another dtype, in one step."""
+    return x.to(dtype) if gain == 1 else torch.mul(x, gain, out=torch.empty_like(x, dtype=dtype))
 
 
 def modulate(x: Tensor, style: Tensor) -> Tensor:
@@ -139,63 +163,67 @@ class _Modulate(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, style = ctx.saved_tensors
+        factors = style.to(grad.dtype)[:, :, None, None]
         if torch.is_grad_enabled():
-            over_x = grad * style.to(grad.dtype)[:, :, None, None]
-            return over_x, (grad * x).sum((2, 3), dtype=style.dtype) if ctx.needs_input_grad[1] else None
-        over_x, over_style = torch.empty_like(grad), torch.empty_like(style)
+            return grad * factors, (grad * x).sum((2, 3), dtype=style.dtype) if ctx.needs_input_grad[1] else None
+        over_x, over_style = torch.empty_like(grad), []
         for part in _parts(grad):
-            over_style[part] = torch.mul(grad[part], x[part], out=over_x[part]).sum((2, 3), dtype=style.dtype)
-            torch.mul(grad[part], style[part].to(grad.dtype)[:, :, None, None], out=over_x[part])
-        return over_x, over_style
+            over_style.append(torch.mul(grad[part], x[part], out=over_x[part]).sum((2, 3), dtype=style.dtype))
+            torch.mul(grad[part], factors[part], out=over_x[part])
+        return over_x, _joined(over_style)
 
 
 def _act_grads(
-    grad: Tensor, y: Any, factors: Any, out: Tensor, number: float, gain: float, act: bool, wants: tuple[bool, ...]
+    grad: Tensor, y: Any, factors: Any, out: Tensor, gain: float, activate: bool, wants: tuple[bool, ...]
 ) -> Any:
     """The gradients in operations that can be differentiated again; `out` only tells where the activation was on which side."""
-    slope = torch.where(out > 0, 1.0, 0.2).to(grad.dtype) if act else grad.new_ones(())
-    if out.dtype != torch.float32 and out.dtype != torch.float64:
-        slope = slope * (out.abs() < CLAMP)
-    grad = grad * slope
-    over_y = grad * number if factors is None else grad * (factors * gain).to(grad.dtype)[:, :, None, None]
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    if activate:
+        grad = aten.leaky_relu_backward(grad, out, 0.2, True)
+    if out.dtype == torch.float16:
+        grad = grad * (out.abs() < CLAMP)
     return (
-        over_y,
+        grad if factors is None else grad * (factors * gain).to(grad.dtype)[:, :, None, None],
         (grad * y).sum((2, 3), dtype=factors.dtype) * gain if wants[0] else None,
-        grad.sum((0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32)) * gain if wants[1] else None,
-        grad.sum(1, keepdim=True) * gain if wants[2] else None,
+        grad.sum((0, 2, 3), dtype=wide) * gain if wants[1] else None,
+        grad.sum(1, keepdim=True, dtype=wide) * gain if wants[2] else None,
     )
 
 
 def _act_grads_in_place(
-    grad: Tensor, y: Any, factors: Any, out: Tensor, number: float, gain: float, act: bool, wants: tuple[bool, ...]
+    grad: Tensor, y: Any, factors: Any, out: Tensor, gain: float, activate: bool, wants: tuple[bool, ...]
 ) -> Any:
     """The same values, part by part and without keeping anything."""
-    n, c = out.shape[:2]
-    over_y = torch.empty_like(out)
     wide = torch.promote_types(grad.dtype, torch.float32)
-    over_factors = torch.empty(n, c, device=out.device, dtype=wide) if wants[0] else None
-    over_bias = torch.zeros(c, device=out.device, dtype=wide) if wants[1] else None
-    over_noise = torch.empty_like(out[:, :1]) if wants[2] else None
+    scaled_factors = None if factors is None else _scaled(factors, gain, grad.dtype)[:, :, None, None]
+    kept = not activate and scaled_factors is None and out.dtype != torch.float16
+    over_y = grad if kept else torch.empty_like(out)
+    over_factors, over_bias, over_noise = [], [], []
     for part in _parts(out):
-        g = aten.leaky_relu_backward(grad[part], out[part], 0.2, True) if act else grad[part]
-        if out.dtype != torch.float32 and out.dtype != torch.float64:
-            g = g * (out[part].abs() < CLAMP)
-        if over_bias is not None:
-            over_bias += g.sum((0, 2, 3), dtype=wide)
-        if over_noise is not None:
-            torch.sum(g, 1, keepdim=True, out=over_noise[part])
-        if over_factors is not None:
-            over_factors[part] = torch.mul(g, y[part], out=over_y[part]).sum((2, 3), dtype=wide)
-        if factors is None:
-            torch.mul(g, number, out=over_y[part])
-        else:
-            torch.mul(g, (factors[part] * gain).to(g.dtype)[:, :, None, None], out=over_y[part])
-    return (
-        over_y,
-        None if over_factors is None else (over_factors * gain).to(factors.dtype),
-        None if over_bias is None else over_bias * gain,
-        None if over_noise is None else over_noise * gain,
-    )
+        g = over_y[part]
+        if activate:
+            aten.leaky_relu_backward.grad_input(grad[part], out[part], 0.2, True, grad_input=g)
+        elif not kept:
+            g.copy_(grad[part])
+        if out.dtype == torch.float16:
+            g.mul_(out[part].abs() < CLAMP)
+        if wants[1]:
+            over_bias.append(g.sum((0, 2, 3), dtype=wide))
+        if wants[2]:
+            over_noise.append(g.sum(1, keepdim=True, dtype=wide))
+        if wants[0]:
+            over_factors.append((g * y[part]).sum((2, 3), dtype=wide))
+        if scaled_factors is not None:
+            g.mul_(scaled_factors[part])
+    bias = torch.stack(over_bias).sum(0) if len(over_bias) > 1 else _joined(over_bias)
+    small = [_joined(over_factors), bias, _joined(over_noise)]
+    if gain != 1 and (found := [x for x in small if x is not None]):
+        torch._foreach_mul_(found, gain)
+    return over_y, *small
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _parts(x: Tensor) -> list[slice]:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gan_uad.networks.fused import modulate, resample, scale_act
-from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm
+from gan_uad.networks.second_order import conv2d, conv_transpose2d, layer_norm, scaled_linear
 
 SQRT2 = 2**0.5
 NOISE_MODES = ("const", "none")  # of the style-based families: each layer's own fixed map, or none
@@ -64,10 +64,9 @@ def stack(widths: Iterable[int], layers: Callable[[int, int], Sequence[nn.Module
     return [layer for a, b in pairwise(widths) for layer in layers(a, b)]
 
 
-def spread(weight: Tensor) -> Tensor:
-    """Convolve 3×3 kernels `[O, I, 3, 3]` with a 2×2 box of ones: kernels `[O, I, 4, 4]`."""
-    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
-    return F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
+def spread(weight: Tensor, divisor: int = 1) -> Tensor:
+    """Convolve 3×3 kernels `[O, I, 3, 3]` with a 2×2 box of ones, divided by `divisor`: kernels `[O, I, 4, 4]`."""
+    return F.avg_pool2d(weight, 2, stride=1, padding=1, divisor_override=divisor)
 
 
 class _Conv3x3(nn.Conv2d):
@@ -96,7 +95,7 @@ class DownConv3x3(_Conv3x3):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, H/2, W/2]`; H and W even."""
-        return conv2d(x, spread(self.weight) / 4, self.bias, stride=2, padding=1)
+        return conv2d(x, spread(self.weight, 4), self.bias, stride=2, padding=1)
 
 
 class LayerNorm2d(nn.GroupNorm):
@@ -182,15 +181,17 @@ class EqualLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I]` -> `[N, O]`."""
-        y = F.linear(x, self.weight * self.scale, self.bias * self.lr_multiplier)
-        return F.leaky_relu(y, 0.2) * SQRT2 if self.activate else y
+        gain = SQRT2 if self.activate else 1.0  # a leaky ReLU lets a positive gain through
+        y = scaled_linear(x, self.weight, self.bias, gain * self.scale, gain * self.lr_multiplier)
+        return F.leaky_relu(y, 0.2) if self.activate else y
 
 
 class EqualConv2d(nn.Module):
-    """Convolution of equalised learning rate, padded to keep the size, then optionally a leaky ReLU (0.2).
+    """Convolution of equalised learning rate, padded to keep the size, then optionally a leaky ReLU (0.2) times `act_gain`.
 
-    The product with the weights' scale `gain / √fan_in`, the bias, the activation and its gain are one step in memory. With `down`,
-    the image is low-pass filtered by `taps` and halved: after a 3×3 kernel's blur by its stride, before a 1×1 kernel.
+    The weights' scale `gain / √fan_in` and `act_gain` are multiplied into the weights: there are fewer of these than of activations, and
+    gradients keep a size that float16 holds. Bias and activation are one step in memory. With `down`, the image is low-pass filtered by
+    `taps` and halved: after a 3×3 kernel's blur by its stride, before a 1×1 kernel.
     """
 
     def __init__(
@@ -207,8 +208,9 @@ class EqualConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
-        self.scale = gain / self.weight[0].numel() ** 0.5
-        self.act_gain, self.down, self.taps = act_gain, down, taps
+        self.activate, self.act_gain = act_gain is not None, 1.0 if act_gain is None else act_gain
+        self.scale = gain * self.act_gain / self.weight[0].numel() ** 0.5
+        self.down, self.taps = down, taps
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, H, W]`, or halved; computed in the precision of `x`."""
@@ -221,8 +223,12 @@ class EqualConv2d(nn.Module):
                 x = resample(x, self.taps, 1, 2, pad)
             else:
                 x, stride, padding = resample(x, self.taps, 1, 1, pad), 2, 0
-        y = conv2d(x, self.weight.to(x.dtype), None, stride, padding)
-        return scale_act(y, self.scale, self.bias, None, self.act_gain)
+        y = conv2d(x, self.kernels(x.dtype), None, stride, padding)
+        return scale_act(y, None, self.bias, None, self.act_gain, self.activate)
+
+    def kernels(self, dtype: torch.dtype) -> Tensor:
+        """The weights times their scale and the activation's gain."""
+        return (self.weight * self.scale).to(dtype)
 
 
 class ModulatedConv2d(nn.Module):
@@ -246,26 +252,29 @@ class ModulatedConv2d(nn.Module):
         self.affine = EqualLinear(w_dim, in_channels, bias_init=1.0)
         self.up, self.demodulate = up, demodulate
 
-    def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | float]:
-        """x `[N, I, H, W]`, w `[N, w_dim]` -> the convolution of the scaled input, and the factor that is still to be applied.
+    def forward(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x `[N, I, H, W]`, w `[N, w_dim]` -> the convolution of the scaled input, and the factors `[N, O]` that are still to be applied.
 
-        The factor is `[N, O]`, or one number without demodulation. `scale_act` applies it, in the same pass as the activation.
+        `scale_act` applies them, in the same pass as the activation. There are none without demodulation: the weights have their scale.
         """
         weight: Tensor = self.weight
+        factors: Tensor | None = None
         style = self.affine(w)
-        scale: Tensor | float = weight[0].numel() ** -0.5
-        # Demodulation cancels any common factor, so scaling keeps float16 from overflowing.
-        if x.dtype == torch.float16 and self.demodulate:
+        scale = weight[0].numel() ** -0.5
+        if not self.demodulate:
+            weight = weight * scale
+        elif x.dtype == torch.float16:
+            # Demodulation cancels any common factor, so scaling keeps float16 from overflowing.
             weight = weight * (scale / weight.abs().amax((1, 2, 3), keepdim=True))
             style = style / style.abs().amax(1, keepdim=True)
         if self.demodulate:
-            scale = (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
+            factors = (style.square() @ weight.square().sum((2, 3)).t() + 1e-8).rsqrt()
         x = modulate(x, style)
         weight = weight.to(x.dtype)
         if self.up:
             y = conv_transpose2d(x, weight.transpose(0, 1), stride=2, padding=0)
-            return resample(y, (1, 3, 3, 1), 1, 1, (1, 1), gain=4.0), scale
-        return conv2d(x, weight, None, 1, weight.shape[-1] // 2), scale
+            return resample(y, (1, 3, 3, 1), 1, 1, (1, 1), gain=4.0), factors
+        return conv2d(x, weight, None, 1, weight.shape[-1] // 2), factors
 
 
 class MappingNetwork(nn.Module):

@@ -34,7 +34,7 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[N, I, H, W]` -> `[N, O, 2H, 2W]`."""
         up = self.conv0
-        x = scale_act(up_conv(x, up.weight.to(x.dtype)), up.scale, up.bias, None, 1.0)
+        x = scale_act(up_conv(x, up.kernels(x.dtype)), None, up.bias, None)
         return normalised(self.conv1(normalised(x)))
 
 
@@ -58,9 +58,9 @@ class Generator(GrowingGenerator):
         level, _ = self.stage
         with mixed_precision(z) as low:
             full = z.dtype
-            y = F.linear(pixel_norm(z), self.dense).view(len(z), -1, 4, 4)
             # The gain √2/4 of the dense layer is the original's ("to match the Theano implementation").
-            x = pixel_norm(scale_act(as_images(y), SQRT2 / 4 / self.z_dim**0.5, self.dense_bias, None, 1.0))
+            y = F.linear(pixel_norm(z), self.dense * (SQRT2 / 4 / self.z_dim**0.5)).view(len(z), -1, 4, 4)
+            x = pixel_norm(scale_act(as_images(y), None, self.dense_bias, None))
             x = before = normalised(self.conv(x.to(self.precision(MIN_LEVEL, low, full))))
             for i in range(MIN_LEVEL + 1, level + 1):
                 before, x = x, self.blocks[i - MIN_LEVEL - 1](x.to(self.precision(i, low, full)))

@@ -7,6 +7,7 @@ level with the one before it (Karras et al. 2018, section 2 and figure 2).
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -56,11 +57,12 @@ def up_conv(x: Tensor, weight: Tensor) -> Tensor:
 class Growing(nn.Module):
     """A net with a present level and fade, kept in buffers so that they are part of its state; fully grown when made.
 
-    The top `low_precision_levels` levels follow autocast; the others stay in float32.
+    The top `low_precision_levels` levels above 4 px follow autocast; the others stay in float32.
     """
 
     level: Tensor
     alpha: Tensor
+    _seen: tuple[Any, tuple[int, float]]  # the buffers as they were read last, and their values
 
     def __init__(self, resolution: int, low_precision_levels: int) -> None:
         super().__init__()
@@ -68,6 +70,7 @@ class Growing(nn.Module):
         self.low_precision_levels = low_precision_levels
         self.register_buffer("level", torch.tensor(self.top))
         self.register_buffer("alpha", torch.ones(()))
+        self._seen = (None, (self.top, 1.0))
 
     def grow(self, level: int, alpha: float = 1.0) -> None:
         """Work at 2^`level` px, the newest level's share being `alpha` in [0, 1] (1 = faded in; without meaning at 4 px)."""
@@ -75,17 +78,26 @@ class Growing(nn.Module):
             raise ValueError(
                 f"level must be in {MIN_LEVEL}..{self.top} and alpha in [0, 1], got level {level} and alpha {alpha}"
             )
-        self.level.fill_(level)
-        self.alpha.fill_(alpha)
+        if self.stage != (level, alpha):
+            self.level.fill_(level)
+            self.alpha.fill_(alpha)
+            self._seen = (self._state_of_buffers(), (level, alpha))
 
     @property
     def stage(self) -> tuple[int, float]:
-        """Present level and alpha."""
-        return int(self.level), float(self.alpha)
+        """Present level and alpha. They are read from the device, which waits for it, only after something has written them."""
+        state = self._state_of_buffers()
+        if self._seen[0] != state:
+            self._seen = (state, (int(self.level), float(self.alpha)))
+        return self._seen[1]
+
+    def _state_of_buffers(self) -> tuple[int, ...]:
+        """Another one after every write to the buffers: `grow`, a loaded state, an average."""
+        return tuple(part for buffer in (self.level, self.alpha) for part in (id(buffer), buffer._version))
 
     def precision(self, level: int, low: torch.dtype, full: torch.dtype) -> torch.dtype:
         """What a level computes in, where autocast asks for `low`."""
-        return low if level > self.top - self.low_precision_levels else full
+        return low if level > max(MIN_LEVEL, self.top - self.low_precision_levels) else full
 
 
 class GrowingGenerator(Growing):

@@ -1,4 +1,4 @@
-"""Convolution and layer normalisation whose *second* derivatives are fast.
+"""Convolution, layer normalisation and scaled linear layers whose *second* derivatives are fast.
 
 A gradient penalty differentiates a gradient. torch then derives the second derivatives of a convolution from transposed
 convolutions with image-sized kernels, and those of a normalisation from dozens of element-wise steps in another memory layout.
@@ -69,6 +69,49 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         return F.group_norm(x, 1, weight, bias, eps)
     y: Tensor = _LayerNorm.apply(x.to(weight.dtype), weight, bias, eps)
     return y
+
+
+def scaled_linear(x: Tensor, weight: Tensor, bias: Tensor, scale: float, bias_scale: float) -> Tensor:
+    """`scale · x @ weightᵀ + bias_scale · bias`: x `[N, I]`, weight `[O, I]`, bias `[O]` -> `[N, O]`, one matrix product a derivative."""
+    y: Tensor = _ScaledLinear.apply(x, weight, bias, scale, bias_scale)
+    return y
+
+
+class _ScaledLinear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: float, bias_scale: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.scales = scale, bias_scale
+        return torch.addmm(bias, x, weight.t(), beta=bias_scale, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        scale, bias_scale = ctx.scales
+        to_x, to_weight, to_bias = ctx.needs_input_grad[:3]
+        over_x = _Product.apply(grad, weight, scale) if to_x else None
+        over_weight = _Product.apply(grad.t(), x, scale) if to_weight and not _inputs_only else None
+        over_bias = grad.sum(0) if to_bias and not _inputs_only else None
+        if over_bias is not None and bias_scale != 1:
+            over_bias = over_bias * bias_scale
+        return over_x, over_weight, over_bias, None, None
+
+
+class _Product(Function):
+    """`scale · a @ b`."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        ctx.save_for_backward(a, b)
+        ctx.scale = scale
+        return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        a, b = ctx.saved_tensors
+        over_a = _Product.apply(grad, b.t(), ctx.scale) if ctx.needs_input_grad[0] else None
+        over_b = _Product.apply(a.t(), grad, ctx.scale) if ctx.needs_input_grad[1] else None
+        return over_a, over_b, None
 
 
 class _Conv(Function):

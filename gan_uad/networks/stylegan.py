@@ -61,13 +61,13 @@ class StyleLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | str) -> Tensor:
         """x `[N, I, H, W]`, w `[N, w_dim]`, noise `[N or 1, 1, H', W']` or a mode -> `[N, O, H', W']`."""
         if self.weight is not None:
-            weight = self.weight.to(x.dtype)
+            weight = (self.weight * self.scale).to(x.dtype)
             x = blur(up_conv(x, weight)) if self.up else conv2d(x, weight, None, 1, 1)
         if isinstance(noise, Tensor) or noise == "const":
             maps = noise if isinstance(noise, Tensor) else self.noise
-            strength = (self.noise_strength / self.scale).view(-1, 1, 1)  # `scale_act` multiplies by the scale
+            strength = self.noise_strength.view(-1, 1, 1)
             x = torch.addcmul(x, maps.to(x.dtype), strength.to(x.dtype))
-        return adain(scale_act(x, self.scale, self.bias, None, 1.0), self.affine(w))
+        return adain(scale_act(x, None, self.bias, None), self.affine(w))
 
 
 class Synthesis(GrowingGenerator):
@@ -106,11 +106,12 @@ class Synthesis(GrowingGenerator):
         with mixed_precision(ws) as low:
             full = ws.dtype if ws.dtype == torch.float64 else torch.float32
             ws = ws.to(full)
+            w = ws.unbind(1)
             x = before = as_images(self.const.expand(len(ws), -1, -1, -1))
             for i in range(MIN_LEVEL, level + 1):
                 before, x = x, x.to(self.precision(i, low, full))
                 for j in (2 * (i - MIN_LEVEL), 2 * (i - MIN_LEVEL) + 1):
-                    x = self.layers[j](x, ws[:, j], maps[j])
+                    x = self.layers[j](x, w[j], maps[j])
             return self.paint(before, x, full)
 
     def forward(self, ws: Tensor, noise: str | Sequence[Tensor] = "const") -> Tensor:

@@ -47,9 +47,9 @@ class StyleLayer(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | str) -> Tensor:
         """x `[N, I, H, W]`, w `[N, w_dim]`, noise `[N or 1, 1, H, W]` or a mode -> `[N, O, H, W]` or `[N, O, 2H, 2W]`."""
-        y, scale = self.conv(x, w)
-        maps = self.noise if noise == "const" else noise
-        return scale_act(y, scale, self.bias, maps * self.noise_strength if isinstance(maps, Tensor) else None, SQRT2)
+        y, factors = self.conv(x, w)
+        maps = self.noise if isinstance(noise, str) and noise == "const" else noise
+        return scale_act(y, factors, self.bias, maps * self.noise_strength if isinstance(maps, Tensor) else None, SQRT2)
 
 
 class ToRGB(nn.Module):
@@ -62,8 +62,8 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """x `[N, I, H, W]`, w `[N, w_dim]` -> `[N, 3, H, W]`."""
-        y, scale = self.conv(x, w)
-        return scale_act(y, scale, self.bias, None, None)
+        y, factors = self.conv(x, w)
+        return scale_act(y, factors, self.bias, None, activate=False)
 
 
 class Synthesis(nn.Module):
@@ -96,13 +96,15 @@ class Synthesis(nn.Module):
         """
         maps = noise_of_layers(noise, len(self.layers))
         with mixed_precision(ws) as low:
+            w = ws.unbind(1)
             x = as_images(self.const.expand(len(ws), -1, -1, -1))
             image: Tensor | None = None
             for i, to_rgb in enumerate(self.to_rgb):
-                x = x.to(low if i >= len(self.levels) - self.low_precision_levels else ws.dtype)
+                # The 4 px layer needs float32: the gradients of all others meet in it.
+                x = x.to(low if i >= max(1, len(self.levels) - self.low_precision_levels) else ws.dtype)
                 for j in [0] if i == 0 else [2 * i - 1, 2 * i]:
-                    x = self.layers[j](x, ws[:, j], maps[j])
-                colours = to_rgb(x, ws[:, 2 * i + 1]).to(ws.dtype)
+                    x = self.layers[j](x, w[j], maps[j])
+                colours = to_rgb(x, w[2 * i + 1]).to(ws.dtype)
                 image = colours if image is None else resample(image, TAPS, 2, 1, (2, 1), gain=4.0) + colours
         assert image is not None
         return image

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from gan_uad.device import upload
+
 aten = torch.ops.aten
 
 TRANSFORMS = {
@@ -122,23 +124,27 @@ class AdaptiveP:
             raise ValueError(f"need interval >= 1, ada_kimg > 0, p >= 0; got {interval}, {ada_kimg}, {p}")
         self.target, self.interval, self.ada_kimg = target, interval, ada_kimg
         self.p = p
-        self._signs, self._images, self._steps = 0.0, 0, 0
+        self._signs: Tensor | float = 0.0
+        self._images, self._steps = 0, 0
 
-    def observe(self, sum_of_signs: float, count: int) -> None:
-        """Count a step: Σ sign D(real) over the `count` real images of the batch, of all processes together."""
+    def observe(self, sum_of_signs: Tensor | float, count: int) -> None:
+        """Count a step: Σ sign D(real) over the `count` real images of the batch, of all processes together.
+
+        A tensor on a GPU is read, which waits for it, once in `interval` steps.
+        """
         self._signs += sum_of_signs
         self._images += count
         self._steps += 1
         if self._steps < self.interval:
             return
-        mean = self._signs / max(self._images, 1)
+        mean = float(self._signs) / max(self._images, 1)
         direction = (mean > self.target) - (mean < self.target)
         self.p = max(self.p + direction * self._images / (self.ada_kimg * 1000), 0.0)
         self._signs, self._images, self._steps = 0.0, 0, 0
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes, as plain numbers."""
-        return {"p": self.p, "signs": self._signs, "images": self._images, "steps": self._steps}
+        return {"p": self.p, "signs": float(self._signs), "images": self._images, "steps": self._steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, also within an interval."""
@@ -241,7 +247,7 @@ def _move(images: Tensor, geometry: Tensor) -> Tensor:
         return images
     if len(moving) == len(images):
         return _resample(images, geometry)
-    rows = moving.to(images.device)
+    rows = upload(moving, images.device)
     return images.index_copy(0, rows, _resample(images[rows], geometry[moving]))
 
 
@@ -259,7 +265,7 @@ def _resample(images: Tensor, geometry: Tensor) -> Tensor:
     # From [-1, 1] over the sampled area to [-1, 1] over the padded one.
     theta = torch.cat([geometry[:, :2, :2] * inner, geometry[:, :2, 2:] * size], 2) / wide
     shape = [len(images), images.shape[1], 2 * inner, 2 * inner]
-    grid = F.affine_grid(theta.to(images.device, images.dtype), shape, align_corners=False)
+    grid = F.affine_grid(upload(theta.to(images.dtype), images.device), shape, align_corners=False)
     images = _Sample.apply(images, grid)
     return _downsample(images.contiguous(memory_format=torch.channels_last), *filters)
 
@@ -333,6 +339,6 @@ def _recolor(images: Tensor, color: Tensor) -> Tensor:
     if bool((color == torch.eye(4, dtype=color.dtype)).all()):
         return images
     # Channel by channel: a matrix product in TF32 would change even images that keep their colours.
-    new = color[:, :3].to(images.device, images.dtype).view(-1, 3, 4, 1, 1)
+    new = upload(color[:, :3].to(images.dtype), images.device).view(-1, 3, 4, 1, 1)
     red, green, blue = images.split(1, 1)
     return new[:, :, 0] * red + new[:, :, 1] * green + new[:, :, 2] * blue + new[:, :, 3]

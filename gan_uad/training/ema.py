@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 RAMP_UP = 0.05  # of the images seen: StyleGAN2-ADA's
 
@@ -29,10 +29,12 @@ class EMA:
         """Update after a step on `images` images; `nimg`: images seen since the start."""
         half_life = min(self.half_life, RAMP_UP * nimg)
         keep = 0.5 ** (images / half_life) if half_life > 0 else 0.0
-        for mine, theirs in zip(self.net.parameters(), self.source.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - keep)
-        for kept, new in zip(self.net.buffers(), self.source.buffers(), strict=True):
-            if self.average_buffers and kept.is_floating_point():
-                kept.lerp_(new, 1 - keep)
-            else:
-                kept.copy_(new)
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(self.net.parameters(), self.source.parameters(), strict=True))
+        buffers = list(zip(self.net.buffers(), self.source.buffers(), strict=True))
+        averaged = [self.average_buffers and kept.is_floating_point() for kept, _ in buffers]
+        pairs += [pair for pair, yes in zip(buffers, averaged, strict=True) if yes]
+        copied = [pair for pair, yes in zip(buffers, averaged, strict=True) if not yes]
+        # All tensors in one call each: a GPU starts few kernels for it.
+        torch._foreach_lerp_([mine for mine, _ in pairs], [theirs for _, theirs in pairs], 1 - keep)
+        if copied:
+            torch._foreach_copy_([mine for mine, _ in copied], [theirs for _, theirs in copied])

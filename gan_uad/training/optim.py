@@ -25,9 +25,17 @@ class RMSpropTF(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                mean_square = self.state[weight].setdefault("mean_square", torch.ones_like(weight))
-                mean_square.mul_(group["decay"]).addcmul_(weight.grad, weight.grad, value=1 - group["decay"])
-                weight.addcdiv_(weight.grad, (mean_square + group["eps"]).sqrt(), value=-group["lr"])
+            weights = [weight for weight in group["params"] if weight.grad is not None]
+            if not weights:
+                continue
+            grads = [weight.grad for weight in weights]
+            for weight in weights:
+                if "mean_square" not in self.state[weight]:
+                    self.state[weight]["mean_square"] = torch.ones_like(weight)
+            means = [self.state[weight]["mean_square"] for weight in weights]
+            # All tensors in one call each: a GPU starts few kernels for it.
+            torch._foreach_mul_(means, group["decay"])
+            torch._foreach_addcmul_(means, grads, grads, value=1 - group["decay"])
+            roots = torch._foreach_add(means, group["eps"])
+            torch._foreach_sqrt_(roots)
+            torch._foreach_addcdiv_(weights, grads, roots, value=-group["lr"])

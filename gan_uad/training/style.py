@@ -26,12 +26,12 @@ class BatchLatents:
     noise: list[Tensor]
 
     def ws(self, G: Any, part: slice) -> Tensor:
-        """w for each layer of `G`, `[N, num_ws, w_dim]`, of one micro-batch."""
-        ws: Tensor = G.spread(G.mapping(self.z[part]))
+        """w for each layer of `G`, `[N, num_ws, w_dim]`, of one micro-batch; that of the first layer is always of `z`."""
         if self.z_mixed is None:
+            ws: Tensor = G.spread(G.mapping(self.z[part]))
             return ws
-        mixed = G.spread(G.mapping(self.z_mixed[part]))
-        return torch.cat([ws[:, : self.crossover], mixed[:, self.crossover :]], 1)
+        w, mixed = G.mapping(torch.cat([self.z[part], self.z_mixed[part]])).chunk(2)
+        return torch.cat([G.spread(w)[:, : self.crossover], G.spread(mixed)[:, self.crossover :]], 1)
 
     def noise_of(self, part: slice) -> list[Tensor]:
         """Noise maps of one micro-batch."""
@@ -87,17 +87,15 @@ class StyleTask(AdversarialTask):
     def generator_step(self, count: int) -> dict[str, Tensor]:
         """Minimise −log σ(D(G(z))) over the generator, on `count` images in this process, and update the mean of w."""
         latents, shown = self.draw(count), self.draw_shown(count)
-        self.track(latents)
+        sums: list[Tensor] = []
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
-            value = nonsaturating_G(self.D(shown(self.make(latents, part), part)))
+            ws = latents.ws(self.G, part)
+            sums.append(ws[:, 0].detach().sum(0))
+            value = nonsaturating_G(self.D(shown(self.synthesize(ws, latents.noise_of(part)), part)))
             return value, {"loss_G": value}
 
         with frozen(self.D):
-            return self.optimise(self.opt_G, count, loss)
-
-    @torch.no_grad()
-    def track(self, latents: BatchLatents) -> None:
-        """Update `w_avg` with the w of a generator step, before the step changes the mapping network."""
-        w = self.G.mapping(latents.z)
-        self.G.mapping.track(distributed.mean(w.mean(0, keepdim=True)), W_AVG_BETA)
+            metrics = self.optimise(self.opt_G, count, loss)
+        self.G.mapping.track(distributed.mean(torch.stack(sums).sum(0, keepdim=True) / count), W_AVG_BETA)
+        return metrics

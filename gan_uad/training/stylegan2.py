@@ -127,7 +127,7 @@ class StyleGAN2Task(StyleTask):
         metrics = self.optimise(self.opt_D, len(real), loss)
         if self.pipe is not None and self.augment_p is None:
             batch = self.batch_of(real)
-            self.ada.observe(float(distributed.mean(metrics["real_sign"])) * batch, batch)
+            self.ada.observe(distributed.mean(metrics["real_sign"]) * batch, batch)
             metrics["ada_p"] = torch.tensor(self.ada.p)
         return metrics
 
