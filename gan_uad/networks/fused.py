@@ -88,6 +88,8 @@ def scale_act(
     y `[N, C, H, W]`, factors `[N, C]`, bias `[C]`, noise `[N or 1, 1, H, W]`; the result has y's dtype. Without `factors`, y has been
     multiplied by the gain already: its weights carry it. In float16 the result is clamped to ±256, as in StyleGAN2-ADA.
     """
+    if factors is None and bias is None and noise is None and not activate and y.dtype != torch.float16:
+        return y
     z: Tensor = _ScaleAct.apply(y, factors, bias, noise, gain, activate)
     return z
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gan_uad import console
 from gan_uad.checkpoint import build_networks, load_weights
 from gan_uad.data.patches import PatchSet
+from gan_uad.device import upload
 from gan_uad.errors import UserError
 from gan_uad.features import weights
 from gan_uad.networks.cnn_vae import CNN, CNNVAE
@@ -66,7 +67,7 @@ class VAETask(SingleTask):
             raise ValueError("optim.cnn and optim.init=imagenet exclude each other: leave one out")
         if cnn is not None and not isinstance(model, CNNVAE):
             raise ValueError("only a cnn_vae starts from a trained cnn: leave optim.cnn out")
-        super().__init__(model, device, seed, torch.optim.AdamW, lr=lr, weight_decay=weight_decay)
+        super().__init__(model, device, seed, torch.optim.AdamW, lr=lr, weight_decay=weight_decay, fused=True)
         self.opt.register_step_pre_hook(guard_gradients)
         self.beta, self.beta_kimg, self.init, self.cnn = beta, beta_kimg, init, cnn
 
@@ -114,7 +115,7 @@ class VAETask(SingleTask):
         """One step on images `[N, 3, R, R]` in [-1, 1]."""
         beta = self.beta_at(nimg)
         drawn = torch.randn(self.batch_of(real), self.model.latent_dim, generator=self.rng)
-        eps = distributed.share(drawn).to(self.device)
+        eps = upload(distributed.share(drawn), self.device)
 
         def loss(part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             images = real[part]

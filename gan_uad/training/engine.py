@@ -120,7 +120,9 @@ class Task(ABC):
         for part in self.parts(count):
             value, logged = loss(part)
             weight = len(range(count)[part]) / count
-            (value * weight).backward()
+            # Autocast would compute float32 layers' gradients in low precision: backward passes have their dtypes from the forward pass.
+            with torch.autocast(value.device.type, enabled=False):
+                (value * weight).backward()
             for name, metric in logged.items():
                 metrics[name] = metrics.get(name, 0) + metric.detach() * weight
         distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])

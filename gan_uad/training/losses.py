@@ -11,6 +11,13 @@ from torch import Tensor
 from gan_uad.networks.second_order import input_gradients_only
 
 
+def slope_at(value: Tensor, x: Tensor) -> Tensor:
+    """∂value/∂x of a scalar, which can be differentiated again. Each operation in the precision of its forward pass, under autocast too."""
+    with input_gradients_only(), torch.autocast(x.device.type, enabled=False):
+        (slope,) = torch.autograd.grad(value, x, create_graph=True)
+    return slope
+
+
 def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor, mix: Tensor) -> Tensor:
     """Mean of (‖∇critic(x̂)‖₂ − 1)² at x̂ = real + mix·(fake − real) (Gulrajani et al. 2017, algorithm 1).
 
@@ -18,9 +25,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
     Returns a scalar that can be differentiated with respect to the critic's weights.
     """
     between = real.detach().lerp(fake.detach(), mix.view(-1, 1, 1, 1)).requires_grad_(True)
-    values = critic(between).sum()
-    with input_gradients_only():
-        (slope,) = torch.autograd.grad(values, between, create_graph=True)
+    slope = slope_at(critic(between).sum(), between)
     return (slope.flatten(1).norm(dim=1) - 1).square().mean()
 
 
@@ -40,9 +45,7 @@ def r1_penalty(discriminator: Callable[[Tensor], Tensor], real: Tensor) -> Tenso
     real `[N, C, H, W]`. Can be differentiated with respect to the discriminator's weights.
     """
     at = real.detach().requires_grad_(True)
-    values = discriminator(at).sum()
-    with input_gradients_only():
-        (slope,) = torch.autograd.grad(values, at, create_graph=True)
+    slope = slope_at(discriminator(at).sum(), at)
     return slope.square().sum((1, 2, 3))
 
 
@@ -53,6 +56,5 @@ def path_lengths(images: Tensor, ws: Tensor, directions: Tensor) -> Tensor:
     the squared gradient is averaged over the layers, as in the original code. Can be differentiated with respect to the generator.
     """
     y = directions / (images.shape[2] * images.shape[3]) ** 0.5
-    with input_gradients_only():
-        (slope,) = torch.autograd.grad((images * y).sum(), ws, create_graph=True)
+    slope = slope_at((images * y).sum(), ws)
     return slope.square().sum(2).mean(1).sqrt()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,11 @@ from gan_uad.training.jitter import Jitter
 from gan_uad.training.single import SingleTask, evaluating
 from gan_uad.training.validation import per_image
 
-OPTIMISERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+OPTIMISERS: dict[str, Any] = {
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamax": torch.optim.Adamax,
+}
 N_EXAMPLES = 64  # images of a snapshot
 
 
