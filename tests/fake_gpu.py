@@ -363,7 +363,7 @@ def fake_gpu(values: bool = True) -> Iterator[FakeGpu]:
         mock.patch.multiple(torch.Tensor, create=True, **methods),
         mock.patch.multiple(torch.cuda, **cuda),
         mock.patch.object(
-            torch.accelerator, "current_accelerator", lambda *_, **__: None
+            torch.accelerator, "current_accelerator", return_value=None
         ),  # else optimisers ask for its stream
         mock.patch.multiple(torch, Generator=_FakeGenerator, **functions),
         gpu,
