@@ -92,8 +92,8 @@ class Toy(engine.Task):
 class Blank:
     """A stream of batches of 10 grey images."""
 
-    def at(self, nimg: int, batch: int | None = None) -> Tensor:
-        return torch.zeros(batch or 10, 3, 8, 8)
+    def fetch(self, nimg: int, batch: int | None = None) -> Tensor:
+        return torch.full((batch or 10, 8, 8, 3), 127, dtype=torch.uint8)
 
 
 def toy_run(out: Path, **training: Any) -> Run:

@@ -219,8 +219,18 @@ def contaminated(patches: PatchSet, normals: PatchSet, share: float, seed: int) 
 
 def to_tensor(images: Pixels) -> Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1], channels_last in memory."""
-    writable = images if images.flags.writeable else images.copy()  # torch warns about the read-only memory map
-    return torch.from_numpy(writable).permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(1 / 127.5)
+    return in_range(_wrapped(images))
+
+
+def in_range(pixels: Tensor) -> Tensor:
+    """`to_tensor` of uint8 [N, H, W, 3] that is a tensor already, on its device."""
+    return pixels.permute(0, 3, 1, 2).to(torch.float32).sub_(127.5).mul_(1 / 127.5)
+
+
+def _wrapped(images: Pixels) -> Tensor:
+    return torch.from_numpy(
+        images if images.flags.writeable else images.copy()
+    )  # torch warns about the read-only memory map
 
 
 def to_uint8(images: Tensor) -> Pixels:
@@ -256,8 +266,12 @@ class TrainStream:
 
     def at(self, nimg: int, batch: int | None = None) -> Tensor:
         """The batch after `nimg` images: float32 [batch / world, 3, R, R] in [-1, 1]. batch: another size than the stream's."""
+        return in_range(self.fetch(nimg, batch))
+
+    def fetch(self, nimg: int, batch: int | None = None) -> Tensor:
+        """The same images as uint8 [batch / world, R, R, 3], a quarter of the bytes: see `in_range`."""
         k = self._counted(nimg, batch)
-        return to_tensor(self._images(k, self._chosen(k)))
+        return _wrapped(self._images(k, self._chosen(k)))
 
     def _images(self, k: NDArray[np.int64], rows: NDArray[np.int64]) -> Pixels:
         """The patches of `rows`, augmented as images `k` of the stream."""
@@ -323,10 +337,15 @@ class LabelledStream(TrainStream):
 
     def at(self, nimg: int, batch: int | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """The batch after `nimg` images, as in `TrainStream`, and its labels, int64 [batch / world]: 0 normal, 1 anomalous."""
+        pixels, labels = self.fetch(nimg, batch)
+        return in_range(pixels), labels
+
+    def fetch(self, nimg: int, batch: int | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The same with images as uint8 [batch / world, R, R, 3]."""
         k = self._counted(nimg, batch)
         rows = self._chosen(k)
         labels = torch.from_numpy(self._patches.manifest.label[rows].astype(np.int64))
-        return to_tensor(self._images(k, rows)), labels
+        return _wrapped(self._images(k, rows)), labels
 
     @property
     def epoch(self) -> int:

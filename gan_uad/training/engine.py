@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from gan_uad.plotting.pictures import image_grid
 from gan_uad.run import Run
 from gan_uad.training import distributed, memory
 from gan_uad.training.ema import EMA
+from gan_uad.training.feed import Feed, Stream
 from gan_uad.training.signals import signals
 from gan_uad.training.validation import ValidationTracker, Validator
 from gan_uad.training.watch import Watch
@@ -185,16 +186,6 @@ def _state_of(holder: Any) -> Any:
     return holder.get_state() if isinstance(holder, torch.Generator) else holder.state_dict()
 
 
-class Stream(Protocol):
-    """The source of batches: a pure function of the number of images seen."""
-
-    def at(self, nimg: int, batch: int | None = None) -> Tensor | tuple[Tensor, ...]:
-        """This process's share of the batch of `batch` images that follows the first `nimg` images.
-
-        Images `[N, 3, R, R]` in [-1, 1], or a tuple of these and other tensors `[N, ...]`.
-        """
-
-
 def train(
     task: Task,
     stream: Stream,
@@ -216,17 +207,22 @@ def train(
     total = round(settings.total_kimg * 1000)
     low = LOW_PRECISION.get(settings.precision)
     autocast = torch.autocast(device.type, low, enabled=low is not None)
+
+    def batch_after(images: int) -> int | None:
+        return None if images >= total else task.batch_at(images) or settings.batch
+
     with (
         loop.writing(nimg),
+        Feed(stream, device, batch_after) as feed,
         signals() as stop,
         console.progress(run.config.name, total / 1000, "kimg", nimg / 1000) as bar,
     ):
         if nimg == 0:
             loop.snapshot(0)
         while nimg < total and not loop.validation.exhausted:
-            batch = task.batch_at(nimg) or settings.batch
+            batch = batch_after(nimg) or settings.batch
             with memory.explained(run, loop.kept, batch, task.allows):
-                real = _moved(stream.at(nimg, batch), device)
+                real = feed.at(nimg, batch)
                 with autocast:
                     loop.add(task.step(real, nimg))
             before, nimg = nimg, nimg + batch
@@ -405,12 +401,6 @@ class _Loop:
     def _read(self) -> dict[str, Any] | None:
         remove_leftovers(self.run.folder)
         return checkpoint.load_state(self.run.state_path) if checkpoint.has_state(self.run.state_path) else None
-
-
-def _moved(batch: Tensor | tuple[Tensor, ...], device: torch.device) -> Tensor | tuple[Tensor, ...]:
-    if isinstance(batch, tuple):
-        return tuple(part.to(device, non_blocking=True) for part in batch)
-    return batch.to(device, non_blocking=True)
 
 
 def _crossed(before: int, after: int, every_kimg: float) -> bool:
