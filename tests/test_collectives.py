@@ -77,7 +77,7 @@ def test_a_bucket_waits_for_those_before_it(two: FakeWorld, monkeypatch: pytest.
 
 
 def test_gradients_keep_their_values_strides_and_absence(two: FakeWorld) -> None:
-    """Equal processes have their own gradient as the mean; a weight without one still travels, as zeros, and has none after."""
+    """Equal processes have their own gradient as the mean; a weight without one still travels, and has none after."""
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     unused, double = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -100,6 +100,17 @@ def test_gradients_keep_their_values_strides_and_absence(two: FakeWorld) -> None
             torch.testing.assert_close(p.grad, grad)
             assert p.grad.stride() == p.stride()
     assert sum(size for _, size, _ in two.calls) == sum(p.nbytes for p in weights)
+
+
+def test_a_missing_gradient_travels_as_zeros(two: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not as whatever was in memory."""
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))
+    sent: list[Tensor] = []
+    monkeypatch.setattr(torch, "empty", lambda size, **kind: torch.full((size,), torch.nan, **kind))
+    monkeypatch.setattr(dist, "all_reduce", lambda x, async_op: sent.append(x.clone()) or two.all_reduce(x, async_op))
+    with distributed.averaging([used, unused]):
+        used.sum().backward()
+    assert [x.tolist() for x in sent] == [[0, 0, 0, 1, 1]]
 
 
 def test_a_gradient_penalty_reduces_once(two: FakeWorld) -> None:
