@@ -7,11 +7,11 @@ the functions change nothing, so callers need no special case.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import torch
@@ -27,6 +27,9 @@ T = TypeVar("T")
 TIMEOUT = timedelta(minutes=15)
 # The first reading of a large set of patches may take hours, and the other processes wait for it.
 PATIENCE = timedelta(days=1)
+
+# Bytes of tensors that travel together: large enough for the network's full speed, small enough to start before all are there.
+BUCKET = 25 << 20
 
 _patient: list[dist.ProcessGroup] = []  # a separate group with the longer timeout
 
@@ -104,32 +107,91 @@ def share(x: Tensor, of: World | None = None) -> Tensor:
     return x[(of or world()).rows]
 
 
-@torch.no_grad()
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over the processes, in one all-reduce for each dtype (and device).
+@contextmanager
+def averaging(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Replace each gradient by its mean over the processes, for a `with` block that holds the last backward pass before an update.
 
-    A missing gradient counts as zeros; one that is missing in every process stays None. Must be called by all processes with
-    the same parameters.
+    Gradients travel in buckets, the last weights first, while the backward pass computes those of earlier weights; the block ends
+    when all means are there. A gradient that is missing stays None. Must be called by all processes with the same parameters, and
+    the same ones must have a gradient in all: that is not asked here (it would cost a wait in each step), but `tick` compares it.
+
+    Whatever a process computes, it reduces all buckets, in one order: so none waits for a collective that another leaves out.
     """
-    size = world().size
-    if size == 1:
+    if world().size == 1:
+        yield
         return
-    kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
-    for p in parameters:
-        kinds.setdefault((p.dtype, p.device), []).append(p)
-    for (dtype, device), group in kinds.items():
-        present = torch.tensor([p.grad is not None for p in group], dtype=dtype).to(device)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in group]
-        flat = torch.cat([g.reshape(-1) for g in grads] + [present])
+    buckets = [_Bucket(group) for group in _chunks(reversed(parameters))]
+    of = {p: bucket for bucket in buckets for p in bucket.parameters}
+    waiting = iter(buckets)  # not yet on their way
+    following = next(waiting, None)
+
+    def arrived(p: Tensor) -> None:
+        nonlocal following
+        of[p].missing.discard(p)  # type: ignore[index]
+        while following and not following.missing:
+            following.start()
+            following = next(waiting, None)
+
+    hooks = [p.register_post_accumulate_grad_hook(arrived) for p in of if p.requires_grad]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    while following:
+        following.start()
+        following = next(waiting, None)
+    for bucket in buckets:
+        bucket.finish()
+
+
+class _Bucket:
+    """Gradients that are reduced together. They become views of one flat tensor, with the strides of their weights."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self.parameters, self.missing = parameters, set(parameters)
+
+    @torch.no_grad()
+    def start(self) -> None:
+        """Send the gradients as they are, zeros for missing ones."""
+        like, sizes = self.parameters[0], [p.numel() for p in self.parameters]
+        self.flat = torch.empty(sum(sizes), dtype=like.dtype, device=like.device)
+        views = [
+            part.as_strided(p.shape, p.stride(), part.storage_offset())
+            for p, part in zip(self.parameters, self.flat.split(sizes), strict=True)
+        ]
+        here = [(p, p.grad, view) for p, view in zip(self.parameters, views, strict=True) if p.grad is not None]
+        if len(here) < len(views):
+            self.flat.zero_()
+        if here:
+            torch._foreach_copy_([view for _, _, view in here], [grad for _, grad, _ in here])
+        for p, _, view in here:
+            p.grad = view
         with _collective():
-            dist.all_reduce(flat)
-        flat /= size
-        *parts, anywhere = flat.split([g.numel() for g in grads] + [len(group)])
-        # Read from the device (which waits for it) only where a gradient is missing.
-        given = [True] * len(group) if all(p.grad is not None for p in group) else (anywhere > 0).tolist()
-        for p, grad, mean_grad, is_given in zip(group, grads, parts, given, strict=True):
-            if is_given:
-                p.grad = grad.copy_(mean_grad.view_as(grad))
+            self.sent = dist.all_reduce(self.flat, async_op=True)
+
+    def finish(self) -> None:
+        """Wait for the sums (on a GPU: its stream does, not the program) and make them means."""
+        with _collective():
+            self.sent.wait()
+        self.flat /= world().size
+
+
+def _chunks(tensors: Iterable[Any]) -> Iterator[list[Any]]:
+    """Tensors of one dtype and device, of about `BUCKET` bytes together, in their order."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for kind in kinds.values():
+        chunk: list[Tensor] = []
+        size = 0
+        for tensor in kind:
+            if chunk and size + tensor.nbytes > BUCKET:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(tensor)
+            size += tensor.nbytes
+        yield chunk
 
 
 @torch.no_grad()
@@ -160,11 +222,37 @@ def broadcast(tensors: nn.Module | Iterable[Tensor]) -> None:
         return
     if isinstance(tensors, nn.Module):
         tensors = [*tensors.parameters(), *tensors.buffers()]
-    with _collective():
-        for tensor in tensors:
-            dense = tensor.detach().contiguous()  # NCCL takes no strides; channels_last weights have them
-            dist.broadcast(dense, src=0)
-            tensor.copy_(dense)
+    for chunk in _chunks(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in chunk])
+        with _collective():
+            dist.broadcast(flat, src=0)
+        if world().rank:
+            for tensor, part in zip(chunk, flat.split([tensor.numel() for tensor in chunk]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+
+def state_from_first(state: T) -> T:
+    """Rank 0's nested state of plain values and CPU tensors, in every process. Tensors are not pickled: none is held twice."""
+    if world().size == 1:
+        return state
+    outline = from_first(_with_tensors(state, lambda tensor: tensor.to("meta")))
+    if world().rank:
+        state = _with_tensors(outline, lambda tensor: torch.empty_like(tensor, device="cpu"))
+    tensors: list[Tensor] = []
+    _with_tensors(state, tensors.append)
+    broadcast(tensors)
+    return state
+
+
+def _with_tensors(value: Any, of: Callable[[Tensor], Any]) -> Any:
+    """A nested value with `of` of each tensor in its place."""
+    if isinstance(value, Tensor):
+        return of(value)
+    if isinstance(value, dict):
+        return {key: _with_tensors(inner, of) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_with_tensors(inner, of) for inner in value)
+    return value
 
 
 def together(work: Callable[[], T], patient: bool = False) -> T:
@@ -177,14 +265,21 @@ def together(work: Callable[[], T], patient: bool = False) -> T:
         result = work()
     except click.ClickException as error:
         failure = error
-    if world().size > 1:
-        failures: list[click.ClickException | None] = [None] * world().size
-        with _collective():
-            dist.all_gather_object(failures, failure, group=_patient[0] if patient else None)
-        failure = failure or next((f for f in failures if f), None)
+    failures = of_each(failure, patient)
+    failure = failure or next((f for f in failures if f), None)
     if failure:
         raise failure
     return result  # type: ignore[return-value]
+
+
+def of_each(value: T, patient: bool = False) -> list[T]:
+    """The (picklable) values of all processes, by rank. `patient`: as in `together`."""
+    if world().size == 1:
+        return [value]
+    values = [value] * world().size
+    with _collective():
+        dist.all_gather_object(values, value, group=_patient[0] if patient else None)
+    return values
 
 
 def first(work: Callable[[], T], patient: bool = False) -> T:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,7 @@ from gan_uad.training.validation import ValidationTracker, Validator
 from gan_uad.training.watch import Watch
 
 LOW_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+ASK_SECONDS, ASK_STEPS = 1.0, 8  # how often processes ask each other for a request to stop: at least so
 EARLY_SNAPSHOTS = (0.0, 1 / 16, 1 / 4)  # of the snapshot interval: so that the first images do not take an hour
 
 
@@ -40,6 +43,7 @@ class Task(ABC):
     """
 
     micro_batch: int | None = None  # images of one pass in this process; None: its complete share of the batch
+    updated: int = 0  # checksum of which weights had a gradient, in each update until now (several processes)
     group: int = 1  # images that must stay together in a pass (minibatch stddev)
     curves: dict[str, str] = {}  # metrics to plot as learning curves, and their names in validation
     states: frozenset[str] = (
@@ -117,16 +121,20 @@ class Task(ABC):
         `loss(part)` gives the mean over one micro-batch and metrics to log. Returns the metrics' means over the share (detached).
         """
         optimizer.zero_grad()
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
         metrics: dict[str, Tensor] = {}
-        for part in self.parts(count):
+        parts = self.parts(count)
+        for part in parts:
             value, logged = loss(part)
             weight = len(range(count)[part]) / count
+            last = distributed.averaging(weights) if part is parts[-1] else nullcontext()
             # Autocast would compute float32 layers' gradients in low precision: backward passes have their dtypes from the forward pass.
-            with torch.autocast(value.device.type, enabled=False):
+            with last, torch.autocast(value.device.type, enabled=False):
                 (value * weight).backward()
             for name, metric in logged.items():
                 metrics[name] = metrics.get(name, 0) + metric.detach() * weight
-        distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        if distributed.world().size > 1:
+            self.updated = zlib.crc32(bytes(p.grad is not None for p in weights), self.updated)
         optimizer.step()
         return metrics
 
@@ -229,8 +237,9 @@ def train(
             if loop.validation.due(partial(_crossed, before, nimg), nimg >= total):
                 loop.validate(nimg)
             done = nimg >= total or loop.validation.exhausted
-            stopped = distributed.any_of(bool(stop))
-            save = done or stopped or loop.validation.is_best(nimg) or _crossed(before, nimg, settings.checkpoint_kimg)
+            save = done or loop.validation.is_best(nimg) or _crossed(before, nimg, settings.checkpoint_kimg)
+            stopped = loop.stopped(bool(stop), save)
+            save = save or stopped
             # A tick before every save: it finds metrics that are not finite, and the log of a resumed run has the same lines.
             if save or _crossed(before, nimg, settings.tick_kimg):
                 loop.tick(nimg, bar)
@@ -255,6 +264,7 @@ class _Loop:
         self.sums: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.tick_time, self.tick_nimg = time.monotonic(), 0
+        self.steps, self.ask_every = 0, 1  # steps since the last tick; in how many the processes ask once
         self.saved_nimg: int | None = None
         self.watch = Watch()
 
@@ -282,13 +292,24 @@ class _Loop:
             self.sums[name] = self.sums.get(name, 0) + value.float()
             self.counts[name] = self.counts.get(name, 0) + 1
 
+    def stopped(self, requested: bool, now: bool) -> bool:
+        """Whether to stop after this step, the same in all processes: whether it was `requested` of any.
+
+        Asking waits for the slowest, so they ask about once a second, or where `now` is set. One process knows at each step.
+        """
+        self.steps += 1
+        if distributed.world().size > 1 and not now and self.steps % self.ask_every:
+            return False
+        return distributed.any_of(requested)
+
     def tick(self, nimg: int, bar: console.Progress) -> None:
         """Log the means since the last tick, over all processes. A metric that is not finite ends the training before any file is
         overwritten."""
         means = self.means()
         now = time.monotonic()
         per_kimg = (now - self.tick_time) / max(nimg - self.tick_nimg, 1) * 1000
-        self.tick_time, self.tick_nimg = now, nimg
+        self.agree((now - self.tick_time) / max(self.steps, 1), nimg)
+        self.tick_time, self.tick_nimg, self.steps = now, nimg, 0
         self.check_finite(means, nimg)
         row: dict[str, Any] = {
             "nimg": nimg,
@@ -310,6 +331,17 @@ class _Loop:
             bar.update(nimg / 1000, f"{shown} | {per_kimg:.1f} s/kimg, {row['memory_gb']:.1f} GB", force=not bar.live)
 
         distributed.first(write)
+
+    def agree(self, seconds: float, nimg: int) -> None:
+        """Agree, by rank 0's `seconds` a step, on how often to ask for requests to stop. Processes that have updated different weights
+        since the start no longer hold the same: that ends the training, before any file is overwritten."""
+        every = min(ASK_STEPS, max(1, int(ASK_SECONDS / max(seconds, 1e-9))))
+        self.ask_every, updated = distributed.from_first((every, self.task.updated))
+        if distributed.any_of(updated != self.task.updated):
+            raise JobFailed(
+                f"the processes updated different weights until {nimg / 1000:g} kimg ({self.kept()}): a fault of the task "
+                f"{self.run.config.task}, which must give the same weights a gradient in all of them. Train with one process"
+            )
 
     def validate(self, nimg: int) -> None:
         """Validate the task; a metric that is not finite ends the training."""
@@ -359,9 +391,10 @@ class _Loop:
     def save(self, nimg: int) -> None:
         """Write the model, the state, and the best model if this is it. After a kill in between, `restore` writes what is missing."""
         self.task.synchronise()
+        generators = distributed.of_each(_generators(self.device))
 
         def write() -> None:
-            state = {"nimg": nimg, "task": self.task.state_dict(), "torch_rng": torch.get_rng_state()}
+            state = {"nimg": nimg, "task": self.task.state_dict(), "generators": generators}
             state["validation"] = self.validation.state_dict()
             # Metrics describe the weights before the last update; those after it may still be broken.
             if broken := next(checkpoint.not_finite(state["task"], "state"), None):
@@ -377,7 +410,8 @@ class _Loop:
     def restore(self, resume: bool) -> int:
         """Give every process the state of rank 0 and return its `nimg`: that of the last checkpoint of a resumed run, 0 for a new run
         and for one that was killed before its first checkpoint."""
-        if resume and (state := distributed.first(self._read)) is not None:
+        state = self._read() if resume else None
+        if state is not None:
             self.saved_nimg = self.tick_nimg = state["nimg"]
             try:
                 self.task.load_state_dict(state["task"])
@@ -385,11 +419,14 @@ class _Loop:
                 raise UserError(f"{self.run.state_path} is of another task: it holds no {missing}") from None
             except UserError as error:
                 raise UserError(f"{self.run.state_path}: {error.message}") from None
-            torch.set_rng_state(state["torch_rng"])
+            # Up to version 0.2 it held the state of rank 0's CPU generator alone.
+            generators = state["generators"] if "generators" in state else [{"cpu": state["torch_rng"]}]
+            self.seed(generators)
             self.validation.load_state_dict(old_names.keys(state).get("validation", {}))
         else:
             for net in self.task.modules():  # equal seeds do not give equal weights on different machines
                 distributed.broadcast(net)
+            self.seed([_generators(self.device)])
         nimg = self.saved_nimg or 0
         if resume:
             console.say(f"resuming at {nimg / 1000:g} kimg" if nimg else "nothing was saved yet: starting from 0 kimg")
@@ -398,9 +435,38 @@ class _Loop:
             self.watch.replay(distributed.first(self.run.read_log))
         return nimg
 
+    def seed(self, generators: list[dict[str, Tensor]]) -> None:
+        """Restore this process's states of torch's generators (dropout draws from them), or seed them afresh where it has none.
+
+        `generators`: by rank. So no two processes drop the same for their different images.
+        """
+        here, nimg = distributed.world(), self.saved_nimg or 0
+        if here.rank >= len(generators):
+            seeds = np.random.SeedSequence((self.run.config.training.seed, here.rank, nimg)).generate_state(1)
+            torch.manual_seed(int(seeds[0]))
+            return
+        torch.set_rng_state(generators[here.rank]["cpu"])
+        if self.device.type == "cuda" and "cuda" in generators[here.rank]:
+            torch.cuda.set_rng_state(generators[here.rank]["cuda"], self.device)
+        if nimg and here.size > len(generators):
+            console.say(
+                f"note: the checkpoint is of {len(generators)} processes: random numbers of the others (dropout) start afresh"
+            )
+
     def _read(self) -> dict[str, Any] | None:
-        remove_leftovers(self.run.folder)
-        return checkpoint.load_state(self.run.state_path) if checkpoint.has_state(self.run.state_path) else None
+        """The last state, in every process; None: there is none."""
+
+        def read() -> dict[str, Any] | None:
+            remove_leftovers(self.run.folder)
+            return checkpoint.load_state(self.run.state_path) if checkpoint.has_state(self.run.state_path) else None
+
+        return distributed.state_from_first(distributed.together(lambda: None if distributed.world().rank else read()))
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own generators that a training on `device` may draw from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
 def _crossed(before: int, after: int, every_kimg: float) -> bool:
