@@ -136,10 +136,11 @@ class TrainingConfig(_Strict):
         description="images per forward pass in each process, to save memory. Default: its share of the batch",
     )
     seed: int = Field(0, ge=0, description="seed of every random choice")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: CUDA if available")
-    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field(
-        "fp32",
-        description="tf32: CUDA matrix units; bf16, fp16: autocast (fp16: on CUDA, networks that keep low resolutions in fp32)",
+    device: str = Field("auto", description="auto (CUDA if available), cpu, cuda, or cuda:N (the GPU of that number)")
+    precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = Field(
+        "auto",
+        description="tf32: CUDA matrix units; bf16, fp16: autocast (fp16: on CUDA, networks that keep low resolutions in fp32); "
+        "auto: the fastest that is tested; the run says which",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads. Default: all cores of this process")
     tick_kimg: float = Field(1.0, gt=0, description="write a log line every N kimg")
@@ -158,6 +159,13 @@ class TrainingConfig(_Strict):
     patience: int | None = Field(
         None, ge=1, description="stop after N validations in a row without improvement. Default: never"
     )
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", value):
+            raise ValueError("it should be 'auto', 'cpu', 'cuda' or 'cuda:N'")
+        return value
 
 
 class CorruptionConfig(_Strict):

@@ -355,6 +355,8 @@ def fake_gpu(values: bool = True) -> Iterator[FakeGpu]:
         "get_device_name": lambda *_: "fake",
         "get_device_capability": lambda *_: (9, 0),
         "max_memory_allocated": lambda *_: 0,
+        "get_rng_state": lambda *_: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_: torch.set_rng_state(state),
         "is_current_stream_capturing": lambda: False,
         "manual_seed_all": lambda *_: None,
     }

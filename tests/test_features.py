@@ -210,14 +210,14 @@ def test_inception_is_torch_fidelitys(random_inception: Path, monkeypatch: pytes
     assert float(error.max()) < 1e-5, (
         "rounding of about 100 layers in float32; another resize differs by more than 1e-3"
     )
-    monkeypatch.setattr(inception, "has_bfloat16", lambda device: True)  # slow where it is emulated, but right
+    monkeypatch.setattr(inception, "has_bf16", lambda device: True)  # slow where it is emulated, but right
     fast = load_features("inception", fast=True)
     assert "bfloat16" in fast.preprocessing
     assert "fast" not in net.preprocessing
     found = fast(images)
     assert found.dtype == torch.float32
     assert 1e-5 < float((found - expected).norm() / expected.norm()) < 3e-2
-    monkeypatch.setattr(inception, "has_bfloat16", lambda device: False)
+    monkeypatch.setattr(inception, "has_bf16", lambda device: False)
     assert "float32" in fast.preprocessing
 
 

@@ -375,6 +375,8 @@ def _identity(config: RunConfig) -> str:
     """What of a configuration decides its metrics. The key of the data stands for its path."""
     found = config.model_dump(mode="json")
     found["training"] = {key: value for key, value in found["training"].items() if key not in NO_EFFECT}
+    if found["training"]["precision"] == "auto":
+        found["training"]["precision"] = "fp32"  # the default of version 0.2 and before
     found["data"]["path"] = None
     if not found["data"]["contamination"]:  # younger than keys
         del found["data"]["contamination"]

@@ -16,6 +16,7 @@ from gan_uad.cli.options import (
     inverter_option,
     out_option,
     overrides_option,
+    precision_option,
     seed_option,
     split_option,
     subset_options,
@@ -44,6 +45,7 @@ from gan_uad.errors import refuse
 @subset_options
 @overrides_option("Override a data.* or scoring.* setting of RUN, such as -o scoring.options.steps=200.")
 @device_option
+@precision_option
 def score(run: str, data: str | None, **options: Any) -> None:
     """Score patches: how far is each from normal?
 
@@ -68,6 +70,7 @@ def score(run: str, data: str | None, **options: Any) -> None:
 @click.option("--gif", is_flag=True, help="Also write an animation of each search.")
 @seed_option("Random seed of the search.")
 @device_option
+@precision_option
 def project(run: str, images: tuple[Path, ...], **options: Any) -> None:
     """Find the closest image that a generator can make.
 

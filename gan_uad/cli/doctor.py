@@ -123,7 +123,11 @@ def _torch() -> Iterator[Check]:
 def _cuda(torch: Any) -> Check:
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        detail = ", ".join(f"{card.name} ({card.total_memory / _GIB:.0f} GiB)" for card in cards)
+        detail = ", ".join(
+            f"{card.name} ({card.total_memory / _GIB:.0f} GiB, compute capability {card.major}.{card.minor}: "
+            f"{'tf32 and bf16' if card.major >= 8 else 'fp32 only'})"
+            for card in cards
+        )
         return Check("cuda", "PASS", f"{torch.version.cuda}: {detail}")
     use = "the CPU will be used"
     small = "for CPU training choose the presets whose names end in _small"
@@ -178,8 +182,16 @@ def _slides() -> Iterator[Check]:
 def _cores() -> Iterator[Check]:
     count, total = device.cores(), os.cpu_count() or 1
     slow = "CPU training will be slow: allow more cores (taskset, --cpus), or use a GPU"
-    detail = f"{count} of {total} CPU cores may be used"
+    detail = f"{count} of {total} CPU cores may be used{_instructions()}"
     yield Check("cores", "PASS", detail) if count > 1 else Check("cores", "WARN", detail, slow)
+
+
+def _instructions() -> str:
+    """Whether the CPU computes in bfloat16 itself; nothing where torch does not import."""
+    torch, broken = _import("torch")
+    if broken:
+        return ""
+    return ", with bfloat16 instructions" if device.has_bf16(torch.device("cpu")) else ", without bfloat16 instructions"
 
 
 def _memory() -> Iterator[Check]:

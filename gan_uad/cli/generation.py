@@ -12,6 +12,7 @@ from gan_uad.cli.options import (
     device_option,
     out_option,
     overrides_option,
+    precision_option,
     seed_option,
     split_option,
     style_options,
@@ -42,6 +43,7 @@ latents_option = click.option(
 @click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
 @click.option("--npz", is_flag=True, help="Write one images.npz with z, w and seeds, instead of PNG files.")
 @device_option
+@precision_option
 def generate(run: str, seeds: str | None, latents: Path | None, **options: Any) -> None:
     """Generate images.
 

@@ -120,7 +120,17 @@ def style_options(noise: str) -> Decorator:
 
 
 device_option = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="auto: CUDA where it is available."
+    "--device",
+    metavar="NAME",
+    default="auto",
+    show_default=True,
+    help="auto (CUDA where it is available), cpu, cuda, or cuda:N (the GPU of that number).",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["fp32", "tf32"]),
+    default="fp32",
+    help="fp32: exact. tf32: faster and rounded, on GPUs that have it. The results say which.",
 )
 inverter_option = click.option(
     "--inverter", metavar="NAME", help="Method that finds the closest normal image. See `gan-uad models`."

@@ -16,6 +16,7 @@ from gan_uad.cli.options import (
     inverter_option,
     out_option,
     overrides_option,
+    precision_option,
     rule_option,
     seed_option,
     shard_option,
@@ -167,6 +168,7 @@ def tile(
 @shard_option
 @workers_option
 @device_option
+@precision_option
 def score_slide(
     run: str, slides: tuple[Path, ...], out: Path, size: int | None, mpp: float | None, slide_mpp: float | None, stride: float,
     tissue: float, rule: str, stain: str | None, shard: str | None, **options: Any,

@@ -58,6 +58,7 @@ def project(
     gif: bool = False,
     seed: int = 0,
     device: str = "auto",
+    precision: str = "fp32",
 ) -> Path:
     """Find each image of `images` (files, or folders of them) with the generator of `run`; returns `out`.
 
@@ -66,7 +67,7 @@ def project(
     search and, with `gif`, progress.gif. projections.csv has a row per image, those of earlier calls too. A call after an interruption
     resumes with the remaining images.
     """
-    model = load_model(run, prepare(device))
+    model = load_model(run, prepare(device, precision=precision))
     search = make_inverter(model, inverter, options, seed)
     if gif:
         if not (hasattr(search, "frames") and search.steps):
@@ -75,7 +76,7 @@ def project(
             )
         search.frames = FRAMES
     found, skipped = read_images(images, model.config.data, model.resolution)
-    settings = _settings(run, model, search)
+    settings = _settings(run, model, search, precision)
     records = _records(out)
     if not records:  # nothing was finished there: another model or setting may use the folder
         (out / SUMMARY).unlink(missing_ok=True)
@@ -201,13 +202,15 @@ def _placed(pictures: list[Query], records: dict[str, dict[str, Any]]) -> list[Q
 # ---------------------------------------------------------------- what earlier calls finished
 
 
-def _settings(run: str, model: Model, search: Any) -> dict[str, Any]:
+def _settings(run: str, model: Model, search: Any, precision: str) -> dict[str, Any]:
     prepared = model.config.data.model_dump(mode="json", include=set(PREPROCESSING))
     hashed = [file_digest(run), search.spec, search.rests_on, prepared, model.resolution]
+    hashed += [precision] if precision != "fp32" else []
     return {
         "key": hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest(),
         "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "resolution": model.resolution,
         "inverter": search.spec, "distance": search.measured, "weights": search.rests_on, "prepared": prepared,
+        "precision": precision,
     }  # fmt: skip
 
 

@@ -53,15 +53,17 @@ def score(
     max_images: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    precision: str = "fp32",
 ) -> Path:
     """Score a set of patches; returns the folder with `scores.csv`. A call after an interruption resumes.
 
     `split`: train, val, test or all; default: test where the source brings splits or the run was trained on it, else all.
+    `precision`: fp32, or tf32 on a GPU that has it: the scores change by rounding.
     `maps` writes anomaly maps, and masks where a map exceeds `pixel_quantile` of the pixels of validation normals.
     Maps, combined components and the threshold of the decisions depend on the validation split of the scored set, or else of the set
     that the run was trained on.
     """
-    model = load_model(run, prepare(device))
+    model = load_model(run, prepare(device, precision=precision))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
     parsed = parsed_rule(threshold or config.scoring.threshold)
@@ -73,12 +75,12 @@ def score(
     folder = out or _default_folder(run, data or str(config.data.path), method, split)
     normals = _normals(scorer, sets, config.scoring.scorer)
     _check_normals(scorer, sets)
-    spec = [scorer.spec, None if found_by is None else found_by.spec]
+    spec = [scorer.spec, None if found_by is None else found_by.spec, *([precision] * (precision != "fp32"))]
     keys = [_key(run, spec, sets, normals, scorer.rests_on, old) for old in (False, True)]
     key = known_key(folder, "scores.json", "key", *keys)
     settings = {
         "key": key, "model": str(run), "name": model.name, "kimg": model.nimg / 1000, "scorer": config.scoring.scorer,
-        "resolution": config.resolution, "seed": config.training.seed,
+        "resolution": config.resolution, "precision": precision, "seed": config.training.seed,
         "inverter": None if found_by is None else found_by.spec, "options": scorer.spec["options"],
         "log_odds": scorer.log_odds, "label": f"{model.name}/{method}",
         "data": sets.target.source, "data_settings": config.data.model_dump(mode="json"), "images": len(sets.target),

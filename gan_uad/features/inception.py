@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gan_uad.device import has_bf16
 from gan_uad.features.base import FeatureNet, pretrained
 from gan_uad.features.pixels import as_float
 from gan_uad.registry import register
@@ -42,14 +42,14 @@ class Inception(FeatureNet):
         if not self.fast:
             return words
         device = next(self.net.parameters()).device
-        return f"{words}; fast: {'bfloat16' if has_bfloat16(device) else 'float32, as the processor has no bfloat16'}"
+        return f"{words}; fast: {'bfloat16' if has_bf16(device) else 'float32, as the processor has no bfloat16'}"
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """uint8 `[N, 3, H, W]` -> float32 `[N, 2048]`."""
         x = resized_like_tensorflow(as_float(images), SIDE).sub_(128).div_(128)
         x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.fast and has_bfloat16(x.device)):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.fast and has_bf16(x.device)):
             x = self.net(x)
         return x.mean((2, 3), dtype=torch.float32)
 
@@ -85,14 +85,6 @@ def _layers() -> nn.Sequential:
     ):
         net.add_module(name, layer)
     return net
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor itself computes in bfloat16 (else it is slower than float32)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any("bf16" in name and there for name, there in capabilities.items())
 
 
 def resized_like_tensorflow(x: Tensor, side: int) -> Tensor:

@@ -45,6 +45,7 @@ class GeneratorSource:
     latents: Latents | None
     psi: float
     noise: str
+    precision: str = "fp32"
 
     @property
     def G(self) -> Any:
@@ -89,13 +90,19 @@ class GeneratorSource:
 
 
 def open_source(
-    run: str, seeds: list[int], latents: Path | None, psi: float = 1.0, noise: str = "const", device: str = "auto"
+    run: str,
+    seeds: list[int],
+    latents: Path | None,
+    psi: float = 1.0,
+    noise: str = "const",
+    device: str = "auto",
+    precision: str = "fp32",
 ) -> GeneratorSource:
     """Load the generator of `run`. Latents come from the file `latents`, else from `seeds`. Raises `UserError`."""
-    model = load_model(run, prepare(device))
+    model = load_model(run, prepare(device, precision=precision))
     check_style(model.generator, psi, noise)
     found = None if latents is None else read_latents(latents, model.generator)
-    return GeneratorSource(model, file_digest(run)[:16], seeds if found is None else [], found, psi, noise)
+    return GeneratorSource(model, file_digest(run)[:16], seeds if found is None else [], found, psi, noise, precision)
 
 
 def generate(
@@ -105,6 +112,7 @@ def generate(
     grid: bool = False,
     npz: bool = False,
     device: str = "auto",
+    precision: str = "fp32",
     *,
     latents: Path | None = None,
     psi: float = 1.0,
@@ -121,7 +129,7 @@ def generate(
         raise UserError(
             f"--seeds names seed {repeated[0]} more than once, and an image is written once: name each seed once"
         )
-    source = open_source(run, seeds, latents, psi, noise, device)
+    source = open_source(run, seeds, latents, psi, noise, device, precision)
     limit = (MAX_GRID // source.model.resolution) ** 2
     if grid and len(source) > limit:
         raise UserError(f"--grid: at most {limit} images of {source.model.resolution} px, not {len(source)}")
@@ -229,6 +237,7 @@ def _note(source: GeneratorSource, latents: Latents, i: int) -> str:
         if latents.maps is not None:
             origin["noise_maps"] = _digest(*(of_layer[i] for of_layer in latents.maps))
     origin |= {"truncation": source.psi, "noise": source.noise, "model": source.digest}
+    origin |= {"precision": source.precision} if source.precision != "fp32" else {}
     origin |= {"device": source.model.device.type, "version": __version__, "torch": str(torch.__version__)}
     return json.dumps(origin)
 

@@ -54,6 +54,7 @@ def score_slides(
     shard: tuple[int, int] = (0, 1),
     workers: int | None = None,
     device: str = "auto",
+    precision: str = "fp32",
     slides_csv: Path | None = None,
     threshold: str | None = None,
     other_mpp: bool = False,
@@ -70,7 +71,7 @@ def score_slides(
     the end if a slide failed.
     """
     table = slide_list(slides_csv, slides, cut.slide_mpp)
-    model = load_model(run, prepare(device))
+    model = load_model(run, prepare(device, precision=precision))
     trained_on = model.config.data
     config = model.config = overridden_config(model, overrides, inverter)
     if config.scoring.corruption.words:
@@ -87,13 +88,14 @@ def score_slides(
     depends_on = [
         [scorer.spec, inverter_spec, scorer.rests_on], held_out.fingerprint, None if train is None else train.fingerprint,
         [getattr(config.data, name) for name in PREPROCESSING], asdict(cut), top_k, tails.VERSION, rule,
+        *([precision] * (precision != "fp32")),
     ]  # fmt: skip
     key = hashlib.sha256(content(model_file(run)) + json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
     claim(out, SETTINGS, {"key": key}, "slides scored with another model, calibration or setting", SLIDES)
     settings = {
         "key": key, "model": str(run), "label": label, "scorer": config.scoring.scorer, "options": scorer.spec["options"],
         "inverter": inverter_spec, "cut": asdict(cut), "top_k": top_k, "quantile": QUANTILE,
-        "normals": held_out.source, "images": len(held_out), "notes": held_out.notes,
+        "precision": precision, "normals": held_out.source, "images": len(held_out), "notes": held_out.notes,
     }  # fmt: skip
     if train is not None:
         fit_on(scorer, train, CHUNK, "give a set with fewer train normals")

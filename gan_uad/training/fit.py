@@ -174,7 +174,7 @@ def _check(config: RunConfig) -> None:
         raise UserError(f"the scorer {name} is fitted by one process: start it without torchrun")
     if config.data.label != "normal":
         raise UserError(f"the scorer {name} is fitted on normal images alone: leave data.label={config.data.label} out")
-    if config.training.precision != "fp32" or config.training.eval_kimg is not None:
+    if config.training.precision not in ("auto", "fp32") or config.training.eval_kimg is not None:
         raise UserError(
             f"the scorer {name} is fitted in fp32 in one step: leave training.precision and training.eval_kimg out"
         )

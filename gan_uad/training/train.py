@@ -14,7 +14,7 @@ from torch import nn
 from gan_uad import checkpoint, console, registry
 from gan_uad.config import RunConfig, load_config, read_yaml, resolve, trained_model
 from gan_uad.data.patches import PatchSet, some
-from gan_uad.device import prepare
+from gan_uad.device import Precision, choose_precision, prepare, set_precision
 from gan_uad.errors import Interrupted, UserError
 from gan_uad.features.load import load_features
 from gan_uad.files import one_writer
@@ -30,9 +30,10 @@ from gan_uad.training.fit import description, fit, open_run, train_images
 from gan_uad.training.loading import load_together
 from gan_uad.training.validation import Validator
 
-# The settings that can be overridden for a resumed run: none that changes the result of the next step.
-# (`micro_batch` changes it by rounding; without it a run that ran out of memory could not continue.)
-_KEYS = "total_kimg tick_kimg snapshot_kimg checkpoint_kimg eval_kimg patience threads device micro_batch"
+# The settings that can be overridden for a resumed run: none that changes the result of the next step by more than rounding. (Without
+# `micro_batch` a run that ran out of memory could not continue, and without `precision` one whose device has become another.)
+_KEYS = "total_kimg tick_kimg snapshot_kimg checkpoint_kimg eval_kimg patience threads device micro_batch precision"
+WIDE = 16384  # channel_base from which on bf16 is faster than fp32 on a CPU that has it: configuration E's
 RESUMABLE = {f"training.{key}" for key in _KEYS.split()}
 
 
@@ -94,16 +95,20 @@ def _train(
     config: RunConfig, out: Path, existing: Run | None, here: distributed.World, held: ExitStack, changed_data: bool
 ) -> Run:
     settings = config.training
-    device = distributed.together(lambda: prepare(settings.device, settings.threads, settings.precision))
+    device = distributed.together(lambda: prepare(settings.device, settings.threads))
     several = f", {here.size} processes" if here.size > 1 else ""
+    precision = distributed.first(lambda: _precision(config, device))
+    # From now on the run has this precision: it must not change when the run continues on another machine.
+    settings.precision = precision.name  # type: ignore[assignment]
+    distributed.together(lambda: set_precision(precision.name, device))
     console.say(
-        f"{config.name}: training {config.model} by {config.task} at {config.resolution} px on {device}{several}"
+        f"{config.name}: training {config.model} by {config.task} at {config.resolution} px on {device}{several}, "
+        f"{precision.name} ({precision.reason})"
     )
     torch.manual_seed(settings.seed)
     task = distributed.together(lambda: build_task(config, device))
     task.micro_batch = settings.micro_batch
     task.check_batches(settings.batch)
-    _check_precision(config, device)
     if not distributed.first(lambda: existing is not None and checkpoint.has_state(existing.state_path)):
         distributed.together(lambda: _begin(task, config))
     if (here.size > 1 or settings.micro_batch) and _batch_norm(task):
@@ -194,16 +199,16 @@ def _validator(config: RunConfig, task: Task, patches: PatchSet, chosen: PatchSe
     return validator
 
 
-def _check_precision(config: RunConfig, device: torch.device) -> None:
-    """Raise `UserError` for fp16 where it would overflow."""
-    if config.training.precision != "fp16":
-        return
-    if device.type != "cuda":
-        raise UserError("training.precision fp16 is for CUDA; use fp32 (or bf16) on a CPU")
-    if "low_precision_levels" not in inspect.signature(registry.find("network", config.model)).parameters:
+def _precision(config: RunConfig, device: torch.device) -> Precision:
+    """What to train in: see `choose_precision`. Raises `UserError` for what the device lacks, and for fp16 where it would overflow."""
+    takes = inspect.signature(registry.find("network", config.model)).parameters
+    autocast = "low_precision_levels" in takes
+    if config.training.precision == "fp16" and device.type == "cuda" and not autocast:
         raise UserError(
             f"{config.model} would overflow in fp16 (its gradients are not scaled): use training.precision=bf16"
         )
+    width = config.network.get("channel_base", takes["channel_base"].default if "channel_base" in takes else 0)
+    return choose_precision(config.training.precision, device, autocast, width >= WIDE)
 
 
 def _batch_norm(task: Task) -> bool:
@@ -272,9 +277,9 @@ def _existing(source: str, overrides: tuple[str, ...], out: Path, resume: bool) 
 
 
 def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
-    config = resolve(
-        read_yaml(run.folder / "config.yaml"), overrides, default_name=run.folder.name, context=str(run.folder)
-    )
+    raw = read_yaml(run.folder / "config.yaml")
+    raw["training"].setdefault("precision", "fp32")  # the default of version 0.2 and before
+    config = resolve(raw, overrides, default_name=run.folder.name, context=str(run.folder))
     started = run.config.model_copy(deep=True)
     for each in (config, started):
         _make_paths_absolute(each)

@@ -1,0 +1,156 @@
+"""Which precision and device a command takes, by what the machine has; and what it says where there is no such thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from fake_gpu import fake_gpu
+from run_tools import errors
+
+from gan_uad import device
+from gan_uad.config import load_config
+from gan_uad.errors import UserError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] = (9, 0), bf16: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "card")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": bf16}, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("where", "capability", "bf16", "autocast", "wide", "expected"),
+    [
+        (CUDA, (9, 0), False, True, False, "bf16"),
+        (CUDA, (8, 0), False, False, True, "tf32"),
+        (CUDA, (7, 5), True, True, True, "fp32"),
+        (CPU, (9, 0), False, True, True, "fp32"),
+        (CPU, (9, 0), True, True, True, "bf16"),
+        (CPU, (9, 0), True, True, False, "fp32"),
+        (CPU, (9, 0), True, False, True, "fp32"),
+    ],
+)
+def test_auto_takes_the_fastest_that_is_tested(
+    monkeypatch: pytest.MonkeyPatch, where: torch.device, capability: Any, bf16: bool, autocast: bool, wide: bool, expected: str
+) -> None:  # fmt: skip
+    machine(monkeypatch, capability, bf16)
+    found = device.choose_precision("auto", where, autocast, wide)
+    assert found.name == expected
+    assert found.reason
+    device.set_precision(found.name, where)  # can be set where it was chosen
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "capability"),
+    [("tf32", CPU, (9, 0)), ("fp16", CPU, (9, 0)), ("tf32", CUDA, (7, 5)), ("bf16", CUDA, (7, 5))],
+)
+def test_what_the_device_lacks_is_refused(
+    monkeypatch: pytest.MonkeyPatch, asked: str, where: torch.device, capability: tuple[int, int]
+) -> None:
+    machine(monkeypatch, capability)
+    for refused in (device.choose_precision, lambda *words: device.set_precision(*words[:2])):
+        with pytest.raises(UserError, match=asked):
+            refused(asked, where, True, True)  # type: ignore[operator]
+
+
+def test_what_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    for asked in ("fp32", "tf32", "bf16", "fp16"):
+        assert device.choose_precision(asked, CUDA, False, False).name == asked
+    assert device.choose_precision("bf16", CPU, False, False).name == "bf16"
+
+
+@pytest.mark.parametrize("name", ["cuda:1", "cuda:12"])
+def test_a_gpu_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=name):
+        device.prepare(name, 1)
+    with fake_gpu(), pytest.raises(UserError, match=name):
+        device.prepare(name, 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with fake_gpu(), pytest.raises(UserError, match=name):
+        device.prepare(name, 1)
+
+
+def test_a_gpu_by_its_number() -> None:
+    with fake_gpu():
+        assert device.prepare("cuda:0", 1) == device.prepare("cuda", 1) == device.prepare("auto", 1) == CUDA
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:", "cuda:x", "cuda:-1", "CUDA", ""])
+def test_names_of_no_device(name: str, tiny: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    for result in (
+        cli("generate", tiny.generator, "--device", name, "--out", tmp_path / "out"),
+        tiny.train(tiny.config("dcgan"), tmp_path, device=f'"{name}"'),
+    ):
+        assert result.exit_code == 2
+        assert len(errors(result)) == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--device", "cuda:1"], ["--device", "cuda"], ["--precision", "tf32"], ["--precision", "tf32", "--device", "cpu"]],
+)
+@pytest.mark.parametrize("command", ["score", "generate", "project"])
+def test_commands_refuse_what_is_not_there(
+    command: str, words: list[str], tiny: Any, cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    """On a machine without a GPU: one line, and nothing written."""
+    given = [tiny.patches / "normal" / "0.png"] if command == "project" else []
+    result = cli(command, tiny.generator, *given, *words, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert len(errors(result)) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_keeps_its_precision(tiny: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    """`auto` is a question of the first machine; a later one may be told another."""
+    result = tiny.train(tiny.config("dcgan"), tmp_path, total_kimg=0.02)
+    assert result.exit_code == 0, result.output
+    run = tmp_path / "00000-dcgan"
+    stored = yaml.safe_load((run / "config.yaml").read_text())
+    assert stored["training"]["precision"] == "fp32"
+    with fake_gpu():
+        result = cli("train", run, "--resume", "-o", "training.total_kimg=0.024", "-o", "training.device=cuda")
+    assert result.exit_code == 0, result.output
+    assert load_config(run / "config.yaml").training.precision == "fp32"
+    with fake_gpu():
+        again = cli("train", run, "--resume", "-o", "training.total_kimg=0.028", "-o", "training.precision=tf32")
+    assert again.exit_code == 0, again.output
+    assert load_config(run / "config.yaml").training.precision == "tf32"
+    refused = cli("train", run, "--resume", "-o", "training.total_kimg=0.032", "-o", "training.device=cpu")
+    assert refused.exit_code == 2
+    # A run of version 0.2, which had no such setting.
+    del stored["training"]["precision"]
+    (run / "config.yaml").write_text(yaml.safe_dump(stored))
+    with fake_gpu():
+        old = cli("train", run, "--resume", "-o", "training.total_kimg=0.032")
+    assert old.exit_code == 0, old.output
+    assert load_config(run / "config.yaml").training.precision == "fp32"
+
+
+def test_scores_of_another_precision_are_others(tiny: Any, cli: Callable[..., Any], fast: None, tmp_path: Path) -> None:
+    """They go into a folder of their own."""
+    command = [
+        "score",
+        tiny.generator,
+        "--split",
+        "all",
+        "--max-images",
+        2,
+        "-o",
+        "scoring.options.steps=1",
+        "--out",
+        tmp_path,
+    ]
+    with fake_gpu():
+        assert cli(*command).exit_code == 0
+        assert cli(*command, "--precision", "tf32").exit_code == 2
+        assert cli(*command).exit_code == 0
