@@ -184,6 +184,8 @@ def test_rank_0_alone_writes_and_prints(uninterrupted: tuple[Path, list[str]]) -
     seen = [row["nimg"] for row in log(run)]
     assert seen == sorted({*range(12, 121, 12), *range(20, 121, 20)})
     assert state(run)["nimg"] == gan_uad.load(str(run)).nimg == 120
+    first, second = state(run)["generators"]
+    assert not torch.equal(first["cpu"], second["cpu"])
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
     assert "2 processes" in lines[0]
     assert len([line for line in lines if "note: batch norm" in line]) == 1

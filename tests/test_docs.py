@@ -186,7 +186,9 @@ def check_torchrun(words: list[str], inline: bool, own: dict[str, str]) -> None:
     from torch.distributed.run import get_args_parser
 
     given = get_args_parser().parse_args(words)
-    if given.training_script != "...":
+    if given.training_script.startswith("scripts/"):
+        check_script(given.training_script, given.training_script_args)
+    elif given.training_script != "...":
         assert given.module
         assert given.training_script == "gan_uad"
         check_ours(given.training_script_args, inline, own)
