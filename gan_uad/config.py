@@ -375,4 +375,5 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {context!r}: {near(str(first['loc'][-1]), section.model_fields)}{more}"
     if first["type"] == "missing":
         return f"key {context!r} is missing{more}"
-    return f"{context}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}{more}"
+    reason = first["msg"].removeprefix("Value error, ")
+    return f"{context}: {reason[0].lower()}{reason[1:]}, got {first['input']!r}{more}"
