@@ -18,6 +18,10 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from gan_uad import registry
+from gan_uad.config import load_config
+from gan_uad.training.engine import LOW_PRECISION
+
 PEAK_SHAPES = ((16, 128, 32), (16, 256, 16), (16, 512, 16), (8, 64, 64))  # batch, channels, side of 3×3 convolutions
 
 
@@ -104,6 +108,44 @@ def interleave(works: dict[str, Callable[[], Any]], rounds: int, device: torch.d
 def median_ratio(a: list[float], b: list[float]) -> float:
     """Median over the rounds of a / b: neighbours in time share the machine's mood."""
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def network_of(preset: str) -> Any:
+    """The networks of a preset, not trained."""
+    config = load_config(preset)
+    return registry.build("network", config.model, {"resolution": config.resolution, **config.network})
+
+
+def task_of(preset: str, batch: int, device: torch.device, generator: str = "") -> tuple[Any, Any]:
+    """The task of a preset, and a batch of random images for its `step`. `generator`: the preset of the one that an encoder inverts."""
+    config = load_config(preset)
+    given: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
+    if generator:
+        given["generator"] = network_of(generator)
+        G = given["generator"].G
+        sizes = {"z_dim": G.z_dim}
+        if config.model == "style_encoder":
+            sizes = {"w_dim": G.w_dim, "num_ws": G.synthesis.num_ws, "num_noise": len(G.synthesis.noise_shapes)}
+    side = config.resolution
+    model = registry.build("network", config.model, {"resolution": side, **sizes, **config.network})
+    optim = {**config.optim, **({"init": "none"} if config.task in ("vae", "supervised") else {})}
+    task = registry.build("task", config.task, optim, model=model, device=device, seed=0, **given)
+    drawn = torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(0)).mul(2).sub(1)
+    images = drawn.to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch).remainder(2).to(device)
+    return task, (images, labels) if config.task == "supervised" else images
+
+
+def in_precision(work: Callable[[], Any], precision: str, device: torch.device) -> Callable[[], Any]:
+    """`work` under autocast, as the engine runs it."""
+
+    def run() -> Any:
+        low = LOW_PRECISION.get(precision)
+        with torch.autocast(device.type, low or torch.bfloat16, enabled=low is not None):
+            return work()
+
+    return run
 
 
 def header(device: torch.device) -> str:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+from common import in_precision, network_of, task_of
 from fake_gpu import fake_gpu
 
 from gan_uad import registry
-from gan_uad.config import load_config
-from gan_uad.training.engine import LOW_PRECISION
 
 CUDA = torch.device("cuda")
 Parts = list[tuple[Callable[[], Any], float]]
@@ -56,44 +56,14 @@ def parts_of(task: Any, real: Any, batch: int) -> Parts:
     ]
 
 
-def training(preset: str, batch: int, precision: str, *overrides: str, generator: str = "") -> Callable[[], Parts]:
+def training(preset: str, batch: int, precision: str, generator: str = "") -> Callable[[], Parts]:
     """The parts of a step of a preset."""
 
     def build() -> Parts:
-        config = load_config(preset, overrides)
-        side = config.resolution
-        given = {"generator": network(generator)} if generator else {}
-        sizes: dict[str, Any] = {}
-        if generator and config.model == "style_encoder":
-            G = given["generator"].G
-            sizes = {"w_dim": G.w_dim, "num_ws": G.synthesis.num_ws, "num_noise": len(G.synthesis.noise_shapes)}
-        elif generator:
-            sizes = {"z_dim": given["generator"].G.z_dim}
-        model = registry.build("network", config.model, {"resolution": side, **sizes, **config.network})
-        optim = {**config.optim, **({"init": "none"} if config.task in ("vae", "supervised") else {})}
-        task = registry.build("task", config.task, optim, model=model, device=CUDA, seed=0, **given)
-        images = torch.rand(batch, 3, side, side).to(CUDA).contiguous(memory_format=torch.channels_last)
-        labels = torch.zeros(batch, dtype=torch.long).to(CUDA)
-        real = (images, labels) if config.task == "supervised" else images
-        return [(in_precision(work, precision), often) for work, often in parts_of(task, real, batch)]
+        task, real = task_of(preset, batch, CUDA, generator)
+        return [(in_precision(work, precision, CUDA), often) for work, often in parts_of(task, real, batch)]
 
     return build
-
-
-def network(preset: str) -> Any:
-    """The networks of a preset, not trained."""
-    config = load_config(preset)
-    return registry.build("network", config.model, {"resolution": config.resolution, **config.network}).to(CUDA)
-
-
-def in_precision(work: Callable[[], Any], precision: str) -> Callable[[], Any]:
-    """`work` under autocast, which does nothing to plain layers on the fake device."""
-
-    def run() -> Any:
-        with torch.autocast("cuda", LOW_PRECISION.get(precision, torch.bfloat16), enabled=precision in LOW_PRECISION):
-            return work()
-
-    return run
 
 
 def searching(preset: str) -> Callable[[], Parts]:
@@ -102,7 +72,7 @@ def searching(preset: str) -> Callable[[], Parts]:
     def build() -> Parts:
         from encoders.search import Slots
 
-        given = {"nets": {"gan": network(preset)}, "device": CUDA}
+        given = {"nets": {"gan": network_of(preset).to(CUDA)}, "device": CUDA}
         inverter = registry.build("inverter", "w", {"perceptual": "efficientnet_lite0"}, **given)
         side = inverter.generator.resolution
         waiting = inverter.jobs(torch.zeros(8, 3, side, side))

@@ -19,23 +19,15 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import flops_of, header, interleave, median_ratio, peak_probe, sustained
+from common import flops_of, header, in_precision, interleave, median_ratio, peak_probe, sustained, task_of
 
 from gan_uad import device as devices
-from gan_uad import registry
-from gan_uad.config import load_config
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def phases(preset: str, batch: int, device: torch.device) -> tuple[Any, dict[str, tuple[Callable[[], Any], float]]]:
     """The task, and each phase of its step with how often it comes."""
-    config = load_config(preset)
-    side = config.resolution
     torch.manual_seed(0)
-    model = registry.build("network", config.model, {"resolution": side, **config.network})
-    task = registry.build("task", config.task, config.optim, model=model, device=device, seed=0)
-    real = torch.rand(batch, 3, side, side).mul(2).sub(1).contiguous(memory_format=torch.channels_last).to(device)
+    task, real = task_of(preset, batch, device)
     task.step(real, 0)  # makes the optimiser's state
     found = {
         "generator": (lambda: task.generator_step(batch), 1.0),
@@ -46,16 +38,6 @@ def phases(preset: str, batch: int, device: torch.device) -> tuple[Any, dict[str
     if task.r1_interval:
         found["R1"] = (lambda: task.r1_step(real), 1 / task.r1_interval)
     return task, found
-
-
-def in_precision(work: Callable[[], Any], precision: str, device: torch.device) -> Callable[[], Any]:
-    """`work` under autocast."""
-
-    def run() -> Any:
-        with torch.autocast(device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES):
-            return work()
-
-    return run
 
 
 def main() -> None:
