@@ -111,29 +111,31 @@ def test_commands_refuse_what_is_not_there(
 
 
 def test_a_run_keeps_its_precision(tiny: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
-    """`auto` is a question of the first machine; a later one may be told another."""
-    result = tiny.train(tiny.config("dcgan"), tmp_path, total_kimg=0.02)
-    assert result.exit_code == 0, result.output
-    run = tmp_path / "00000-dcgan"
+    """`auto` is a question of the first machine. A later one that lacks it may be told to take fp32, and nothing else."""
+
+    def resumed(kimg: float, *words: str) -> int:
+        return int(cli("train", run, "--resume", "-o", f"training.total_kimg={kimg}", *words).exit_code)
+
+    def precision() -> str:
+        return str(load_config(run / "config.yaml").training.precision)
+
+    on_cpu, run = ["-o", "training.device=cpu"], tmp_path / "00000-dcgan"
+    with fake_gpu():
+        assert tiny.train(tiny.config("dcgan"), tmp_path, total_kimg=0.02, device="cuda").exit_code == 0
+    assert precision() == "tf32"
+    assert resumed(0.024, *on_cpu) == 2
+    with fake_gpu():
+        assert resumed(0.024) == 0
+        assert resumed(0.028, "-o", "training.precision=bf16") == 2
+    assert resumed(0.028, *on_cpu, "-o", "training.precision=fp32") == 0
+    assert precision() == "fp32"
+    # A run of version 0.2, where nothing meant fp32.
     stored = yaml.safe_load((run / "config.yaml").read_text())
-    assert stored["training"]["precision"] == "fp32"
-    with fake_gpu():
-        result = cli("train", run, "--resume", "-o", "training.total_kimg=0.024", "-o", "training.device=cuda")
-    assert result.exit_code == 0, result.output
-    assert load_config(run / "config.yaml").training.precision == "fp32"
-    with fake_gpu():
-        again = cli("train", run, "--resume", "-o", "training.total_kimg=0.028", "-o", "training.precision=tf32")
-    assert again.exit_code == 0, again.output
-    assert load_config(run / "config.yaml").training.precision == "tf32"
-    refused = cli("train", run, "--resume", "-o", "training.total_kimg=0.032", "-o", "training.device=cpu")
-    assert refused.exit_code == 2
-    # A run of version 0.2, which had no such setting.
     del stored["training"]["precision"]
     (run / "config.yaml").write_text(yaml.safe_dump(stored))
     with fake_gpu():
-        old = cli("train", run, "--resume", "-o", "training.total_kimg=0.032")
-    assert old.exit_code == 0, old.output
-    assert load_config(run / "config.yaml").training.precision == "fp32"
+        assert resumed(0.032, "-o", "training.device=cuda") == 0
+    assert precision() == "fp32"
 
 
 def test_scores_of_another_precision_are_others(tiny: Any, cli: Callable[..., Any], fast: None, tmp_path: Path) -> None:

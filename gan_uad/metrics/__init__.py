@@ -2,7 +2,7 @@
 
 Here belongs what turns scores, labels, maps, masks or features (numpy arrays) into a metric with a definition that can
 be cited and checked against a reference. Here does not belong anything that reads or writes files, trains, draws,
-prints, or knows of torch (but for one solver in `frechet`), click or a run folder: that belongs to the rooms above.
+prints, or knows of torch, click or a run folder: that belongs to the rooms above.
 
 `detection` is where callers import the image-level metrics from (it gathers `ranking`, `bootstrap`, `thresholds`,
 `decisions` and `calibration`); `pixel` compares anomaly maps with masks; `generation` compares features of generated and

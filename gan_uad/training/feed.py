@@ -1,4 +1,4 @@
-"""Training batches on their way to the device: the next one is prepared in a thread while a GPU works."""
+"""Training batches on their way to the device: the next ones are prepared in threads while a GPU works."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from gan_uad.data.patches import in_range
+from gan_uad.device import cores
 
 Batch = Tensor | tuple[Tensor, ...]
+AHEAD = 4  # a batch of 512 px with HED jitter takes a core 0.4 s
 
 
 class Stream(Protocol):
@@ -26,41 +28,53 @@ class Stream(Protocol):
 
 
 class Feed:
-    """Batches of a stream on `device`, images as float32 `[N, 3, R, R]` in [-1, 1]. A context manager, which ends its thread.
+    """Batches of a stream on `device`, images as float32 `[N, 3, R, R]` in [-1, 1]. A context manager, which ends its threads.
 
-    For a GPU the batch that follows is fetched in a thread, into pinned memory. On the CPU that would only take cores from the step:
+    For a GPU the batches that follow are fetched in threads, into pinned memory. On the CPU that would only take cores from the step:
     there every batch is fetched when it is asked for. Batches are the same either way, since a stream has no state.
     """
 
     def __init__(
-        self,
-        stream: Stream,
-        device: torch.device,
-        batch_after: Callable[[int], int | None],
-        ahead: bool | None = None,
+        self, stream: Stream, device: torch.device, batch_after: Callable[[int], int | None], ahead: int | None = None
     ) -> None:
-        """`batch_after(nimg)`: size of the batch after `nimg` images, None at the end. `ahead`: fetch ahead (default: on a GPU)."""
+        """`batch_after(nimg)`: size of the batch after `nimg` images, None at the end. `ahead`: how many batches to fetch ahead, a thread
+        each (default: on a GPU `AHEAD`, of the cores that there are beside the main thread's; else none)."""
         self.stream, self.device, self.batch_after = stream, device, batch_after
-        ahead = device.type == "cuda" if ahead is None else ahead
-        self._thread = ThreadPoolExecutor(1, "feed") if ahead else None
-        self._next: tuple[tuple[int, int], Future[Batch]] | None = None
+        self.ahead = ahead if ahead is not None else max(1, min(AHEAD, cores() - 1)) if device.type == "cuda" else 0
+        self._threads = ThreadPoolExecutor(self.ahead, "feed") if self.ahead else None
+        self._coming: dict[tuple[int, int], Future[Batch]] = {}
 
     def at(self, nimg: int, batch: int) -> Batch:
-        """The batch of `batch` images after the first `nimg`. An error of the thread is raised for the batch that it belongs to."""
+        """The batch of `batch` images after the first `nimg`. An error of a thread is raised for the batch that it belongs to."""
         return _on(self.fetch(nimg, batch), self.device)
 
     def fetch(self, nimg: int, batch: int) -> Batch:
-        """The same as the stream gives it, and start with the batch that follows."""
-        if self._thread is None:
+        """The same as the stream gives it, and start with the batches that follow."""
+        if self._threads is None:
             return self.stream.fetch(nimg, batch)
-        asked = (nimg, batch)
-        coming = self._next[1] if self._next and self._next[0] == asked else self._thread.submit(self._prepare, *asked)
-        found = coming.result()
-        self._next = None
-        if (following := self.batch_after(nimg + batch)) is not None:
-            key = (nimg + batch, following)
-            self._next = (key, self._thread.submit(self._prepare, *key))
+        this = (nimg, batch)
+        if this not in self._coming:
+            self._expect([this])
+        found = self._coming[this].result()
+        self._expect(self._after(nimg + batch))
         return found
+
+    def _after(self, nimg: int) -> list[tuple[int, int]]:
+        """The batches after `nimg` images."""
+        found: list[tuple[int, int]] = []
+        while len(found) < self.ahead and (batch := self.batch_after(nimg)) is not None:
+            found.append((nimg, batch))
+            nimg += batch
+        return found
+
+    def _expect(self, batches: list[tuple[int, int]]) -> None:
+        """Have these batches fetched, and forget all others."""
+        assert self._threads is not None
+        for batch in self._coming.keys() - batches:
+            self._coming.pop(batch).cancel()
+        for batch in batches:
+            if batch not in self._coming:
+                self._coming[batch] = self._threads.submit(self._prepare, *batch)
 
     def _prepare(self, nimg: int, batch: int) -> Batch:
         found = self.stream.fetch(nimg, batch)
@@ -74,8 +88,8 @@ class Feed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
 
 def _on(batch: Batch, device: torch.device) -> Batch:

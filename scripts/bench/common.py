@@ -116,9 +116,11 @@ def network_of(preset: str) -> Any:
     return registry.build("network", config.model, {"resolution": config.resolution, **config.network})
 
 
-def task_of(preset: str, batch: int, device: torch.device, generator: str = "") -> tuple[Any, Any]:
+def task_of(
+    preset: str, batch: int, device: torch.device, generator: str = "", overrides: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
     """The task of a preset, and a batch of random images for its `step`. `generator`: the preset of the one that an encoder inverts."""
-    config = load_config(preset)
+    config = load_config(preset, overrides)
     given: dict[str, Any] = {}
     sizes: dict[str, Any] = {}
     if generator:

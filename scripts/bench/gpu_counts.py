@@ -56,11 +56,11 @@ def parts_of(task: Any, real: Any, batch: int) -> Parts:
     ]
 
 
-def training(preset: str, batch: int, precision: str, generator: str = "") -> Callable[[], Parts]:
+def training(preset: str, batch: int, precision: str, *overrides: str, generator: str = "") -> Callable[[], Parts]:
     """The parts of a step of a preset."""
 
     def build() -> Parts:
-        task, real = task_of(preset, batch, CUDA, generator)
+        task, real = task_of(preset, batch, CUDA, generator, overrides)
         return [(in_precision(work, precision, CUDA), often) for work, often in parts_of(task, real, batch)]
 
     return build
@@ -87,9 +87,14 @@ CASES: dict[str, Callable[[], Parts]] = {
     "stylegan2_e_64": training("stylegan2_e_64", 32, "bf16"),
     "stylegan2_e_256": training("stylegan2_e_256", 32, "bf16"),
     "stylegan2_64_small": training("stylegan2_64_small", 32, "bf16"),
+    "stylegan2_64_small_ada": training("stylegan2_64_small", 32, "bf16", "optim.augment=bgc"),
+    "stylegan2_64_small_augmented": training(
+        "stylegan2_64_small", 32, "bf16", "optim.augment=bgc", "optim.augment_p=0.8"
+    ),
     "stylegan_64": training("stylegan_64", 32, "bf16"),
     "pgan_64": training("pgan_64", 32, "bf16"),
     "wgan_gp_64": training("wgan_gp_64", 64, "tf32"),
+    "wgan_gp_64_small": training("wgan_gp_64_small", 16, "tf32"),
     "dcgan_64": training("dcgan_64", 64, "tf32"),
     "izi_f_64": training("izi_f_64", 64, "tf32", generator="wgan_gp_64"),
     "style_encoder_64": training("style_encoder_64", 32, "bf16", generator="stylegan2_e_64"),

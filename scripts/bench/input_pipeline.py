@@ -24,7 +24,8 @@ from common import header
 
 from gan_uad.config import DataConfig
 from gan_uad.data.patches import TrainStream, load_patches
-from gan_uad.training.feed import Feed
+from gan_uad.device import cores
+from gan_uad.training.feed import AHEAD, Feed
 
 CPU = torch.device("cpu")
 
@@ -46,9 +47,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rest", type=float, default=0.1, help="seconds of a step in which the host is idle")
+    parser.add_argument(
+        "--threads", type=int, default=max(1, min(AHEAD, cores() - 1)), help="default: as in a training on a GPU"
+    )
     args = parser.parse_args()
     print(header(CPU))
-    print(f"batch {args.batch}, steps of {args.rest * 1000:.0f} ms, medians of {args.steps}\n")
+    print(f"batch {args.batch}, steps of {args.rest * 1000:.0f} ms, {args.threads} threads, medians of {args.steps}\n")
     print(
         "| px | HED jitter | before: ms | share of the step | after: ms | share of the step |\n| ---: | --- | ---: | ---: | ---: | ---: |"
     )
@@ -59,17 +63,19 @@ def main() -> None:
                 data = DataConfig(path=str(patches_folder), hed_jitter=jitter)
                 patches = load_patches(data, side, cache=Path(folder))
                 stream = TrainStream(patches, args.batch, 0, True, True)
-                before, after = waits(stream, args.batch, args.steps, args.rest)
+                before, after = waits(stream, args.batch, args.steps, args.rest, args.threads)
                 shares = [f"{value * 1000:.1f} | {value / (value + args.rest):.1%}" for value in (before, after)]
                 print(f"| {side} | {jitter or 'no'} | {' | '.join(shares)} |", flush=True)
 
 
-def waits(stream: TrainStream, batch: int, steps: int, rest: float, rounds: int = 4) -> tuple[float, float]:
+def waits(
+    stream: TrainStream, batch: int, steps: int, rest: float, threads: int, rounds: int = 4
+) -> tuple[float, float]:
     """Seconds that a step waits for its images, fetched in the step and ahead of it; in turns of a few steps."""
     spent: tuple[list[float], list[float]] = [], []
     for turn in range(rounds):
         for ahead, kept in enumerate(spent):
-            with Feed(stream, CPU, lambda nimg: batch, ahead=bool(ahead)) as feed:
+            with Feed(stream, CPU, lambda nimg: batch, ahead=ahead * threads) as feed:
                 for k in range(steps // rounds + 1):
                     start = time.perf_counter()
                     if ahead:
