@@ -257,7 +257,8 @@ def test_waits_are_counted() -> None:
 
 # Kernels of a step, by torch 2.14. A warm step waits nowhere but here.
 BUDGETS = {
-    "stylegan2_64_small": 1535, "stylegan2_64_small_ada": 1537, "stylegan2_64_small_augmented": 1613, "stylegan_64": 1441, "pgan_64": 1006, "wgan_gp_64_small": 1066, "dcgan_64": 194, "izi_f_64": 383,
+    "stylegan2_64_small": 1535, "stylegan2_64_small_ada": 1537, "stylegan2_64_small_augmented": 1613,
+    "stylegan_64": 1441, "pgan_64": 1006, "wgan_gp_64_small": 1066, "dcgan_64": 194, "izi_f_64": 383,
     "style_encoder_64": 2103, "conv_vae_64": 125, "unet_vae_64": 379, "densenet121_64": 1500,
     "efficientnet_lite0_64": 437, "search_w": 1026,
 }  # fmt: skip
