@@ -539,3 +539,25 @@ def test_from_python(styled: Path, trained: Any) -> None:
             plain.generate([1], **options)
     with pytest.raises(UserError, match="wild"):
         model.generate([1], noise="wild")
+
+
+def test_a_compiled_generator(cli: Any, styled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network that makes images is compiled, and its images are others to a later call. (That it compiles: test_stylegan2.py.)"""
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self).__name__))
+    command = ["generate", styled, "--seeds", "0,1", "--out", tmp_path]
+    assert cli(*command, "--compile").exit_code == 0
+    assert compiled == ["Synthesis"]
+    notes = [json.loads(Image.open(file).info["gan_uad"]) for file in sorted(tmp_path.glob("*.png"))]  # type: ignore[attr-defined]
+    assert [note.get("compiled") for note in notes] == [True, True]
+    assert cli(*command).exit_code == 0
+    assert "compiled" not in Image.open(tmp_path / "seed000000.png").info["gan_uad"]  # type: ignore[attr-defined]
+
+
+def test_a_machine_that_cannot_compile(cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no compiler\nand why")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", fail))
+    fails(cli("generate", trained.generator, "--seeds", "0", "--compile", "--out", tmp_path / "out"), "--compile")
+    assert not (tmp_path / "out").exists()

@@ -42,6 +42,12 @@ latents_option = click.option(
 @out_option("generated", "Output folder.")
 @click.option("--grid", is_flag=True, help="Also write all images as one grid.png.")
 @click.option("--npz", is_flag=True, help="Write one images.npz with z, w and seeds, instead of PNG files.")
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the network first (torch.compile): for tens of thousands of images. Needs a C++ compiler; images change by rounding.",
+)
 @device_option
 @precision_option
 def generate(run: str, seeds: str | None, latents: Path | None, **options: Any) -> None:

@@ -25,7 +25,7 @@ from gan_uad.errors import JobFailed, UserError
 from gan_uad.files import atomic, make_folder
 from gan_uad.generation.latents import read_latents
 from gan_uad.model import Model, file_digest, load_model
-from gan_uad.networks.sampling import Latents, check_style, draw, from_seeds, to_w
+from gan_uad.networks.sampling import Latents, check_style, draw, from_seeds, style_based, to_w
 from gan_uad.plotting.pictures import image_grid
 
 CHUNK = 256
@@ -46,6 +46,7 @@ class GeneratorSource:
     psi: float
     noise: str
     precision: str = "fp32"
+    compiled: bool = False
 
     @property
     def G(self) -> Any:
@@ -97,12 +98,31 @@ def open_source(
     noise: str = "const",
     device: str = "auto",
     precision: str = "fp32",
+    compiled: bool = False,
 ) -> GeneratorSource:
-    """Load the generator of `run`. Latents come from the file `latents`, else from `seeds`. Raises `UserError`."""
+    """Load the generator of `run`, and compile it if asked. Latents come from the file `latents`, else from `seeds`. Raises `UserError`."""
     model = load_model(run, prepare(device, precision=precision))
     check_style(model.generator, psi, noise)
     found = None if latents is None else read_latents(latents, model.generator)
-    return GeneratorSource(model, file_digest(run)[:16], seeds if found is None else [], found, psi, noise, precision)
+    source = GeneratorSource(
+        model, file_digest(run)[:16], seeds if found is None else [], found, psi, noise, precision, compiled
+    )
+    if compiled:
+        _compile(source)
+    return source
+
+
+def _compile(source: GeneratorSource) -> None:
+    """Compile the network that makes the images, by a first image. Raises `UserError` where this machine cannot."""
+    console.say("compiling the generator, which takes a minute")
+    (source.G.synthesis if style_based(source.G) else source.G).compile()
+    try:
+        draw(source.G, to_w(source.G, source.get(slice(1)), source.psi), source.noise)
+    except Exception as error:  # of the compiler, its linker or its cache: many kinds
+        why = str(error).strip().partition("\n")[0][:150]
+        raise UserError(
+            f"this machine cannot compile networks ({type(error).__name__}: {why}): leave --compile out"
+        ) from None
 
 
 def generate(
@@ -113,6 +133,7 @@ def generate(
     npz: bool = False,
     device: str = "auto",
     precision: str = "fp32",
+    compiled: bool = False,
     *,
     latents: Path | None = None,
     psi: float = 1.0,
@@ -129,7 +150,7 @@ def generate(
         raise UserError(
             f"--seeds names seed {repeated[0]} more than once, and an image is written once: name each seed once"
         )
-    source = open_source(run, seeds, latents, psi, noise, device, precision)
+    source = open_source(run, seeds, latents, psi, noise, device, precision, compiled)
     limit = (MAX_GRID // source.model.resolution) ** 2
     if grid and len(source) > limit:
         raise UserError(f"--grid: at most {limit} images of {source.model.resolution} px, not {len(source)}")
@@ -238,6 +259,7 @@ def _note(source: GeneratorSource, latents: Latents, i: int) -> str:
             origin["noise_maps"] = _digest(*(of_layer[i] for of_layer in latents.maps))
     origin |= {"truncation": source.psi, "noise": source.noise, "model": source.digest}
     origin |= {"precision": source.precision} if source.precision != "fp32" else {}
+    origin |= {"compiled": True} if source.compiled else {}
     origin |= {"device": source.model.device.type, "version": __version__, "torch": str(torch.__version__)}
     return json.dumps(origin)
 
