@@ -207,6 +207,7 @@ def check_script(name: str, words: list[str]) -> None:
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # its dataclasses look there
     read = argparse.ArgumentParser.parse_args
 
     def parsed(*arguments: Any) -> None:

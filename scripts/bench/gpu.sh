@@ -2,11 +2,12 @@
 # What a GPU makes of this project, in about ten minutes: is it right, how fast does it train, what waits for what; one Markdown file.
 #
 #   scripts/bench/gpu.sh [gpu.md]              on the GPUs at hand; on the CPU, reduced, where there are none
-#   PYTHON=.venv/bin/python scripts/bench/gpu.sh
+#   PYTHON=/path/to/python scripts/bench/gpu.sh   another Python than .venv/bin/python
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-gpu.md}
-python=${PYTHON:-python}
+python=${PYTHON:-python3}
+[ -n "${PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
 bench=scripts/bench
 gpus=$("$python" -c "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)") || exit 1
 failed=0
