@@ -231,7 +231,9 @@ def test_scores_do_not_depend_on_the_batch(
         again = [scorer.score(part) for part in images[order].split(size)]
         for name, expected in {"score": complete.image, "map": complete.map, **complete.components}.items():
             got = torch.cat([{"score": p.image, "map": p.map, **p.components}[name] for p in again])
-            torch.testing.assert_close(got, expected[order], rtol=1e-5, atol=1e-6, msg=f"{name}, batches of {size}")
+            # Products of another number of rows round differently; the slope of a tail multiplies that in what is calibrated.
+            rtol = 1e-4 if name in ("score", "map") else 1e-5
+            torch.testing.assert_close(got, expected[order], rtol=rtol, atol=1e-6, msg=f"{name}, batches of {size}")
 
 
 @pytest.mark.parametrize(("space", "noise", "options"), CASES[:3])
