@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from run_tools import same
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
@@ -223,17 +224,21 @@ CASES = [
 def test_scores_do_not_depend_on_the_batch(
     style: Any, plain: Any, space: str, noise: bool, options: dict[str, Any]
 ) -> None:
+    """Measurements and the score to rounding; calibration to the bit, since it looks at each number alone."""
     scorer = calibrated(plain if space == "z" else style, space, noise, **options)
     images = pictures(7)
-    complete = scorer.score(images)
+    measured, complete = scorer.measure(images), scorer.score(images)
     order = torch.tensor([4, 0, 6, 2, 5, 1, 3])
     for size in (1, 3, 7):
-        again = [scorer.score(part) for part in images[order].split(size)]
-        for name, expected in {"score": complete.image, "map": complete.map, **complete.components}.items():
-            got = torch.cat([{"score": p.image, "map": p.map, **p.components}[name] for p in again])
-            # Products of another number of rows round differently; the slope of a tail multiplies that in what is calibrated.
-            rtol = 1e-4 if name in ("score", "map") else 1e-5
-            torch.testing.assert_close(got, expected[order], rtol=rtol, atol=1e-6, msg=f"{name}, batches of {size}")
+        again = Scores.concatenate([scorer.measure(part) for part in images[order].split(size)])
+        scores = torch.cat([scorer.score(part).image for part in images[order].split(size)])
+        got = {"score": scores, **again.components, **again.maps}
+        for name, expected in {"score": complete.image, **measured.components, **measured.maps}.items():
+            torch.testing.assert_close(
+                got[name], expected[order], rtol=1e-5, atol=1e-6, msg=f"{name}, batches of {size}"
+            )
+        in_parts = Scores.concatenate([scorer.calibrated(measured.take(rows)) for rows in order.split(size)])
+        same(vars(in_parts), vars(complete.take(order)), f"calibrated in batches of {size}")
 
 
 @pytest.mark.parametrize(("space", "noise", "options"), CASES[:3])
