@@ -14,8 +14,8 @@ from gan_uad.errors import UserError
 from gan_uad.registry import register
 from gan_uad.scoring.distance import ImageDistance
 from gan_uad.training import distributed
-from gan_uad.training.engine import Task
 from gan_uad.training.optim import RMSpropTF
+from gan_uad.training.task import Task
 
 
 class EncoderTask(Task):

@@ -64,19 +64,19 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Precision:
-    """A precision of training, and in words why it was taken."""
+    """A precision of training, and in words why it was chosen."""
 
     name: str
     reason: str
 
 
 def choose_precision(asked: str, device: torch.device, autocast: bool, wide: bool) -> Precision:
-    """The precision to train in. `asked`: `auto` or the name of one, which is taken.
+    """The precision to train in. `asked`: `auto`, or the name of the one to use.
 
     `auto` takes the fastest that is tested. On a GPU with the units (compute capability 8.0): bf16 for a network that keeps its critical
     layers in float32 (`autocast`), else tf32. On a CPU with bfloat16 instructions: bf16 for such a network if it is `wide` (16384 / R
-    channels at R px, as StyleGAN2's configuration E): measured on one such core, 679 s/kimg against 1,128; narrow ones are faster in
-    float32 (12 s/kimg against 15). Else fp32. Raises `UserError` for one that the device lacks.
+    channels at R px, as StyleGAN2's configuration E); narrow ones are faster in float32 (docs/benchmarks.md, "Precision on a CPU"). Else
+    fp32. Raises `UserError` for one that the device lacks.
     """
     if asked != "auto":
         if (lack := _lack(asked, device)) is not None:

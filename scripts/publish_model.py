@@ -39,7 +39,7 @@ def publish(run: Path, name: str) -> tuple[Path, dict[str, object]]:
     return file, description
 
 
-def card(file: Path, description: dict, args: argparse.Namespace) -> str:  # type: ignore[type-arg]
+def card(file: Path, description: dict, args: argparse.Namespace) -> str:
     """The model card as Markdown."""
     environment = read_json(args.run / "environment.json")
     config = description["config"]

@@ -33,7 +33,7 @@ from torch.utils._pytree import tree_leaves
 CUDA = torch.device("cuda", 0)
 SOURCES = ("/gan_uad/", "/encoders/")
 _real_to = torch.Tensor.to
-_real_device = torch._C.TensorBase.device  # type: ignore[attr-defined]
+_real_device = torch._C.TensorBase.device
 _Generator = torch.Generator
 
 # Operations that start no kernel, beside views.
@@ -132,7 +132,7 @@ class FakeGpu(TorchDispatchMode):
         return func(x)
 
     def _copy(self, args: Any, kwargs: Any, tensors: list[Tensor]) -> bool:
-        """Judge a copy into the first argument; whether it can be done."""
+        """Count the wait of a copy into the first argument; return whether it can be done."""
         into, source = args[0], args[1]
         if not isinstance(into, Tensor):
             return True
@@ -286,7 +286,7 @@ def fake_gpu(values: bool = True) -> Iterator[FakeGpu]:
         if _place_of(self) == "cuda":
             raise DeviceMistake(f"only tensors of the CPU can be pinned, at {_place()}")
         pinned = _put(self.clone(), "cpu")
-        pinned.untyped_storage().pinned = True  # type: ignore[attr-defined]
+        pinned.untyped_storage().pinned = True
         return pinned
 
     def factory(name: str) -> Callable[..., Any]:

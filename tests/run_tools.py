@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gan_uad.config import resolve
 from gan_uad.run import Run
 from gan_uad.training import engine
+from gan_uad.training.task import Task
 
 
 def same(a: Any, b: Any, context: str = "state") -> None:
@@ -59,7 +60,7 @@ def errors(result: Any) -> list[str]:
 # ---------------------------------------------------------------- the loop alone
 
 
-class Toy(engine.Task):
+class Toy(Task):
     """One weight that counts images; `figure(nimg)` is what it logs."""
 
     def __init__(self, figure: Callable[[int], float] = float, weight: Callable[[int], float] = float) -> None:

@@ -264,7 +264,7 @@ def test_a_state_arrives_whole_and_its_tensors_are_not_pickled(monkeypatch: pyte
     first, second = pair.run(lambda rank: distributed.state_from_first(whole if rank == 0 else None))
     assert first is whole
     same(second, whole)
-    assert second["nested"]["weights"].stride() == whole["nested"]["weights"].stride()  # type: ignore[index]
+    assert second["nested"]["weights"].stride() == whole["nested"]["weights"].stride()
     found: list[Tensor] = []
     distributed._with_tensors(pair.pickled, found.append)
     assert {tensor.device.type for tensor in found} == {"meta"}

@@ -70,7 +70,7 @@ def test_stain_is_so_much_more_of_it() -> None:
 def test_stain_then_blur_then_jpeg(images: Any) -> None:
     one_by_one = images
     for part in ({"haematoxylin": 0.4, "eosin": -0.5}, {"blur": 0.8}, {"jpeg": 25}):
-        one_by_one = corrupt(one_by_one, CorruptionConfig(**part))  # type: ignore[arg-type]
+        one_by_one = corrupt(one_by_one, CorruptionConfig(**part))
     assert (corrupt(images, BOTH) == one_by_one).all()
     assert corrupt(images, CorruptionConfig()) is images
 

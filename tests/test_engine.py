@@ -129,7 +129,7 @@ def test_a_second_sigterm_does_not_hurt_and_a_second_ctrl_c_does_not_wait(tmp_pa
     def twice(number: int) -> Callable[[int], None]:
         return lambda nimg: (
             [os.kill(os.getpid(), number) for _ in range(2) if nimg == 130 and not time.sleep(0.01)] and None
-        )  # type: ignore[func-returns-value]
+        )
 
     run, task = toy_run(tmp_path), Toy()
     task.after_step = twice(signal.SIGTERM)  # as `timeout` does: to the process, and to its group

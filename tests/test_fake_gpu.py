@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 import yaml
 from fake_gpu import DeviceMistake, fake_gpu, without_cuda_kernel
 from PIL import Image
+from run_tools import same, state
 from sharing import once
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "bench"))
@@ -103,22 +103,7 @@ def test_a_training_is_that_of_the_cpu(
     assert sum(gpu.launches.values()) > 100
     if torch.backends.cuda.is_built():
         assert set(without_cuda_kernel(gpu.ops)) <= OF_THE_CPU
-    assert_same(*(torch.load(run / "state.pt", weights_only=True)["task"] for run in (found, expected)), name)
-
-
-def assert_same(a: Any, b: Any, where: str) -> None:
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a.cpu(), b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for k, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}.{k}")
-    else:
-        assert a == b or (isinstance(a, float) and math.isnan(a)), where
+    same(*(state(run)["task"] for run in (found, expected)), name)
 
 
 # ---------------------------------------------------------------- the other commands

@@ -548,10 +548,10 @@ def test_a_compiled_generator(cli: Any, styled: Path, tmp_path: Path, monkeypatc
     command = ["generate", styled, "--seeds", "0,1", "--out", tmp_path]
     assert cli(*command, "--compile").exit_code == 0
     assert compiled == ["Synthesis"]
-    notes = [json.loads(Image.open(file).info["gan_uad"]) for file in sorted(tmp_path.glob("*.png"))]  # type: ignore[attr-defined]
+    notes = [json.loads(Image.open(file).info["gan_uad"]) for file in sorted(tmp_path.glob("*.png"))]
     assert [note.get("compiled") for note in notes] == [True, True]
     assert cli(*command).exit_code == 0
-    assert "compiled" not in Image.open(tmp_path / "seed000000.png").info["gan_uad"]  # type: ignore[attr-defined]
+    assert "compiled" not in Image.open(tmp_path / "seed000000.png").info["gan_uad"]
 
 
 def test_a_machine_that_cannot_compile(cli: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,7 +57,7 @@ def test_what_the_device_lacks_is_refused(
     machine(monkeypatch, capability)
     for refused in (device.choose_precision, lambda *words: device.set_precision(*words[:2])):
         with pytest.raises(UserError, match=asked):
-            refused(asked, where, True, True)  # type: ignore[operator]
+            refused(asked, where, True, True)
 
 
 def test_what_is_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_commands_refuse_what_is_not_there(
 
 
 def test_a_run_keeps_its_precision(tiny: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
-    """`auto` is a question of the first machine. A later one that lacks it may be told to take fp32, and nothing else."""
+    """`auto` is a question of the first machine. A later one that lacks it may continue in fp32, and in nothing else."""
 
     def resumed(kimg: float, *words: str) -> int:
         return int(cli("train", run, "--resume", "-o", f"training.total_kimg={kimg}", *words).exit_code)

@@ -375,8 +375,9 @@ def _identity(config: RunConfig) -> str:
     """What of a configuration decides its metrics. The key of the data stands for its path."""
     found = config.model_dump(mode="json")
     found["training"] = {key: value for key, value in found["training"].items() if key not in NO_EFFECT}
-    if found["training"]["precision"] == "auto":
-        found["training"]["precision"] = "fp32"  # the default of version 0.2 and before
+    # "fp32" was the default of version 0.2 and before, as "auto" is now; fp32 that is asked for is another thing.
+    kept = found["training"]["precision"]
+    found["training"]["precision"] = {"auto": "fp32", "fp32": "fp32, as asked"}.get(kept, kept)
     found["data"]["path"] = None
     if not found["data"]["contamination"]:  # younger than keys
         del found["data"]["contamination"]

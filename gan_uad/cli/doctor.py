@@ -122,13 +122,8 @@ def _torch() -> Iterator[Check]:
 
 def _cuda(torch: Any) -> Check:
     if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        detail = ", ".join(
-            f"{card.name} ({card.total_memory / _GIB:.0f} GiB, compute capability {card.major}.{card.minor}: "
-            f"{'tf32 and bf16' if card.major >= 8 else 'fp32 only'})"
-            for card in cards
-        )
-        return Check("cuda", "PASS", f"{torch.version.cuda}: {detail}")
+        cards = ", ".join(_card(torch, i) for i in range(torch.cuda.device_count()))
+        return Check("cuda", "PASS", f"{torch.version.cuda}: {cards}")
     use = "the CPU will be used"
     small = "for CPU training choose the presets whose names end in _small"
     driver = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")
@@ -138,6 +133,12 @@ def _cuda(torch: Any) -> Check:
         fix = f"update the NVIDIA driver to one that supports CUDA {torch.version.cuda}, or {small}"
         return Check("cuda", "WARN", f"torch cannot use the NVIDIA driver of this machine; {use}", fix)
     return Check("cuda", "WARN", f"no NVIDIA GPU; {use}", small)
+
+
+def _card(torch: Any, index: int) -> str:
+    card = torch.cuda.get_device_properties(index)
+    units = "tf32 and bf16" if device.has_bf16(torch.device("cuda", index)) else "fp32 only"
+    return f"{card.name} ({card.total_memory / _GIB:.0f} GiB, compute capability {card.major}.{card.minor}: {units})"
 
 
 def _packages() -> Iterator[Check]:

@@ -16,8 +16,8 @@ from gan_uad.networks.sampling import draw, from_seeds, style_based, to_w
 from gan_uad.registry import register
 from gan_uad.training import distributed
 from gan_uad.training.ema import EMA
-from gan_uad.training.engine import Task
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G
+from gan_uad.training.task import Task
 
 SAMPLES = 64  # images of a snapshot (a quarter of it above 256 px)
 SAMPLE_BATCH = 4  # images drawn at once: training leaves little memory

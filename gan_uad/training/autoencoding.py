@@ -22,7 +22,7 @@ from gan_uad.registry import register
 from gan_uad.run import model_file
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import SAMPLE_BATCH, gradient_norm, guard_gradients
-from gan_uad.training.engine import Stream
+from gan_uad.training.feed import Stream
 from gan_uad.training.single import SingleTask, evaluating
 from gan_uad.training.supervised import start_from_imagenet
 from gan_uad.training.validation import per_image

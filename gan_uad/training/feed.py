@@ -14,7 +14,7 @@ from gan_uad.data.patches import in_range
 from gan_uad.device import cores
 
 Batch = Tensor | tuple[Tensor, ...]
-AHEAD = 4  # a batch of 512 px with HED jitter takes a core 0.4 s
+AHEAD = 4  # a batch of 512 px with HED jitter takes a core 0.4 s (scripts/bench/input_pipeline.py)
 
 
 class Stream(Protocol):

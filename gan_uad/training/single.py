@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gan_uad.data.patches import PatchSet, to_tensor
-from gan_uad.training.engine import Task
+from gan_uad.training.task import Task
 
 
 class SingleTask(Task):

@@ -23,18 +23,18 @@ from gan_uad.networks.sampling import style_based
 from gan_uad.run import Run
 from gan_uad.training import distributed
 from gan_uad.training.adversarial import AdversarialTask
-from gan_uad.training.engine import Task
 from gan_uad.training.engine import train as run_training
 from gan_uad.training.fid import FrechetValidator
 from gan_uad.training.fit import description, fit, open_run, train_images
 from gan_uad.training.loading import load_together
+from gan_uad.training.task import Task
 from gan_uad.training.validation import Validator
 
 # The settings that can be overridden for a resumed run: none that changes the result of the next step.
 # (`micro_batch` changes it by rounding; without it a run that ran out of memory could not continue.)
 _KEYS = "total_kimg tick_kimg snapshot_kimg checkpoint_kimg eval_kimg patience threads device micro_batch"
-WIDE = 16384  # channel_base from which on bf16 is faster than fp32 on a CPU that has it: configuration E's
 RESUMABLE = {f"training.{key}" for key in _KEYS.split()}
+WIDE = 16384  # channel_base from which on bf16 is faster than fp32 on a CPU that has it: configuration E's
 
 
 def train(
@@ -284,12 +284,10 @@ def _resumed(run: Run, overrides: tuple[str, ...]) -> RunConfig:
     for each in (config, started):
         _make_paths_absolute(each)
     before, after = _flat(started.model_dump()), _flat(config.model_dump())
-    if (
-        after["training.precision"] == "fp32"
-    ):  # every device has it: the next one may lack what the run was started with
-        before["training.precision"] = "fp32"
+    # Every device has fp32, and the next one may lack what the run was started with.
+    to_fp32 = {"training.precision"} if after["training.precision"] == "fp32" else set()
     for key in before:
-        if after[key] != before[key] and key not in RESUMABLE:
+        if after[key] != before[key] and key not in RESUMABLE | to_fp32:
             raise UserError(
                 f"{run.folder} was started with {key}={before[key]!r} and cannot go on with {after[key]!r}: start a new run"
             )

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# What a GPU makes of this project, in about ten minutes: is it right, how fast does it train, what waits for what; one Markdown file.
+# What a GPU makes of this project: is it right, how fast does it train, what waits for what; one Markdown file. Meant for ten minutes on
+# a data-centre GPU, which is not measured; on two CPU cores, reduced, it takes one.
 #
-#   scripts/bench/gpu.sh [gpu.md]              on the GPUs at hand; on the CPU, reduced, where there are none
+#   scripts/bench/gpu.sh [gpu.md]   on the available GPUs; on the CPU, reduced, without any
 #   PYTHON=/path/to/python scripts/bench/gpu.sh   another Python than .venv/bin/python
 set -uo pipefail
 cd "$(dirname "$0")/../.."
