@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from run_tools import Toy, same
 from torch import Tensor, nn
 
 from gan_uad import registry
+from gan_uad.networks.layers import MappingNetwork
 from gan_uad.training.losses import gradient_penalty, nonsaturating_D, nonsaturating_G, path_lengths, r1_penalty
 
 SIDE, COUNT = 32, 4
@@ -109,3 +111,17 @@ def test_the_layers_of_4_px_stay_in_float32(family: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         net.D(net.G(torch.zeros(COUNT, net.G.z_dim)))
     assert seen == {**dict.fromkeys(lowest, torch.float32), above: torch.bfloat16}
+
+
+def test_a_step_computes_gradients_outside_autocast() -> None:
+    """Those of a layer that stays in float32 are the same to the bit, with autocast and without."""
+    torch.manual_seed(0)
+    mapping, z = MappingNetwork(8, 8, 2), torch.randn(4, 8)
+
+    def stepped(autocast: bool) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            optimizer = torch.optim.SGD(mapping.parameters(), 0.0)
+            Toy().optimise(optimizer, 4, lambda part: (mapping(z[part]).square().mean(), {}))
+        return {name: p.grad.clone() for name, p in mapping.named_parameters() if p.grad is not None}
+
+    same(stepped(True), stepped(False))

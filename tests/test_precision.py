@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from fake_gpu import fake_gpu
+from PIL import Image
 from run_tools import errors
 
 from gan_uad import device
@@ -156,3 +158,25 @@ def test_scores_of_another_precision_are_others(tiny: Any, cli: Callable[..., An
         assert cli(*command).exit_code == 0
         assert cli(*command, "--precision", "tf32").exit_code == 2
         assert cli(*command).exit_code == 0
+
+
+def test_other_results_say_their_precision(tiny: Any, cli: Callable[..., Any], tmp_path: Path) -> None:
+    """Projections of another precision are refused a folder, and images are made again."""
+    project = [
+        "project",
+        tiny.generator,
+        tiny.patches / "normal" / "0.png",
+        "-o",
+        "steps=1",
+        "--out",
+        tmp_path / "projected",
+    ]
+    generate = ["generate", tiny.generator, "--seeds", "0", "--out", tmp_path / "generated"]
+    with fake_gpu():
+        assert cli(*project).exit_code == 0
+        assert cli(*project, "--precision", "tf32").exit_code == 2
+        for words in ([], ["--precision", "tf32"]):
+            assert cli(*generate, *words).exit_code == 0
+            note = json.loads(Image.open(tmp_path / "generated" / "seed000000.png").info["gan_uad"])
+            assert note.get("precision", "fp32") == ("tf32" if words else "fp32")
+    assert json.loads((tmp_path / "projected" / "projections.json").read_text())["precision"] == "fp32"
