@@ -123,7 +123,6 @@ device_option = click.option(
     "--device",
     metavar="NAME",
     default="auto",
-    show_default=True,
     help="auto (CUDA where it is available), cpu, cuda, or cuda:N (the GPU of that number).",
 )
 precision_option = click.option(

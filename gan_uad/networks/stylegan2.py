@@ -48,7 +48,7 @@ class StyleLayer(nn.Module):
     def forward(self, x: Tensor, w: Tensor, noise: Tensor | str) -> Tensor:
         """x `[N, I, H, W]`, w `[N, w_dim]`, noise `[N or 1, 1, H, W]` or a mode -> `[N, O, H, W]` or `[N, O, 2H, 2W]`."""
         y, factors = self.conv(x, w)
-        maps = self.noise if isinstance(noise, str) and noise == "const" else noise
+        maps = self.noise if noise == "const" else noise
         return scale_act(y, factors, self.bias, maps * self.noise_strength if isinstance(maps, Tensor) else None, SQRT2)
 
 
